@@ -1,0 +1,1 @@
+"""The command line: argparse, printing, exit codes. Nothing below imports this."""

@@ -1,0 +1,1 @@
+"""Text to a typed Containerfile; pure, no I/O."""

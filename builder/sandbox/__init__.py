@@ -1,0 +1,1 @@
+"""One process in Linux namespaces on a root file system."""

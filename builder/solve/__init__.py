@@ -1,0 +1,1 @@
+"""Runs the graph: cache keys, cache, scheduler, steps."""

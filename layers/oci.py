@@ -1,0 +1,457 @@
+"""The OCI image-spec's values: digests, descriptors, platforms, manifests, indexes, configs.
+
+Pure: no I/O, stdlib only. A parsed document keeps the bytes that it came from (`raw`): digests are
+computed from those, and fields that we do not know survive. Docker's schema 2 documents parse into
+the same types; schema 1 is refused.
+
+Spec: https://github.com/opencontainers/image-spec (descriptor.md, manifest.md, image-index.md, config.md)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from layers.errors import ImageError
+
+MEDIA_OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MEDIA_OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+MEDIA_OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+MEDIA_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+MEDIA_OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+MEDIA_OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+MEDIA_OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+MEDIA_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MEDIA_DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+MEDIA_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+MEDIA_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+MEDIA_DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+MEDIA_DOCKER_LAYER_ZSTD = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+MEDIA_DOCKER_FOREIGN_GZIP = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+MEDIA_DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
+MEDIA_DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+MANIFEST_MEDIA_TYPES = frozenset({MEDIA_OCI_MANIFEST, MEDIA_DOCKER_MANIFEST})
+INDEX_MEDIA_TYPES = frozenset({MEDIA_OCI_INDEX, MEDIA_DOCKER_INDEX})
+
+MAX_MANIFEST_BYTES = 4 << 20
+"""The distribution-spec's recommended ceiling for a manifest."""
+MAX_CONFIG_BYTES = 16 << 20
+
+_DIGEST = re.compile(r"(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})\Z")
+
+
+class Digest(str):
+    """A content digest, `algorithm:hex`, checked once at construction.
+
+    Raises: ImageError for anything but a well-formed sha256, sha384 or sha512 digest.
+    Spec: image-spec descriptor.md, Digests.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: str) -> Digest:
+        if not isinstance(value, str) or not _DIGEST.match(value):
+            raise ImageError(f"invalid digest {value!r}: expected sha256:<64 hex digits>")
+        return super().__new__(cls, value)
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        """The sha256 digest of `data`."""
+        return str.__new__(cls, "sha256:" + hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def from_hasher(cls, hasher: hashlib._Hash) -> Digest:
+        return str.__new__(cls, f"{hasher.name}:{hasher.hexdigest()}")
+
+    @property
+    def algorithm(self) -> str:
+        return self.partition(":")[0]
+
+    @property
+    def encoded(self) -> str:
+        """The hex part."""
+        return self.partition(":")[2]
+
+    @property
+    def short(self) -> str:
+        """The first 12 hex digits, for people."""
+        return self.encoded[:12]
+
+    def hasher(self) -> hashlib._Hash:
+        """A fresh hash object of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+
+_ARCH_ALIASES = {
+    "x86_64": ("amd64", ""), "x86-64": ("amd64", ""), "amd64": ("amd64", ""),
+    "aarch64": ("arm64", ""), "arm64": ("arm64", ""),
+    "armhf": ("arm", "v7"), "armel": ("arm", "v6"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"),
+    "i386": ("386", ""), "i486": ("386", ""), "i586": ("386", ""), "i686": ("386", ""), "386": ("386", ""),
+    "ppc64el": ("ppc64le", ""),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An operating system and CPU, as in an index's descriptors (image-index.md, `platform`)."""
+
+    os: str = "linux"
+    architecture: str = "amd64"
+    variant: str = ""
+    os_version: str = ""
+    os_features: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Parse `os/arch[/variant]`, `arch[/variant]` or `os`, normalised as containerd does it.
+
+        Raises: ImageError if the text has an empty part or more than three.
+        """
+        parts = text.strip().lower().split("/")
+        if not 1 <= len(parts) <= 3 or not all(re.fullmatch(r"[a-z0-9_.\-]+", p) for p in parts):
+            raise ImageError(f"invalid platform {text!r}: expected os/arch[/variant], such as linux/arm64")
+        host = cls.host()
+        if len(parts) == 1:
+            if parts[0] in {"linux", "windows", "darwin", "freebsd"}:
+                return cls(os=parts[0], architecture=host.architecture, variant=host.variant)
+            return cls._normalised("linux", parts[0], "")
+        if len(parts) == 2 and (parts[0] in _ARCH_ALIASES or parts[0] in {"arm", "riscv64", "s390x", "ppc64le"}):
+            return cls._normalised("linux", parts[0], parts[1])
+        return cls._normalised(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+
+    @classmethod
+    def _normalised(cls, os_name: str, arch: str, variant: str) -> Platform:
+        name, implied = _ARCH_ALIASES.get(arch, (arch, ""))
+        variant = variant or implied
+        if name == "arm" and variant.isdigit():
+            variant = "v" + variant
+        if name == "arm" and not variant:
+            variant = "v7"
+        if (name == "arm64" and variant in {"v8", "8"}) or (name == "amd64" and variant == "v1"):
+            variant = ""
+        return cls(os="darwin" if os_name == "macos" else os_name, architecture=name, variant=variant)
+
+    @classmethod
+    def host(cls) -> Platform:
+        """This machine's platform."""
+        return cls._normalised("linux", os.uname().machine.lower(), "")
+
+    @classmethod
+    def from_json(cls, doc: Mapping[str, Any]) -> Platform:
+        base = cls._normalised(
+            str(doc.get("os") or "linux"), str(doc.get("architecture") or ""), str(doc.get("variant") or "")
+        )
+        features = doc.get("os.features") or ()
+        return cls(
+            base.os, base.architecture, base.variant, str(doc.get("os.version") or ""), tuple(map(str, features))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        doc: dict[str, Any] = {"architecture": self.architecture, "os": self.os}
+        if self.os_version:
+            doc["os.version"] = self.os_version
+        if self.os_features:
+            doc["os.features"] = list(self.os_features)
+        if self.variant:
+            doc["variant"] = self.variant
+        return doc
+
+    def runs(self, other: Platform) -> bool:
+        """Whether an image for `other` runs on this platform: same OS and CPU, and no newer a variant."""
+        if (self.os, self.architecture) != (other.os, other.architecture):
+            return False
+        return self.variant == other.variant or not other.variant or other.variant < (self.variant or "v0")
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A typed pointer to content (descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size_bytes: int
+    urls: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    artifact_type: str | None = None
+    data: str | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.media_type))
+
+    @classmethod
+    def of(cls, data: bytes, media_type: str) -> Descriptor:
+        """The descriptor of these bytes."""
+        return cls(media_type=media_type, digest=Digest.of(data), size_bytes=len(data))
+
+    @classmethod
+    def from_json(cls, doc: Any) -> Descriptor:
+        """Raises: ImageError if a required field is missing or malformed."""
+        obj = _object(doc, "descriptor")
+        size = obj.get("size")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ImageError(f"descriptor has an invalid size {size!r}")
+        platform = obj.get("platform")
+        return cls(
+            media_type=_text(obj.get("mediaType", ""), "mediaType"),
+            digest=Digest(cast(str, obj.get("digest"))),
+            size_bytes=size,
+            urls=tuple(_text(u, "urls") for u in obj.get("urls") or ()),
+            annotations=_string_map(obj.get("annotations"), "annotations"),
+            platform=Platform.from_json(_object(platform, "platform")) if platform else None,
+            artifact_type=obj.get("artifactType"),
+            data=obj.get("data"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        doc: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size_bytes}
+        if self.urls:
+            doc["urls"] = list(self.urls)
+        if self.annotations:
+            doc["annotations"] = dict(self.annotations)
+        if self.data is not None:
+            doc["data"] = self.data
+        if self.platform is not None:
+            doc["platform"] = self.platform.to_json()
+        if self.artifact_type:
+            doc["artifactType"] = self.artifact_type
+        return doc
+
+
+def encode_json(doc: Any) -> bytes:
+    """The bytes of a document we make: compact, insertion order kept, non-ASCII as UTF-8."""
+    return json.dumps(doc, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """An image manifest (manifest.md), OCI or Docker schema 2. `raw` is authoritative."""
+
+    raw: bytes
+    media_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+    subject: Descriptor | None = None
+    artifact_type: str | None = None
+
+    @classmethod
+    def parse(cls, raw: bytes, media_type: str = "") -> Manifest:
+        """Raises: ImageError if the bytes are not a schema 2 or OCI image manifest."""
+        doc = _document(raw, MAX_MANIFEST_BYTES, "manifest")
+        _require_schema2(doc)
+        declared = _text(doc.get("mediaType") or media_type or MEDIA_OCI_MANIFEST, "mediaType")
+        if declared in INDEX_MEDIA_TYPES or "manifests" in doc:
+            raise ImageError("expected an image manifest, found an index")
+        subject = doc.get("subject")
+        return cls(
+            raw=raw,
+            media_type=declared,
+            config=Descriptor.from_json(doc.get("config")),
+            layers=tuple(Descriptor.from_json(d) for d in _array(doc.get("layers"), "layers")),
+            annotations=_string_map(doc.get("annotations"), "annotations"),
+            subject=Descriptor.from_json(subject) if subject else None,
+            artifact_type=doc.get("artifactType"),
+        )
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        config: Descriptor,
+        layers: Iterable[Descriptor],
+        annotations: Mapping[str, str] | None = None,
+        media_type: str = MEDIA_OCI_MANIFEST,
+        subject: Descriptor | None = None,
+        artifact_type: str | None = None,
+    ) -> Manifest:
+        """Serialise a new manifest; equal arguments give equal bytes."""
+        doc: dict[str, Any] = {"schemaVersion": 2, "mediaType": media_type}
+        if artifact_type:
+            doc["artifactType"] = artifact_type
+        doc["config"] = config.to_json()
+        doc["layers"] = [d.to_json() for d in layers]
+        if subject is not None:
+            doc["subject"] = subject.to_json()
+        if annotations:
+            doc["annotations"] = dict(sorted(annotations.items()))
+        return cls.parse(encode_json(doc), media_type)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor.of(self.raw, self.media_type)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """An image index or Docker manifest list (image-index.md). `raw` is authoritative."""
+
+    raw: bytes
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, raw: bytes, media_type: str = "") -> Index:
+        """Raises: ImageError if the bytes are not an index or manifest list."""
+        doc = _document(raw, MAX_MANIFEST_BYTES, "index")
+        _require_schema2(doc)
+        return cls(
+            raw=raw,
+            media_type=_text(doc.get("mediaType") or media_type or MEDIA_OCI_INDEX, "mediaType"),
+            manifests=tuple(Descriptor.from_json(d) for d in _array(doc.get("manifests"), "manifests")),
+            annotations=_string_map(doc.get("annotations"), "annotations"),
+        )
+
+    @classmethod
+    def build(
+        cls,
+        manifests: Iterable[Descriptor],
+        *,
+        annotations: Mapping[str, str] | None = None,
+        media_type: str = MEDIA_OCI_INDEX,
+    ) -> Index:
+        """Serialise a new index; equal arguments give equal bytes."""
+        doc: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "manifests": [d.to_json() for d in manifests],
+        }
+        if annotations:
+            doc["annotations"] = dict(sorted(annotations.items()))
+        return cls.parse(encode_json(doc), media_type)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor.of(self.raw, self.media_type)
+
+    def select(self, platform: Platform) -> Descriptor:
+        """The manifest that `platform` runs best: an exact match, else the highest variant it can run.
+
+        Raises: ImageError naming the platforms that there are.
+        """
+        able = [d for d in self.manifests if d.platform and platform.runs(d.platform)]
+        if not able:
+            have = ", ".join(sorted({str(d.platform) for d in self.manifests if d.platform})) or "none named"
+            raise ImageError(f"no image for platform {platform} in the index (it has: {have})")
+        return max(able, key=lambda d: (d.platform == platform, cast(Platform, d.platform).variant))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """An image configuration (config.md). `raw` is authoritative; `document` is its parsed form.
+
+    `config` is the execution part (`Env`, `Cmd`, …) under the spec's own keys. Treat both as
+    read-only; to change an image, build a new document and `ImageConfig.build` it.
+    """
+
+    raw: bytes
+    document: Mapping[str, Any]
+    platform: Platform
+    diff_ids: tuple[Digest, ...]
+    history: tuple[Mapping[str, Any], ...]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, raw: bytes) -> ImageConfig:
+        """Raises: ImageError if the bytes are not an image config."""
+        doc = _document(raw, MAX_CONFIG_BYTES, "image config")
+        rootfs = _object(doc.get("rootfs") or {}, "rootfs")
+        if rootfs.get("type", "layers") != "layers":
+            raise ImageError(f"unsupported rootfs type {rootfs.get('type')!r} in the image config")
+        return cls(
+            raw=raw,
+            document=doc,
+            platform=Platform.from_json(doc),
+            diff_ids=tuple(Digest(d) for d in _array(rootfs.get("diff_ids") or [], "diff_ids")),
+            history=tuple(_object(h, "history entry") for h in _array(doc.get("history") or [], "history")),
+            config=_object(doc.get("config") or {}, "config"),
+        )
+
+    @classmethod
+    def build(cls, document: Mapping[str, Any]) -> ImageConfig:
+        """Serialise `document`; equal documents in equal order give equal bytes."""
+        return cls.parse(encode_json(document))
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor.of(self.raw, MEDIA_OCI_CONFIG)
+
+
+def parse_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
+    """Parse either kind, by the document's own media type and shape.
+
+    Raises: ImageError, also for Docker schema 1.
+    """
+    if media_type in {MEDIA_DOCKER_SCHEMA1, MEDIA_DOCKER_SCHEMA1_SIGNED}:
+        _require_schema2({"schemaVersion": 1})
+    doc = _document(raw, MAX_MANIFEST_BYTES, "manifest")
+    declared = doc.get("mediaType") or media_type
+    if declared in INDEX_MEDIA_TYPES or (declared not in MANIFEST_MEDIA_TYPES and "manifests" in doc):
+        return Index.parse(raw, media_type)
+    return Manifest.parse(raw, media_type)
+
+
+def chain_id(diff_ids: Iterable[Digest]) -> Digest:
+    """The ChainID of a stack of layers (config.md, Layer ChainID).
+
+    Raises: ValueError if the stack is empty.
+    """
+    result: Digest | None = None
+    for diff_id in diff_ids:
+        result = diff_id if result is None else Digest.of(f"{result} {diff_id}".encode())
+    if result is None:
+        raise ValueError("no layers, no chain ID")
+    return result
+
+
+def _document(raw: bytes, limit: int, what: str) -> dict[str, Any]:
+    if len(raw) > limit:
+        raise ImageError(f"{what} of {len(raw)} bytes is larger than the {limit} allowed")
+    try:
+        doc = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise ImageError(f"{what} is not valid JSON: {e}") from e
+    return dict(_object(doc, what))
+
+
+def _require_schema2(doc: Mapping[str, Any]) -> None:
+    if doc.get("schemaVersion") == 1:
+        raise ImageError(
+            "Docker image manifest schema 1 is not supported",
+            hint="the image was pushed by a very old Docker; push it again with a current tool",
+        )
+    if doc.get("schemaVersion") != 2:
+        raise ImageError(f"unsupported manifest schemaVersion {doc.get('schemaVersion')!r}")
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ImageError(f"{what} is not a JSON object")
+    return value
+
+
+def _array(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ImageError(f"{what} is not a JSON array")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise ImageError(f"{what} is not a string")
+    return value
+
+
+def _string_map(value: Any, what: str) -> dict[str, str]:
+    obj = _object(value or {}, what)
+    return {k: _text(v, f"{what}[{k}]") for k, v in obj.items()}

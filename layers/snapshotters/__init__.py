@@ -1,0 +1,1 @@
+"""The drivers behind `layers.snapshot.Snapshotter`: overlay (kernel overlayfs), native (reflink or copy)."""

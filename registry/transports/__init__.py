@@ -1,0 +1,1 @@
+"""One module per transport; `registry.transport` finds them by name."""
