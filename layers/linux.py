@@ -1,0 +1,248 @@
+"""The Linux system calls that the standard library lacks: the one room that imports ctypes.
+
+Each wrapper is a few lines, keeps the kernel's spelling of flags, and raises an `OSError` that
+names its call and path. Nothing here decides anything; policy lives with the callers
+(`layers.apply`, `layers.snapshotters`, `builder.sandbox`). Only the stdlib is imported, cheaply:
+the sandbox's zygote lives on this module.
+
+Manual pages: mount_setattr(2), fsopen(2), openat2(2), pivot_root(2), prctl(2), user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno as errno_
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+# mount(2)
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_RELATIME = 1 << 21
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+# fsopen(2) family: the same numbers on every architecture, as all calls added after Linux 5.0
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_CLOSE_RANGE = 436
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+
+FSOPEN_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+FSMOUNT_CLOEXEC = 1
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MOUNT_ATTR_IDMAP = 0x100000
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+# openat2(2)
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# renameat2(2)
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+# unshare(2), setns(2)
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+FICLONE = 0x40049409
+
+Path = str | bytes
+
+
+def _fail(call: str, path: object = None) -> OSError:
+    number = ctypes.get_errno()
+    shown = os.fsdecode(path) if isinstance(path, (str, bytes)) else None
+    return OSError(number, f"{call}: {os.strerror(number)}", shown)
+
+
+def _bytes(path: Path | None) -> bytes | None:
+    return None if path is None else os.fsencode(path)
+
+
+def mount(source: Path | None, target: Path, fstype: str | None, flags: int = 0, data: Path | None = None) -> None:
+    """mount(2). Raises: OSError naming `target`."""
+    fs = None if fstype is None else fstype.encode()
+    if _libc.mount(_bytes(source), _bytes(target), fs, ctypes.c_ulong(flags), _bytes(data)) != 0:
+        raise _fail(f"mount({fstype or 'bind'})", target)
+
+
+def umount2(target: Path, flags: int = 0) -> None:
+    """umount2(2). Raises: OSError naming `target`."""
+    if _libc.umount2(_bytes(target), flags) != 0:
+        raise _fail("umount2", target)
+
+
+def pivot_root(new_root: Path, put_old: Path) -> None:
+    """pivot_root(2). Raises: OSError naming `new_root`."""
+    if _libc.pivot_root(_bytes(new_root), _bytes(put_old)) != 0:
+        raise _fail("pivot_root", new_root)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). Raises: OSError; EINVAL for CLONE_NEWUSER in a process with threads."""
+    if _libc.unshare(flags) != 0:
+        raise _fail(f"unshare({flags:#x})")
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """setns(2). Raises: OSError."""
+    if _libc.setns(fd, flags) != 0:
+        raise _fail("setns")
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2): a context for a new file system, as a descriptor. Raises: OSError."""
+    fd = int(_syscall(_NR_FSOPEN, ctypes.c_char_p(fstype.encode()), FSOPEN_CLOEXEC))
+    if fd < 0:
+        raise _fail("fsopen", fstype)
+    return fd
+
+
+def fsconfig_set_string(fd: int, key: str, value: Path) -> None:
+    """fsconfig(2), FSCONFIG_SET_STRING. `value` holds at most 255 bytes. Raises: OSError with the kernel's words."""
+    if _syscall(_NR_FSCONFIG, fd, FSCONFIG_SET_STRING, key.encode(), _bytes(value), 0) != 0:
+        raise _fs_fail(fd, f"fsconfig({key})", value)
+
+
+def fsconfig_set_fd(fd: int, key: str, value: int) -> None:
+    """fsconfig(2), FSCONFIG_SET_FD. Raises: OSError with the kernel's words."""
+    if _syscall(_NR_FSCONFIG, fd, FSCONFIG_SET_FD, key.encode(), None, value) != 0:
+        raise _fs_fail(fd, f"fsconfig({key})", None)
+
+
+def fsconfig_set_flag(fd: int, key: str) -> None:
+    """fsconfig(2), FSCONFIG_SET_FLAG. Raises: OSError with the kernel's words."""
+    if _syscall(_NR_FSCONFIG, fd, FSCONFIG_SET_FLAG, key.encode(), None, 0) != 0:
+        raise _fs_fail(fd, f"fsconfig({key})", None)
+
+
+def fsconfig_create(fd: int) -> None:
+    """fsconfig(2), FSCONFIG_CMD_CREATE. Raises: OSError with the kernel's words."""
+    if _syscall(_NR_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0) != 0:
+        raise _fs_fail(fd, "fsconfig(create)", None)
+
+
+def fsmount(fd: int, attributes: int = 0) -> int:
+    """fsmount(2): a detached mount, usable as a dirfd; it goes with its last descriptor. Raises: OSError."""
+    mnt = int(_syscall(_NR_FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes))
+    if mnt < 0:
+        raise _fs_fail(fd, "fsmount", None)
+    return mnt
+
+
+def _fs_fail(fd: int, call: str, path: Path | None) -> OSError:
+    """An OSError that carries what the kernel logged into the context."""
+    error = _fail(call, path)
+    try:
+        words = os.read(fd, 4096).decode(errors="replace").strip()
+    except OSError:
+        return error
+    return OSError(error.errno, f"{error.strerror} ({words})", error.filename)
+
+
+def move_mount(from_fd: int, from_path: Path, to_fd: int, to_path: Path, flags: int = 0) -> None:
+    """move_mount(2). Raises: OSError naming `to_path`."""
+    if _syscall(_NR_MOVE_MOUNT, from_fd, _bytes(from_path), to_fd, _bytes(to_path), flags) != 0:
+        raise _fail("move_mount", to_path)
+
+
+def open_tree(dirfd: int, path: Path, flags: int = OPEN_TREE_CLOEXEC) -> int:
+    """open_tree(2). With OPEN_TREE_CLONE, a detached bind mount. Raises: OSError naming `path`."""
+    fd = int(_syscall(_NR_OPEN_TREE, dirfd, _bytes(path), ctypes.c_uint(flags)))
+    if fd < 0:
+        raise _fail("open_tree", path)
+    return fd
+
+
+def mount_setattr(
+    dirfd: int,
+    path: Path,
+    flags: int = 0,
+    *,
+    attr_set: int = 0,
+    attr_clr: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+) -> None:
+    """mount_setattr(2). Raises: OSError naming `path`."""
+    attr = struct.pack("=QQQQ", attr_set, attr_clr, propagation, userns_fd)
+    if _syscall(_NR_MOUNT_SETATTR, dirfd, _bytes(path), flags, attr, ctypes.c_size_t(len(attr))) != 0:
+        raise _fail("mount_setattr", path)
+
+
+def openat2(dirfd: int, path: Path, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """openat2(2), O_CLOEXEC always set; retried while a concurrent rename makes it EAGAIN.
+
+    Raises: OSError naming `path`; ELOOP or EXDEV where `resolve` forbids what was met.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(128):
+        fd = int(_syscall(_NR_OPENAT2, dirfd, _bytes(path), how, ctypes.c_size_t(len(how))))
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno_.EAGAIN:
+            break
+    raise _fail("openat2", path)
+
+
+def renameat2(old_dirfd: int, old: Path, new_dirfd: int, new: Path, flags: int = 0) -> None:
+    """renameat2(2). Raises: OSError naming `new`."""
+    if _libc.renameat2(old_dirfd, _bytes(old), new_dirfd, _bytes(new), ctypes.c_uint(flags)) != 0:
+        raise _fail("renameat2", new)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): the whole file system that holds `fd`. Raises: OSError."""
+    if _libc.syncfs(fd) != 0:
+        raise _fail("syncfs")
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2). Raises: OSError (ENOSYS before Linux 5.9)."""
+    if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) != 0:
+        raise _fail("close_range")
