@@ -256,9 +256,11 @@ def fsmount_overlay(
     userxattr: bool = False,
     attributes: int = 0,
 ) -> int:
-    """Mount an overlay without attaching it anywhere; the descriptor is a dirfd of its root.
+    """Mount an overlay without attaching it anywhere; the descriptor is an O_PATH dirfd of its root.
 
-    `lower` runs from the topmost to the base; without `upper` the mount is read-only. Layers are
+    `lower` runs from the topmost to the base; without `upper` the mount is read-only and the kernel
+    wants two lowers at least. An `upper` once mounted volatile is mounted again only after its
+    `work` directory was emptied. Layers are
     named by /proc/self/fd, since fsconfig(2) takes at most 255 bytes. Kernels before 6.5 lack
     `lowerdir+` and get one `lowerdir` string, which limits them to some ten layers here.
     Raises: OSError with the kernel's words.
@@ -266,8 +268,7 @@ def fsmount_overlay(
     handles: list[int] = []
     fs = fsopen("overlay")
     try:
-        for path in lower:
-            handles.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        handles.extend(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in lower)
         names = [f"/proc/self/fd/{fd}" for fd in handles]
         try:
             for name in names:
