@@ -17,17 +17,15 @@ with their cause and logged nowhere else; `builder.cli.main` alone maps them to 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class PybuildError(Exception):
     """An error that a user can act on.
 
     `message` says what failed and where; `hint`, if any, what to do about it. `exit_code` is the
-    documented status of the command that fails with it.
+    documented status of the command that fails with it; an instance may carry its own (a failed RUN does).
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
