@@ -1,13 +1,13 @@
 """The errors of building: the language, the plan, the steps, the sandbox, the context, the command line.
 
-    PybuildError
-    └── BuildError
-        ├── ParseError            a Containerfile cannot be read; knows the file, line and column
-        │   └── PlanError         it can be read but not built: unknown stage, missing argument...
-        ├── StepError             a step's command failed; exits with that command's status
-        ├── SandboxError          the kernel refused an operation of the sandbox
-        ├── ContextError          the build context, its ignore file or a source of COPY is not there
-        └── UsageError            the command line is wrong; exits with 2
+PybuildError
+└── BuildError
+    ├── ParseError            a Containerfile cannot be read; knows the file, line and column
+    │   └── PlanError         it can be read but not built: unknown stage, missing argument...
+    ├── StepError             a step's command failed; exits with that command's status
+    ├── SandboxError          the kernel refused an operation of the sandbox
+    ├── ContextError          the build context, its ignore file or a source of COPY is not there
+    └── UsageError            the command line is wrong; exits with 2
 """
 
 from __future__ import annotations

@@ -117,9 +117,7 @@ class _Parser:
                 hint="a Containerfile begins with FROM",
             )
         self._shebang_directives()
-        return SyntaxTree(
-            self.source, tuple(self.directives), tuple(self.nodes), tuple(self.warnings), self.escape
-        )
+        return SyntaxTree(self.source, tuple(self.directives), tuple(self.nodes), tuple(self.warnings), self.escape)
 
     def _comment(self, raw: str, is_directive: bool) -> None:
         if is_directive:
@@ -140,9 +138,7 @@ class _Parser:
             self.directives_done = True
             return False
         if any(d.name == directive.name for d in self.directives):
-            raise ParseError(
-                f"only one {directive.name} parser directive can be used", source=self.source, range=place
-            )
+            raise ParseError(f"only one {directive.name} parser directive can be used", source=self.source, range=place)
         if directive.name == "escape":
             if directive.value not in ("\\", "`"):
                 raise ParseError(
