@@ -1,0 +1,24 @@
+"""Fixtures for every test, and what the whole suite insists on. The fixtures live in `tests.support`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest_plugins = [
+    "tests.support.cachedir",
+    "tests.support.registries",
+    "tests.support.bases",
+    "tests.support.accounts",
+    "tests.support.cli",
+    "tests.support.leaks",
+]
+
+
+@pytest.fixture(autouse=True)
+def _stable_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a developer's shell sets must not change an outcome."""
+    for name in list(os.environ):
+        if name.startswith("PYBUILD_") or name in {"SOURCE_DATE_EPOCH", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"}:
+            monkeypatch.delenv(name)
