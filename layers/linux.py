@@ -41,9 +41,18 @@ _NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
+_NR_PIDFD_SEND_SIGNAL = 424
+_NR_PIDFD_OPEN = 434
+_NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+
+# Older calls are numbered per architecture; libc has no wrapper for these
+_NR_OF = {
+    "x86_64": {"clone": 56, "capset": 126, "capget": 125, "keyctl": 250, "seccomp": 317},
+    "aarch64": {"clone": 220, "capset": 91, "capget": 90, "keyctl": 219, "seccomp": 277},
+}
 
 FSOPEN_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
@@ -89,9 +98,49 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+CLONE_PIDFD = 0x00001000
+_SIGCHLD = 17
+CLONE_INTO_CGROUP = 0x200000000
+
+# prctl(2)
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_KEEPCAPS = 8
+
+# seccomp(2)
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_LOG = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+
+# keyctl(2)
+KEYCTL_JOIN_SESSION_KEYRING = 1
+
 FICLONE = 0x40049409
 
+CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
+    "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
+    "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+).split()
+"""Capabilities by number, without their CAP_ prefix (capabilities(7))."""
+
 Path = str | bytes
+
+
+# A clone must keep the interpreter's lock, or its child would wait for a thread that it does not have.
+_syscall_locked = ctypes.PyDLL(None, use_errno=True).syscall
+_syscall_locked.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
 def _fail(call: str, path: object = None) -> OSError:
@@ -242,9 +291,12 @@ def syncfs(fd: int) -> None:
         raise _fail("syncfs")
 
 
-def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+CLOSE_RANGE_CLOEXEC = 4
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     """close_range(2). Raises: OSError (ENOSYS before Linux 5.9)."""
-    if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) != 0:
+    if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), flags) != 0:
         raise _fail("close_range")
 
 
@@ -294,3 +346,99 @@ def fsmount_overlay(
         os.close(fs)
         for fd in handles:
             os.close(fd)
+
+
+def machine() -> str:
+    """The architecture by its kernel name: `x86_64`, `aarch64`, ..."""
+    return os.uname().machine
+
+
+def _number(call: str) -> int:
+    try:
+        return _NR_OF[machine()][call]
+    except KeyError:
+        raise OSError(errno_.ENOSYS, f"{call}: not known on {machine()}") from None
+
+
+def clone(flags: int, *, cgroup_fd: int | None = None) -> tuple[int, int]:
+    """Fork into new namespaces (CLONE_NEW*): (pid, pidfd) in the parent, (0, -1) in the child.
+
+    Only for processes with one thread. Unlike unshare(2) it leaves the caller's own namespaces
+    alone, so a user-namespace's root, which may not setns(2) back into the PID namespace of its
+    birth, can start one PID namespace after another. `cgroup_fd` puts the child into a cgroup v2.
+    Raises: OSError.
+    """
+    pidfd = ctypes.c_int(-1)
+    flags |= CLONE_PIDFD
+    if cgroup_fd is not None:
+        flags |= CLONE_INTO_CGROUP
+    args = struct.pack(
+        "=11Q", flags, ctypes.addressof(pidfd), 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0 if cgroup_fd is None else cgroup_fd
+    )
+    pid = int(_syscall_locked(_NR_CLONE3, args, ctypes.c_size_t(len(args))))
+    if pid < 0 and ctypes.get_errno() in {errno_.ENOSYS, errno_.EPERM} and cgroup_fd is None:
+        # Filters that cannot look into clone3's memory refuse it whole.
+        pid = int(
+            _syscall_locked(_number("clone"), ctypes.c_ulong(flags | _SIGCHLD), None, ctypes.byref(pidfd), None, None)
+        )
+    if pid < 0:
+        raise _fail(f"clone({flags:#x})")
+    return (pid, pidfd.value) if pid else (0, -1)
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2). Raises: OSError."""
+    fd = int(_syscall(_NR_PIDFD_OPEN, pid, 0))
+    if fd < 0:
+        raise _fail("pidfd_open")
+    return fd
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """pidfd_send_signal(2). Raises: OSError (ESRCH where the process is gone)."""
+    if _syscall(_NR_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0) != 0:
+        raise _fail("pidfd_send_signal")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2). Raises: OSError."""
+    result = int(_libc.prctl(option, arg2, arg3, arg4, arg5))
+    if result < 0:
+        raise _fail(f"prctl({option})")
+    return result
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of this thread; each set as a bit mask. Raises: OSError."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    data = b"".join(
+        struct.pack("=III", *((mask >> shift) & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
+        for shift in (0, 32)
+    )
+    if _syscall(_number("capset"), header, data) != 0:
+        raise _fail("capset")
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2) of this thread: effective, permitted, inheritable. Raises: OSError."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
+    data = ctypes.create_string_buffer(24)
+    if _syscall(_number("capget"), header, data) != 0:
+        raise _fail("capget")
+    low, high = struct.unpack("=3I", data.raw[:12]), struct.unpack("=3I", data.raw[12:])
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
+
+
+def seccomp_filter(program: bytes, flags: int = 0) -> None:
+    """seccomp(2), SECCOMP_SET_MODE_FILTER: `program` is an array of struct sock_filter. Raises: OSError."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    if _syscall(_number("seccomp"), SECCOMP_SET_MODE_FILTER, flags, fprog) != 0:
+        raise _fail("seccomp")
+
+
+def join_session_keyring(name: str) -> None:
+    """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: leave the caller's session keyring for a new one. Raises: OSError."""
+    if _syscall(_number("keyctl"), KEYCTL_JOIN_SESSION_KEYRING, name.encode()) < 0:
+        raise _fail("keyctl")

@@ -1,0 +1,269 @@
+"""The launcher: starts the zygote, sends it sandboxes and waits for their ends.
+
+`Launcher.start()` comes early, while the process has one thread and few imports; `run` is
+thread-safe. Each run has a control socket of its own, so that no thread waits on another's.
+`builder.solve` and `builder.container` call this; the protocol is drawn in `zygote`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from builder.errors import SandboxError
+from builder.sandbox.operations import Host, operations
+from builder.sandbox.spec import SandboxSpec
+from layers import linux
+
+_MSG_CMSG_CLOEXEC = 0x40000000
+_MAX_INLINE_BYTES = 1 << 16
+_MAX_MESSAGE_BYTES = 1 << 16
+
+
+class Usage(NamedTuple):
+    """What the command and its waited-for descendants used."""
+
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+class ExitStatus(NamedTuple):
+    """How a sandbox ended. `code` is the shell's: 128 + signal where a signal ended it."""
+
+    code: int
+    signal: int | None = None
+    oom_killed: bool = False
+    timed_out: bool = False
+    usage: Usage = Usage()
+
+
+class _ZygoteDied(SandboxError):
+    """The zygote is gone, and every sandbox with it."""
+
+
+class Running:
+    """A started sandbox. Dropping it without `wait` kills the sandbox."""
+
+    def __init__(self, spec: SandboxSpec, control: socket.socket) -> None:
+        self._spec = spec
+        self._control = control
+        self._pidfd = -1
+        self._status: ExitStatus | None = None
+        self._started = time.monotonic()
+        self._await_start()
+
+    @property
+    def pid(self) -> int:
+        """The first process's id in this process's PID namespace; 0 once it is reaped."""
+        with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{self._pidfd}") as stream:
+            for line in stream:
+                if line.startswith("Pid:"):
+                    return max(0, int(line.split()[1]))
+        return 0
+
+    def kill(self) -> None:
+        """Kill everything in the sandbox at once. Thread-safe, idempotent."""
+        with contextlib.suppress(OSError):
+            linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the sandbox's first process."""
+        with contextlib.suppress(OSError):
+            linux.pidfd_send_signal(self._pidfd, number)
+
+    def poll(self, timeout_s: float | None = 0) -> ExitStatus | None:
+        """The end if it comes within `timeout_s`, else None. Raises: SandboxError where the setup failed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._status is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._control], [], [], left)[0]:
+                return None
+            self._take(self._receive()[0])
+        return self._status
+
+    def wait(self, timeout_s: float | None = None) -> ExitStatus:
+        """Wait for the end; after `timeout_s` or the spec's own timeout, kill it.
+
+        Raises: SandboxError where the setup failed or the zygote died.
+        """
+        limits = [t for t in (timeout_s, self._spec.timeout_s) if t is not None]
+        left = min(limits) - (time.monotonic() - self._started) if limits else None
+        status = self.poll(left if left is None else max(0.0, left))
+        if status is None:
+            self.kill()
+            status = self.poll(None)
+            assert status is not None
+            status = status._replace(timed_out=True)
+            self._status = status
+        return status
+
+    def close(self) -> None:
+        """Let go; a sandbox that still runs is killed. Idempotent."""
+        self._control.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _await_start(self) -> None:
+        while self._pidfd < 0:
+            message, fds = self._receive()
+            if message.get("started") and fds:
+                self._pidfd = fds[0]
+            else:
+                self._take(message)
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, 1, _MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            data, fds = b"", []
+        if not data:
+            raise _ZygoteDied("the process that runs sandboxes has died", operation="zygote")
+        message: dict[str, Any] = json.loads(data)
+        return message, fds
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """Raises: SandboxError if the message is one."""
+        if "error" in message:
+            raise _error(message)
+        if "exit" in message:
+            self._status = _status(message)
+
+
+class Launcher:
+    """Owns the zygote. `run` may be called from any thread."""
+
+    def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
+        self._server = server
+        self._pid = pid
+        self._host = host
+
+    @classmethod
+    def start(cls) -> Launcher:
+        """Start the zygote. Call it before any thread is started.
+
+        Raises: SandboxError where the kernel refuses namespaces.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+        except OSError as e:
+            ours.close()
+            theirs.close()
+            raise SandboxError(f"cannot make namespaces: {e.strerror}", operation="clone", errno=e.errno) from e
+        if pid == 0:
+            from builder.sandbox import zygote
+
+            ours.close()
+            zygote.serve(theirs)
+        theirs.close()
+        os.close(pidfd)
+        return cls(ours, pid, Host())
+
+    def run(self, spec: SandboxSpec, *, stdin_fd: int | None = None, stdout_fd: int, stderr_fd: int) -> Running:
+        """Start a sandbox with these descriptors as 0, 1 and 2 (stdin None: /dev/null). Thread-safe.
+
+        The caller keeps its descriptors. Raises: SandboxError.
+        """
+        request = json.dumps(
+            {
+                "flags": _clone_flags(spec),
+                "operations": operations(spec, self._host),
+                "args": list(spec.args),
+                "env": spec.environment(),
+            }
+        ).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        extra: list[int] = []
+        try:
+            if stdin_fd is None:
+                stdin_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+                extra.append(stdin_fd)
+            fds = [theirs.fileno(), stdin_fd, stdout_fd, stderr_fd]
+            if len(request) > _MAX_INLINE_BYTES:
+                memfd = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+                extra.append(memfd)
+                os.write(memfd, request)
+                os.lseek(memfd, 0, os.SEEK_SET)
+                fds.append(memfd)
+                request = b"{}"
+            try:
+                socket.send_fds(self._server, [request], fds)
+            except OSError as e:
+                raise self._epitaph() from e
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for fd in extra:
+                os.close(fd)
+        try:
+            return Running(spec, ours)
+        except _ZygoteDied:
+            raise self._epitaph() from None
+
+    def _epitaph(self) -> SandboxError:
+        """Why the zygote is gone, in its own last words if it had time for any."""
+        words = "killed"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            words = json.loads(self._server.recv(_MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT))["message"]
+        return _ZygoteDied(f"the process that runs sandboxes has died: {words}", operation="zygote")
+
+    def close(self) -> None:
+        """Kill every sandbox, and wait until the zygote is gone. Idempotent."""
+        if self._pid:
+            self._server.close()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _clone_flags(spec: SandboxSpec) -> int:
+    flags = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
+    return flags if spec.network == "host" else flags | linux.CLONE_NEWNET
+
+
+def _status(message: dict[str, Any]) -> ExitStatus:
+    status: int = message["exit"]
+    usage = Usage(message["user_s"], message["system_s"], message["max_rss_bytes"])
+    if os.WIFSIGNALED(status):
+        return ExitStatus(128 + os.WTERMSIG(status), os.WTERMSIG(status), usage=usage)
+    return ExitStatus(os.WEXITSTATUS(status), usage=usage)
+
+
+def _error(message: dict[str, Any]) -> SandboxError:
+    operation, path = message["error"], message.get("path")
+    words = message["message"]
+    where = f" at {path}" if path and path not in words else ""
+    return SandboxError(
+        f"cannot set up the sandbox: {operation}: {words}{where}",
+        operation=operation,
+        errno=message.get("errno"),
+        path=path,
+    )

@@ -1,0 +1,129 @@
+"""From a `SandboxSpec` to the list of setup operations that `setup` executes: pure, no system calls.
+
+A debug print of a sandbox is this list, one `describe` a line.
+"""
+
+from __future__ import annotations
+
+import binascii
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from builder.sandbox.spec import SandboxMount, SandboxSpec
+from layers import linux
+from layers.snapshot import Mount
+
+Operation = list[Any]
+"""`[name, arguments]`, ready for JSON."""
+
+
+class Host(NamedTuple):
+    """What the operations depend on besides the spec."""
+
+    cgroup2: bool = False
+    tty_gid: int | None = 5
+    seccomp: bytes | None = None
+
+
+def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
+    """The whole setup, from the keyring to the working directory."""
+    host = host or Host()
+    mounts = _mounts(spec)
+    steps: list[Operation] = [["keyring", {}], ["hostname", {"name": spec.hostname}]]
+    if spec.network != "host":
+        steps.append(["loopback", {}])
+    root = _overlay(spec.root)
+    root["type"] = spec.root.type
+    scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
+    targets = [["/proc", False], ["/sys", False], ["/dev", False]]
+    targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
+    steps.append(["root", {**root, "targets": targets, "scratch": None if scratch is None else str(scratch)}])
+    steps.append(["proc", {}])
+    steps.append(["sys", {"cgroup2": host.cgroup2}])
+    steps.append(
+        ["dev", {"shm_size_bytes": spec.shm_size_bytes, "tty_gid": host.tty_gid, "devices": list(spec.devices)}]
+    )
+    steps.extend(["mount", _mount(mount)] for mount in mounts)
+    if not spec.privileged:
+        steps.append(["mask", {"paths": list(spec.masked_paths)}])
+        steps.append(["readonly", {"paths": list(spec.readonly_paths)}])
+    if spec.readonly_root or spec.root.readonly:
+        steps.append(["readonly_root", {}])
+    steps.append(["enter", {"isolation": spec.isolation}])
+    limits = [[name, soft, hard] for name, soft, hard in spec.rlimits]
+    steps.append(["limits", {"umask": spec.umask, "rlimits": limits, "oom_score_adj": spec.oom_score_adj}])
+    steps.append(["identity", _identity(spec, host)])
+    steps.append(["cwd", {"path": spec.cwd}])
+    return steps
+
+
+def describe(operation: Operation) -> str:
+    """One line for people; contents of files and programs are left out."""
+    name, arguments = operation
+    shown = {
+        key: f"<{len(value)} bytes>" if key in {"seccomp"} and value else value
+        for key, value in arguments.items()
+        if value not in (None, [], False)
+    }
+    if name == "mount" and arguments["kind"] == "file":
+        shown["source"] = f"<{len(arguments['source'])} bytes>"
+    return " ".join([name, *(f"{key}={value}" for key, value in shown.items())])
+
+
+def capability_mask(names: frozenset[str]) -> int:
+    """The bit mask of capabilities named `CAP_X` or `X`. Raises: KeyError for an unknown name."""
+    numbers = {name: number for number, name in enumerate(linux.CAPABILITIES)}
+    mask = 0
+    for name in names:
+        mask |= 1 << numbers[name.upper().removeprefix("CAP_")]
+    return mask
+
+
+def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
+    program = None if spec.privileged or host.seccomp is None else binascii.b2a_base64(host.seccomp).decode()
+    mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
+    return {
+        "uid": spec.uid,
+        "gid": spec.gid,
+        "groups": list(spec.groups),
+        "capabilities": mask,
+        "no_new_privs": spec.no_new_privs,
+        "seccomp": program,
+    }
+
+
+def _mounts(spec: SandboxSpec) -> list[SandboxMount]:
+    """The spec's mounts, and its files as mounts."""
+    mounts = list(spec.mounts)
+    hosts = "".join(f"{address}\t{name}\n" for name, address in spec.add_hosts).encode()
+    for target, source in spec.files.items():
+        if hosts and target == "/etc/hosts":
+            source = (source.read_bytes() if isinstance(source, Path) else source).rstrip(b"\n") + b"\n" + hosts
+        if isinstance(source, bytes):
+            mounts.append(SandboxMount("file", target, source, readonly=spec.files_readonly, mode=0o644))
+        else:
+            mounts.append(
+                SandboxMount("bind", target, source, readonly=spec.files_readonly, is_file=True, optional=True)
+            )
+    return mounts
+
+
+def _mount(mount: SandboxMount) -> dict[str, Any]:
+    source = mount.source
+    arguments = mount._asdict()
+    if isinstance(source, Mount):
+        arguments["source"] = _overlay(source)
+    elif isinstance(source, bytes):
+        arguments["source"] = binascii.b2a_base64(source).decode()
+    elif source is not None:
+        arguments["source"] = str(source)
+    return arguments
+
+
+def _overlay(mount: Mount) -> dict[str, Any]:
+    return {
+        "lower": [str(path) for path in mount.lower],
+        "upper": None if mount.upper is None else str(mount.upper),
+        "work": None if mount.work is None else str(mount.work),
+        "userxattr": mount.dialect == "user",
+    }

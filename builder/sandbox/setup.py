@@ -1,0 +1,479 @@
+"""The setup operations: what the child of the zygote does between its clone and its exec.
+
+A sandbox is a list of operations, `[name, arguments]` as JSON carries them; `execute` runs one after
+another and says which failed. They run in a fresh single-threaded process that is PID 1 of its own
+PID namespace and has a private mount namespace. Every path of the image is resolved with the image
+as its root (openat2, RESOLVE_IN_ROOT): links and `..` in it lead nowhere else.
+
+Only `layers.linux` and cheap parts of the stdlib are imported: the zygote lives on this module.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from layers import linux
+
+_MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+_MS_PRIVATE_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+_IN_IMAGE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEV_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+)
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+class SetupError(Exception):
+    """An operation failed: its name, the errno, the path and the system's words."""
+
+    def __init__(self, operation: str, number: int | None, path: str | None, words: str) -> None:
+        super().__init__(words)
+        self.operation = operation
+        self.errno = number
+        self.path = path
+        self.words = words
+
+
+class Sandbox:
+    """What the operations share: the root's descriptor and what must be undone after the end."""
+
+    def __init__(self) -> None:
+        self.root_fd = -1
+        self.undo: list[str] = []
+
+    def open(self, path: str, flags: int = os.O_PATH) -> int:
+        """Open a path of the image. Raises: OSError."""
+        return linux.openat2(self.root_fd, path.lstrip("/") or ".", flags, 0, _IN_IMAGE)
+
+    def open_target(self, path: str, *, is_file: bool) -> int:
+        """Open a mount point; one that is missing is made (in a tmpfs or bind of ours). Raises: OSError."""
+        try:
+            return self.open(path)
+        except FileNotFoundError:
+            make_target(self.root_fd, path, is_file=is_file)
+            return self.open(path)
+
+
+def execute(sandbox: Sandbox, operations: list[list[Any]]) -> None:
+    """Run the operations in order. Raises: SetupError naming the one that failed."""
+    for name, arguments in operations:
+        try:
+            OPERATIONS[name](sandbox, **arguments)
+        except OSError as e:
+            path = e.filename if isinstance(e.filename, str) else None
+            raise SetupError(name, e.errno, path, e.strerror or str(e)) from e
+
+
+def walk(root_fd: int, path: str) -> tuple[list[str], bool]:
+    """Resolve `path` inside the root by hand: (its components without links, whether it exists).
+
+    For paths that may be missing in part, which openat2 cannot tell; a dangling link is followed to
+    what it names. Raises: OSError (ELOOP; ENOTDIR).
+    """
+    todo = [part for part in path.split("/") if part not in {"", "."}][::-1]
+    done: list[str] = []
+    links = 0
+    missing = False
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            if done:
+                done.pop()
+            continue
+        name = "/".join([*done, part])
+        try:
+            status = None if missing else os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            status, missing = None, True
+        if status is not None and stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > 40:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            link = os.readlink(name, dir_fd=root_fd)
+            if link.startswith("/"):
+                done = []
+            todo.extend(piece for piece in reversed(link.split("/")) if piece not in {"", "."})
+            continue
+        done.append(part)
+    return done, not missing
+
+
+def make_target(root_fd: int, path: str, *, is_file: bool) -> None:
+    """Make a mount point and its parents inside the root. Raises: OSError."""
+    parts, _exists = walk(root_fd, path)
+    made = ""
+    for index, part in enumerate(parts):
+        made = f"{made}/{part}" if made else part
+        with contextlib.suppress(FileExistsError):
+            if is_file and index == len(parts) - 1:
+                os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=root_fd))
+            else:
+                os.mkdir(made, 0o755, dir_fd=root_fd)
+
+
+def _fd_path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _mount_fs(fstype: str, target_fd: int, flags: int, data: str = "") -> None:
+    linux.mount(fstype, _fd_path(target_fd), fstype, flags, data or None)
+
+
+def _attach(mount_fd: int, target_fd: int) -> None:
+    linux.move_mount(mount_fd, "", target_fd, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def _bind(source: str, source_dirfd: int, target_fd: int, attributes: int, *, recursive: bool = False) -> None:
+    """Bind `source` over the target, with mount attributes added. Raises: OSError."""
+    deep = linux.AT_RECURSIVE if recursive else 0
+    tree = linux.open_tree(
+        source_dirfd,
+        source,
+        linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE | deep | (0 if source else linux.AT_EMPTY_PATH),
+    )
+    try:
+        if attributes:
+            linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH | deep, attr_set=attributes)
+        _attach(tree, target_fd)
+    finally:
+        os.close(tree)
+
+
+# ---- operations: namespaces -------------------------------------------------------------------
+
+
+def op_keyring(sandbox: Sandbox) -> None:
+    """A session keyring of its own, so that the caller's keys are out of reach."""
+    try:
+        linux.join_session_keyring("_ses.pybuild")
+    except OSError as e:
+        # Without keys in the kernel there is none to hide; under a filter or a quota there is no
+        # access to the caller's either, as Docker's profile refuses keyctl to the command.
+        if e.errno not in {errno.ENOSYS, errno.EPERM, errno.EDQUOT}:
+            raise
+
+
+def op_hostname(sandbox: Sandbox, name: str) -> None:
+    socket.sethostname(name)
+
+
+def op_loopback(sandbox: Sandbox) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+# ---- operations: the root and its mounts ------------------------------------------------------
+
+
+def op_root(
+    sandbox: Sandbox,
+    type: str,
+    lower: list[str],
+    upper: str | None,
+    work: str | None,
+    userxattr: bool,
+    targets: list[list[Any]],
+    scratch: str | None,
+) -> None:
+    """Mount the root file system privately, with every mount point that it lacks."""
+    place = upper or lower[0]
+    if type == "bind":
+        tree = linux.open_tree(
+            linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE
+        )
+        linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
+    else:
+        if work is not None:
+            # The mark of an earlier volatile mount, of this boot or the store would have dropped the upper.
+            with contextlib.suppress(OSError):
+                os.unlink(f"{work}/work/incompat/volatile/dirty")
+                os.rmdir(f"{work}/work/incompat/volatile")
+        tree = linux.fsmount_overlay(
+            list(lower), upper=upper, work=work, userxattr=userxattr, attributes=linux.MOUNT_ATTR_NODEV
+        )
+    linux.move_mount(tree, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+    sandbox.root_fd = tree
+
+
+def op_readonly_root(sandbox: Sandbox) -> None:
+    linux.mount_setattr(sandbox.root_fd, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_RDONLY)
+
+
+def op_proc(sandbox: Sandbox) -> None:
+    _mount_fs("proc", sandbox.open_target("/proc", is_file=False), _MS_PRIVATE_FLAGS)
+
+
+def op_sys(sandbox: Sandbox, cgroup2: bool) -> None:
+    """/sys, read-only: fresh where the network namespace is ours, else the host's."""
+    target = sandbox.open_target("/sys", is_file=False)
+    try:
+        _mount_fs("sysfs", target, _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
+    except PermissionError:
+        _bind("/sys", linux.AT_FDCWD, target, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY, recursive=True)
+        return
+    if cgroup2:
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            _mount_fs("cgroup2", sandbox.open("/sys/fs/cgroup"), _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
+
+
+def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: list[str]) -> None:
+    """The runtime-spec's /dev. Nodes are binds of the host's on a nodev tmpfs: no other device opens."""
+    target = sandbox.open_target("/dev", is_file=False)
+    _mount_fs("tmpfs", target, linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64k")
+    dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    for name in _DEVICES:
+        _device(dev, name, f"/dev/{name}")
+    for path in devices:
+        _device(dev, path.removeprefix("/dev/"), path)
+    for link, destination in _DEV_LINKS:
+        os.symlink(destination, link, dir_fd=dev)
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(name, 0o755, dir_fd=dev)
+    gid = "" if tty_gid is None else f",gid={tty_gid}"
+    linux.mount(
+        "devpts",
+        f"{_fd_path(dev)}/pts",
+        "devpts",
+        linux.MS_NOSUID | linux.MS_NOEXEC,
+        f"newinstance,ptmxmode=0666,mode=0620{gid}",
+    )
+    linux.mount("shm", f"{_fd_path(dev)}/shm", "tmpfs", _MS_PRIVATE_FLAGS, f"mode=1777,size={shm_size_bytes}")
+    with contextlib.suppress(OSError):  # kernels without POSIX message queues
+        linux.mount("mqueue", f"{_fd_path(dev)}/mqueue", "mqueue", _MS_PRIVATE_FLAGS)
+
+
+def _device(dev: int, name: str, source: str) -> None:
+    if "/" in name:
+        os.makedirs(os.path.join(_fd_path(dev), os.path.dirname(name)), 0o755, exist_ok=True)
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=dev))
+    target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dev)
+    try:
+        _bind(source, linux.AT_FDCWD, target, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC)
+    finally:
+        os.close(target)
+
+
+def op_mount(
+    sandbox: Sandbox,
+    kind: str,
+    target: str,
+    source: Any,
+    readonly: bool,
+    mode: int | None,
+    uid: int,
+    gid: int,
+    size_bytes: int | None,
+    is_file: bool,
+    noexec: bool,
+    recursive: bool,
+    optional: bool,
+) -> None:
+    """One mount of the spec."""
+    if optional and not os.path.lexists(source):
+        return
+    attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind != "overlay" else 0)
+    attributes |= linux.MOUNT_ATTR_RDONLY if readonly else 0
+    attributes |= linux.MOUNT_ATTR_NOEXEC if noexec else 0
+    fd = sandbox.open_target(target, is_file=is_file or kind == "file")
+    try:
+        if kind == "bind":
+            _bind(source, linux.AT_FDCWD, fd, attributes, recursive=recursive)
+        elif kind == "tmpfs":
+            _tmpfs(fd, attributes, 0o1777 if mode is None else mode, uid, gid, size_bytes)
+        elif kind == "overlay":
+            tree = linux.fsmount_overlay(
+                source["lower"],
+                upper=source["upper"],
+                work=source["work"],
+                userxattr=source["userxattr"],
+                attributes=attributes,
+            )
+            _attach(tree, fd)
+            os.close(tree)
+        else:
+            _file(sandbox, fd, binascii.a2b_base64(source), attributes, 0o400 if mode is None else mode, uid, gid)
+    except OSError as e:
+        if not e.filename:
+            e.filename = target
+        raise
+    finally:
+        os.close(fd)
+
+
+def _tmpfs(target_fd: int, attributes: int, mode: int, uid: int, gid: int, size_bytes: int | None) -> None:
+    fs = linux.fsopen("tmpfs")
+    linux.fsconfig_set_string(fs, "mode", f"{mode:o}")
+    if uid or gid:
+        linux.fsconfig_set_string(fs, "uid", str(uid))
+        linux.fsconfig_set_string(fs, "gid", str(gid))
+    if size_bytes is not None:
+        linux.fsconfig_set_string(fs, "size", str(size_bytes))
+    linux.fsconfig_create(fs)
+    tree = linux.fsmount(fs, attributes)
+    _attach(tree, target_fd)
+    os.close(tree)
+    os.close(fs)
+
+
+def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mode: int, uid: int, gid: int) -> None:
+    """Bind a file that exists in memory alone: made on the sandbox's own /dev, bound, unlinked."""
+    dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    name = ".pybuild"
+    fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=dev)
+    with open(fd, "wb") as stream:
+        stream.write(content)
+        os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+    _bind(name, dev, target_fd, attributes)
+    os.unlink(name, dir_fd=dev)
+    os.close(dev)
+
+
+def op_mask(sandbox: Sandbox, paths: list[str]) -> None:
+    """Hide files behind /dev/null and directories behind an empty read-only tmpfs, as runc does."""
+    for path in paths:
+        try:
+            fd = sandbox.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            _tmpfs(fd, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY, 0o755, 0, 0, 0)
+        else:
+            _bind("dev/null", sandbox.root_fd, fd, 0)
+        os.close(fd)
+
+
+def op_readonly(sandbox: Sandbox, paths: list[str]) -> None:
+    for path in paths:
+        try:
+            fd = sandbox.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        _bind("", fd, fd, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY)
+        os.close(fd)
+
+
+def op_enter(sandbox: Sandbox, isolation: str) -> None:
+    """Make the root the only file system in sight."""
+    os.fchdir(sandbox.root_fd)
+    if isolation != "chroot":
+        try:
+            linux.pivot_root(".", ".")
+        except OSError as e:
+            # EINVAL: the current root is the initramfs, which cannot be moved. EPERM: a filter.
+            if isolation == "pivot" or e.errno not in {errno.EINVAL, errno.EPERM, errno.ENOSYS}:
+                raise
+        else:
+            linux.umount2(".", linux.MNT_DETACH)
+            os.chdir("/")
+            return
+    os.chroot(".")
+    os.chdir("/")
+
+
+# ---- operations: the process ------------------------------------------------------------------
+
+
+def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_adj: int | None) -> None:
+    os.umask(umask)
+    for name, soft, hard in rlimits:
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
+        except (ValueError, OSError) as e:
+            # Root in a container often lacks CAP_SYS_RESOURCE, and then no hard limit goes up.
+            raise OSError(errno.EPERM, f"setrlimit: {e}", name) from e
+    if oom_score_adj is not None:
+        with open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write(str(oom_score_adj))
+
+
+def op_identity(
+    sandbox: Sandbox,
+    uid: int,
+    gid: int,
+    groups: list[int],
+    capabilities: int,
+    no_new_privs: bool,
+    seccomp: str | None,
+) -> None:
+    """Filter, capabilities and ids, in runc's order.
+
+    Without no_new_privs a filter needs CAP_SYS_ADMIN, and so it comes first; with it, last.
+    """
+    for fd in (0, 1, 2):
+        # A pipe belongs to who made it: an unprivileged command could not reopen /dev/stdout.
+        if uid and stat.S_ISFIFO(os.fstat(fd).st_mode):
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, uid, -1)
+    program = None if seccomp is None else binascii.a2b_base64(seccomp)
+    if no_new_privs:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    elif program is not None:
+        linux.seccomp_filter(program)
+    for number in range(len(linux.CAPABILITIES)):
+        if not capabilities >> number & 1:
+            with contextlib.suppress(OSError):  # EINVAL: newer than the kernel
+                linux.prctl(linux.PR_CAPBSET_DROP, number)
+    linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    kept = 0 if uid else capabilities & linux.capget()[1]
+    linux.capset(kept, kept, 0)
+    if no_new_privs and program is not None:
+        linux.seccomp_filter(program)
+
+
+def op_cwd(sandbox: Sandbox, path: str) -> None:
+    os.chdir(path)
+
+
+OPERATIONS: dict[str, Callable[..., None]] = {
+    name.removeprefix("op_"): function for name, function in list(globals().items()) if name.startswith("op_")
+}
+
+
+def become(args: list[str], environment: dict[str, str]) -> int:
+    """execve(2) the command, found on its own PATH; on failure say why on stderr as a shell does.
+
+    Returns only on failure: 127 where nothing was found, 126 where it cannot be run.
+    """
+    name = args[0]
+    failure: OSError = FileNotFoundError(errno.ENOENT, "not found")
+    directories = [""] if "/" in name else environment.get("PATH", "/usr/bin:/bin").split(":")
+    for directory in directories:
+        try:
+            os.execve(os.path.join(directory, name), args, environment)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            if "/" in name:
+                failure = e
+        except OSError as e:
+            failure = e
+            if e.errno != errno.EACCES:
+                break
+    words = "not found"
+    if failure.errno == errno.ENOENT and "/" in name and os.path.exists(name):
+        words = "not found: its interpreter or its dynamic loader is missing in the image"
+    elif failure.errno == errno.ENOEXEC:
+        words = "Exec format error: a program for another architecture, or a script without #!"
+    elif failure.errno not in {errno.ENOENT, errno.ENOTDIR}:
+        words = failure.strerror or str(failure)
+    with contextlib.suppress(OSError):
+        os.write(2, os.fsencode(f"{name}: {words}\n"))
+    return 127 if isinstance(failure, (FileNotFoundError, NotADirectoryError)) else 126

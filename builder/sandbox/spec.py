@@ -1,0 +1,158 @@
+"""What a sandbox is: a subset of the OCI runtime-spec as one value.
+
+`SandboxSpec` says everything that the kernel is asked for when a RUN (or a container) starts; nothing
+is read from the environment later. `builder.solve` makes specs, `launcher` carries them out, and
+`operations` turns one into the list of setup steps. Nothing here touches the system.
+https://github.com/opencontainers/runtime-spec/blob/main/config.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from layers.snapshot import Mount
+
+Network = Literal["host", "none", "private"]
+Isolation = Literal["auto", "pivot", "chroot"]
+
+DEFAULT_CAPABILITIES: frozenset[str] = frozenset(
+    (
+        "CAP_AUDIT_WRITE",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
+    )
+)
+"""Docker's default set: permitted, effective and bounding; nothing is inheritable or ambient."""
+
+MASKED_PATHS: tuple[str, ...] = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class SandboxMount(NamedTuple):
+    """One mount inside the sandbox.
+
+    `target` is a path in the image, hostile: it is resolved with the image as its root. `source` is
+    a host path (bind), a `Mount` (overlay: changes go to its upper), bytes (file) or None (tmpfs).
+    `uid`, `gid` and `mode` are those of a new tmpfs or file; a bind keeps what its source has.
+    Missing targets appear without a trace in the image: `is_file` says what to make.
+    """
+
+    kind: Literal["bind", "tmpfs", "overlay", "file"]
+    target: str
+    source: Path | Mount | bytes | None = None
+    readonly: bool = False
+    mode: int | None = None
+    uid: int = 0
+    gid: int = 0
+    size_bytes: int | None = None
+    is_file: bool = False
+    noexec: bool = False
+    recursive: bool = False
+    optional: bool = False
+    """A bind whose source is missing is left out, silently."""
+
+
+class Resources(NamedTuple):
+    """Limits by cgroup; None leaves one alone. A limit that cannot be applied is an error."""
+
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    """Memory and swap together, as Docker counts; -1 is unlimited."""
+    cpu_shares: int | None = None
+    cpu_period_us: int | None = None
+    cpu_quota_us: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    pids: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether a cgroup has to be made."""
+        return any(value is not None for value in self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """Everything about one sandbox. Defaults are Docker's, but for the network, which is the host's.
+
+    `groups` are supplementary ids. `env` is the whole environment. `mounts` are done in order, after
+    /proc, /sys and /dev. `files` maps targets such as /etc/hosts to contents or to host paths, bound
+    over without entering a layer. `seccomp` is "default", "unconfined" or a profile in Docker's JSON.
+    `scratch` is a directory on the upper's file system for mount points that the image lacks (default:
+    the upper's parent). `timeout_s` kills the sandbox and marks its `ExitStatus`.
+    """
+
+    args: tuple[str, ...]
+    root: Mount
+    env: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    umask: int = 0o022
+    readonly_root: bool = False
+    mounts: tuple[SandboxMount, ...] = ()
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+    files_readonly: bool = True
+    add_hosts: tuple[tuple[str, str], ...] = ()
+    """(name, address) pairs appended to /etc/hosts."""
+    hostname: str = "buildkitsandbox"
+    network: Network = "host"
+    capabilities: frozenset[str] = DEFAULT_CAPABILITIES
+    no_new_privs: bool = False
+    seccomp: str | Path = "default"
+    masked_paths: tuple[str, ...] = MASKED_PATHS
+    readonly_paths: tuple[str, ...] = READONLY_PATHS
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+    """(name such as "nofile", soft, hard)."""
+    oom_score_adj: int | None = None
+    devices: tuple[str, ...] = ()
+    """Host device nodes to bind as well, by path."""
+    resources: Resources = Resources()
+    isolation: Isolation = "auto"
+    privileged: bool = False
+    """RUN --security=insecure: all capabilities, no seccomp, nothing masked, every device."""
+    init: bool = False
+    """Run a small reaping PID 1 and the command beneath it."""
+    shm_size_bytes: int = 64 << 20
+    timeout_s: float | None = None
+    scratch: Path | None = None
+
+    def environment(self) -> dict[str, str]:
+        """`env` as a dict; later pairs win."""
+        return dict(self.env)
+
+    def describe(self) -> str:
+        """The setup, one step a line, for debugging."""
+        from builder.sandbox.operations import describe, operations
+
+        return "\n".join(describe(operation) for operation in operations(self))

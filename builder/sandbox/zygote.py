@@ -1,0 +1,180 @@
+"""The zygote: a small single-threaded process that starts sandboxes and buries them.
+
+Born of the launcher's process before that one starts threads, it is PID 1 of a PID namespace of its
+own: when it goes, for whatever reason, the kernel kills every sandbox. It goes when its socket ends,
+that is, when the launcher's process closes it or dies.
+
+A request is one datagram (SOCK_SEQPACKET): JSON, or empty when the JSON is in a memfd, with the
+descriptors [control, stdin, stdout, stderr, memfd?]. What happens is told on the control socket, one
+JSON object a datagram: `{"started": true}` with a pidfd; `{"error": ...}` from the child itself, at
+most once, when its setup fails; `{"exit": wait status, ...}` at the end. The control socket's other
+end closing means that nobody cares any more: the sandbox is killed.
+
+Only `layers.linux`, `setup` and cheap parts of the stdlib are imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+from typing import Any, NoReturn
+
+from builder.sandbox import setup
+from layers import linux
+
+_MSG_CMSG_CLOEXEC = 0x40000000
+_MAX_REQUEST_BYTES = 1 << 17
+_STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
+
+
+class _Child:
+    """One running sandbox: its first process, and the socket that tells about it."""
+
+    def __init__(self, pid: int, pidfd: int, control: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.control = control
+
+
+def serve(server: socket.socket) -> NoReturn:
+    """The zygote's whole life, in the process just cloned. Never returns."""
+    status = 70
+    try:
+        _settle(server)
+        _Zygote(server).loop()
+        status = 0
+    except BaseException as e:  # noqa: BLE001 - the process boundary: the launcher reads this as its epitaph
+        _tell(server, error_message("zygote", getattr(e, "errno", None), None, f"{type(e).__name__}: {e}"))
+    finally:
+        os._exit(status)
+
+
+def _settle(server: socket.socket) -> None:
+    """Leave the parent behind: its terminal, its signals, its descriptors, its mounts."""
+    gc.disable()
+    with contextlib.suppress(OSError):
+        os.setsid()
+    for number in _STOPPED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    keep = server.fileno()
+    linux.close_range(3, keep - 1) if keep > 3 else None
+    linux.close_range(keep + 1)
+    # Mounts of the host still arrive; ours, and our unmounting, never reach it.
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+    os.chdir("/")
+
+
+class _Zygote:
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+        self.poll = select.poll()
+        self.poll.register(server, select.POLLIN)
+        self.by_pidfd: dict[int, _Child] = {}
+        self.by_control: dict[int, _Child] = {}
+
+    def loop(self) -> None:
+        """Serve until the launcher is gone."""
+        while True:
+            for fd, _event in self.poll.poll():
+                if fd == self.server.fileno():
+                    if not self.accept():
+                        return
+                elif fd in self.by_pidfd:
+                    self.bury(self.by_pidfd[fd])
+                elif fd in self.by_control:
+                    self.abandon(self.by_control[fd])
+
+    def accept(self) -> bool:
+        """Take one request; False at the end of the socket."""
+        data, fds, _flags, _address = socket.recv_fds(self.server, _MAX_REQUEST_BYTES, 8, _MSG_CMSG_CLOEXEC)
+        if not fds:
+            return False
+        control = socket.socket(fileno=fds[0])
+        try:
+            if len(fds) > 4:
+                with open(fds[4], "rb", closefd=False) as stream:
+                    data = stream.read()
+            self.start(json.loads(data), control, fds[1:4])
+        except OSError as e:
+            _tell(control, error_message("clone", e.errno, None, e.strerror or str(e)))
+            control.close()
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+        return True
+
+    def start(self, request: dict[str, Any], control: socket.socket, stdio: list[int]) -> None:
+        pid, pidfd = linux.clone(request["flags"])
+        if pid == 0:
+            _run(request, control, stdio)
+        with contextlib.suppress(OSError):
+            socket.send_fds(control, [b'{"started": true}'], [pidfd])
+        child = _Child(pid, pidfd, control)
+        self.by_pidfd[pidfd] = child
+        self.by_control[control.fileno()] = child
+        self.poll.register(pidfd, select.POLLIN)
+        self.poll.register(control, select.POLLIN)
+
+    def bury(self, child: _Child) -> None:
+        """Reap, and tell."""
+        _pid, status, usage = os.wait4(child.pid, 0)
+        message = {
+            "exit": status,
+            "user_s": usage.ru_utime,
+            "system_s": usage.ru_stime,
+            "max_rss_bytes": usage.ru_maxrss * 1024,
+        }
+        self.poll.unregister(child.pidfd)
+        os.close(child.pidfd)
+        del self.by_pidfd[child.pidfd]
+        if self.by_control.pop(child.control.fileno(), None):
+            self.poll.unregister(child.control)
+        _tell(child.control, json.dumps(message).encode())
+        child.control.close()
+
+    def abandon(self, child: _Child) -> None:
+        """The other end of the control socket is gone: so goes the sandbox."""
+        self.poll.unregister(child.control)
+        del self.by_control[child.control.fileno()]
+        with contextlib.suppress(OSError):
+            linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
+
+def error_message(operation: str, number: int | None, path: str | None, words: str) -> bytes:
+    return json.dumps({"error": operation, "errno": number, "path": path, "message": words}).encode()
+
+
+def _tell(control: socket.socket, message: bytes) -> None:
+    with contextlib.suppress(OSError):
+        control.send(message)
+
+
+def _run(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> NoReturn:
+    """The child: set up, then become the command. Never returns."""
+    status = 125
+    try:
+        os.setsid()
+        for number in _STOPPED_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        for fd, source in enumerate(stdio):
+            os.dup2(source, fd)
+        sandbox = setup.Sandbox()
+        setup.execute(sandbox, request["operations"])
+        linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
+        status = setup.become(request["args"], request["env"])
+    except setup.SetupError as e:
+        _tell(control, error_message(e.operation, e.errno, e.path, e.words))
+    except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
+        _tell(control, error_message("setup", None, None, f"{type(e).__name__}: {e}"))
+    finally:
+        os._exit(status)
