@@ -107,9 +107,9 @@ class _Lines:
             parts.append(rest)
             rest = ""
         # A bar drawn with carriage returns alone must not grow for ever: its last state is enough.
-        cut = rest.rfind("\r", 0, -1)
-        if cut >= 0:
-            rest = rest[cut + 1 :]
+        if "\r" in rest:
+            body = rest.rstrip("\r")
+            rest = body[body.rfind("\r") + 1 :] + ("\r" if len(body) < len(rest) else "")
         while len(rest) > MAX_LINE_CHARS:
             parts.append(rest[:MAX_LINE_CHARS])
             rest = rest[MAX_LINE_CHARS:]

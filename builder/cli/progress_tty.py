@@ -103,8 +103,9 @@ class TtyProgress(Progress):
         try:
             columns, rows = os.get_terminal_size(self._stream.fileno())
         except (OSError, ValueError):
-            columns, rows = 80, 24
-        return max(columns, 20), max(rows, 5)
+            columns, rows = 0, 0
+        # A pseudo-terminal whose maker gave it no size says 0.
+        return max(columns or 80, 20), max(rows or 24, 5)
 
     def _row(self, left: str, right: str, colour: str) -> str:
         """One row: `left` cut to fit, `right` at the right edge. The last column stays free."""
@@ -142,6 +143,7 @@ class TtyProgress(Progress):
         now = self._clock()
         shown = running[: max(1, room - 2)]
         region = [self._headline()]
+        room -= len(shown) < len(running)  # the row that counts those left out
         bars = min(MAX_BARS, max(0, room - 1 - len(shown)))
         spare = max(0, room - 1 - len(shown) - min(bars, sum(_active(n) for n in shown)))
         log_rows = min(MAX_LOG_ROWS, spare // len(shown))
@@ -153,9 +155,10 @@ class TtyProgress(Progress):
                     region.append(self._bar(status, now))
             tail = list(node.tail)[-log_rows:] if log_rows else []
             region.extend(self._row(f"   {self._mark('│', '|')} {line}", "", "2") for line in tail)
-        if len(running) > len(shown) and len(region) < room:
+        region = region[:room]
+        if len(shown) < len(running):
             region.append(self._row(f"   and {len(running) - len(shown)} more", "", "2"))
-        return region[:room]
+        return region
 
     def _bar(self, status: VertexStatus, now: int) -> str:
         from tqdm.std import tqdm  # 69 ms, paid by the first transfer on a terminal alone
