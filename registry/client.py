@@ -1,0 +1,632 @@
+"""The distribution-spec's verbs: what pybuild, and other Python programs, ask of a registry.
+
+`RegistryClient` is thread-safe; one serves a whole command, with its connections, tokens and what it
+learned of hosts. Pulls try the endpoints that the configuration names, in order; pushes go to the
+registry itself. Copying images is `registry.copy`'s business.
+
+Spec: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode
+
+from layers.errors import ContentError, DigestMismatch, ImageError, PybuildError, SizeMismatch
+from layers.oci import (
+    INDEX_MEDIA_TYPES,
+    MANIFEST_MEDIA_TYPES,
+    MAX_MANIFEST_BYTES,
+    MEDIA_DOCKER_INDEX,
+    MEDIA_DOCKER_MANIFEST,
+    MEDIA_OCI_INDEX,
+    MEDIA_OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+)
+from registry.auth import CATALOG_SCOPE, Scope
+from registry.blobs import BlobReader
+from registry.errors import NotFoundError, RegistryError, ServerError
+from registry.hosts import Endpoint, HostConfig, RegistryOptions
+from registry.http import Timeouts, join_url
+from registry.reference import Reference
+from registry.retry import CancelCheck, Pacer, RetryPolicy
+from registry.uploads import Progress, Source, Uploader, UploadSession
+from registry.wire import Call, RateLimit, Reply, Wire
+
+if TYPE_CHECKING:
+    import hashlib
+
+    from registry.credentials import CredentialStore
+
+MANIFEST_ACCEPT = (MEDIA_OCI_INDEX, MEDIA_OCI_MANIFEST, MEDIA_DOCKER_INDEX, MEDIA_DOCKER_MANIFEST)
+MAX_LIST_BYTES = 16 << 20
+MAX_LIST_PAGES = 10_000
+_T = TypeVar("_T")
+
+
+class FetchedManifest(NamedTuple):
+    """A manifest as the registry has it; `raw` hashes to `digest`."""
+
+    raw: bytes
+    media_type: str
+    digest: Digest
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(media_type=self.media_type, digest=self.digest, size_bytes=len(self.raw))
+
+
+class PutManifest(NamedTuple):
+    """What became of a manifest: its digest, and whether the referrers API took note of its subject."""
+
+    digest: Digest
+    subject_handled: bool
+
+
+class RegistryClient:
+    """A registry client. Close it, or use it in a `with`, to end its connections."""
+
+    def __init__(
+        self,
+        options: RegistryOptions | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        cancelled: CancelCheck | threading.Event | None = None,
+        policy: RetryPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        credentials: CredentialStore | None = None,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.hosts = HostConfig(options, os.environ if environ is None else environ)
+        self._pacer = pacer or Pacer(cancelled)
+        self._wire = Wire(self.hosts, self._pacer, policy=policy, timeouts=timeouts, credentials=credentials)
+        self._lock = threading.Lock()
+        self._served: dict[str, Endpoint] = {}
+
+    def __enter__(self) -> RegistryClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the pooled connections."""
+        self._wire.http.close()
+
+    def abort(self) -> None:
+        """Break every connection: calls blocked in other threads raise at once."""
+        self._wire.http.abort()
+
+    # Manifests
+
+    def get_manifest(self, ref: Reference, accept: Sequence[str] = MANIFEST_ACCEPT) -> FetchedManifest:
+        """Fetch what `ref` names, verified against its digest and the registry's own.
+
+        Raises: NotFoundError, other RegistryErrors, DigestMismatch, SizeMismatch, ConfigError, Cancelled.
+        """
+
+        def fetch(endpoint: Endpoint) -> FetchedManifest:
+            call = self._manifest_call("GET", endpoint, ref, accept)
+            reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
+            return _verified(ref, reply, endpoint)
+
+        return self._pull(ref, fetch)
+
+    def head_manifest(
+        self, ref: Reference, accept: Sequence[str] = MANIFEST_ACCEPT, *, for_push: bool = False
+    ) -> Descriptor | None:
+        """The descriptor of what `ref` names, without its bytes; None if there is nothing.
+
+        A registry that refuses HEAD, or tells no digest, is asked for the manifest itself.
+        Raises: RegistryError but NotFoundError, Cancelled.
+        """
+
+        def head(endpoint: Endpoint) -> Descriptor:
+            call = self._manifest_call("HEAD", endpoint, ref, accept, push=for_push)
+            try:
+                reply = self._wire.fetch(endpoint, call)
+            except RegistryError as e:
+                if e.status not in {400, 405, 501}:
+                    raise
+                reply = None
+            found = None if reply is None else _described(ref, reply)
+            if found is None:
+                call = call._replace(method="GET")
+                found = _verified(ref, self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES), endpoint).descriptor
+            return found
+
+        try:
+            return head(self._push_endpoint(ref)) if for_push else self._pull(ref, head)
+        except NotFoundError:
+            return None
+
+    def put_manifest(self, ref: Reference, raw: bytes, media_type: str) -> PutManifest:
+        """Store a manifest under the tag of `ref`, or under its own digest.
+
+        A manifest with a `subject` that the registry's referrers API takes no note of is added to the
+        fallback tag by `add_referrer`. Raises: RegistryError, DigestMismatch, SizeMismatch, Cancelled.
+        """
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise SizeMismatch(f"manifest of {len(raw)} bytes is larger than the {MAX_MANIFEST_BYTES} allowed")
+        digest = Digest.of(raw)
+        if ref.digest is not None:
+            hasher = ref.digest.hasher()
+            hasher.update(raw)
+            if Digest.from_hasher(hasher) != ref.digest:
+                raise DigestMismatch(f"the manifest to push is {digest}, not {ref.digest}")
+            digest = ref.digest
+        target = ref.tag if ref.tag is not None and ref.digest is None else digest
+        endpoint = self._push_endpoint(ref)
+        call = Call(
+            "PUT",
+            f"{endpoint.repository}/manifests/{target}",
+            f"cannot push manifest {ref}",
+            (Scope.repository(endpoint.repository, "pull", "push"),),
+            (201, 200, 202),
+            {"Content-Type": media_type},
+            lambda: (raw,),
+            len(raw),
+        )
+        reply = self._wire.fetch(endpoint, call)
+        said = reply.headers.get("Docker-Content-Digest", "")
+        if said and said.partition(":")[0] == digest.algorithm and said != digest:
+            raise DigestMismatch(f"{endpoint.host} stored {ref} as {said[:80]} instead of {digest}")
+        return PutManifest(digest, bool(reply.headers.get("OCI-Subject")))
+
+    def delete_manifest(self, ref: Reference) -> None:
+        """Delete the manifest that `ref` names by digest, with every tag on it; a tag is resolved first.
+
+        Raises: NotFoundError, other RegistryErrors, Cancelled.
+        """
+        if ref.digest is None:
+            found = self.head_manifest(ref.with_default_tag(), for_push=True)
+            if found is None:
+                raise NotFoundError(f"cannot delete {ref}: there is no such manifest", status=404)
+            ref = ref.with_digest(found.digest)
+        self._delete(ref, f"manifests/{ref.digest}", f"cannot delete {ref}")
+
+    def delete_tag(self, ref: Reference) -> None:
+        """Delete a tag and leave its manifest, where the registry can (distribution-spec 1.1).
+
+        Raises: RegistryError with a hint where it cannot; NotFoundError, Cancelled.
+        """
+        tag = ref.with_default_tag().tag
+        if tag is None:
+            raise NotFoundError(f"cannot delete the tag of {ref}: it has none", status=404)
+        self._delete(ref, f"manifests/{tag}", f"cannot delete tag {ref}")
+
+    def delete_blob(self, ref: Reference, digest: Digest) -> None:
+        """Delete a blob from a repository. Raises: RegistryError, Cancelled."""
+        self._delete(ref, f"blobs/{digest}", f"cannot delete blob {digest} of {ref.repository}")
+
+    # Blobs
+
+    def open_blob(
+        self,
+        ref: Reference,
+        descriptor: Descriptor,
+        offset: int = 0,
+        *,
+        hasher: hashlib._Hash | None = None,
+    ) -> BlobReader:
+        """A verified, self-resuming stream of a blob; see `BlobReader` for `offset` and `hasher`.
+
+        Foreign layers are read from the descriptor's `urls` once the repository says that it has none.
+        Raises: RegistryError, SizeMismatch, Cancelled.
+        """
+        endpoints = self._blob_endpoints(ref, descriptor.digest)
+        what = f"cannot pull blob {descriptor.digest.short} of {ref.repository}"
+        pairs = []
+        for endpoint in endpoints:
+            path = f"{endpoint.repository}/blobs/{descriptor.digest}"
+            pairs.append((endpoint, Call("GET", path, what, (Scope.repository(endpoint.repository, "pull"),))))
+        for url in descriptor.urls:
+            foreign = self._foreign(url)
+            if foreign is not None:
+                pairs.append((foreign, Call("GET", url, what, ())))
+
+        def served(endpoint: Endpoint) -> None:
+            if endpoint.repository:
+                self._remember(ref, endpoint)
+
+        return BlobReader(self._wire, pairs, descriptor, offset=offset, hasher=hasher, served_by=served)
+
+    def has_blob(self, ref: Reference, digest: Digest, *, for_push: bool = True) -> bool:
+        """Whether the repository has the blob; a registry that refuses HEAD is asked by GET.
+
+        Raises: RegistryError but NotFoundError, Cancelled.
+        """
+
+        def head(endpoint: Endpoint) -> bool:
+            actions = ("pull", "push") if for_push else ("pull",)
+            call = Call(
+                "HEAD",
+                f"{endpoint.repository}/blobs/{digest}",
+                f"cannot look for blob {digest.short} in {ref.repository}",
+                (Scope.repository(endpoint.repository, *actions),),
+            )
+            try:
+                self._wire.open(endpoint, call).discard()
+            except RegistryError as e:
+                if e.status not in {400, 405, 501}:
+                    raise
+                self._wire.open(endpoint, call._replace(method="GET")).close()
+            return True
+
+        try:
+            return head(self._push_endpoint(ref)) if for_push else self._pull(ref, head)
+        except NotFoundError:
+            return False
+
+    def mount_blob(self, ref: Reference, digest: Digest, from_repository: str) -> bool:
+        """Mount a blob from another repository (its path) of the same registry; False if it must be uploaded.
+
+        A registry that will not mount begins an upload instead: it is cancelled.
+        Raises: RegistryError, Cancelled.
+        """
+        endpoint = self._push_endpoint(ref)
+        uploader = Uploader(self._wire, endpoint, _no_source, None)
+        try:
+            location = uploader.mount(digest, from_repository)
+        except RegistryError as e:
+            if e.status in {400, 401, 403, 404, 405}:
+                return False
+            raise
+        if location is None:
+            return True
+        self.cancel_upload(UploadSession(endpoint.registry, endpoint.repository, location, 0))
+        return False
+
+    def upload_blob(
+        self,
+        ref: Reference,
+        source: Source,
+        descriptor: Descriptor | None,
+        progress: Progress | None = None,
+        *,
+        session: UploadSession | None = None,
+        save: Callable[[UploadSession | None], None] | None = None,
+        chunk_bytes: int | None = None,
+        mount_from: str | None = None,
+    ) -> Descriptor:
+        """Send a blob and return its descriptor.
+
+        `source(offset)` opens its bytes; it is called again after a break. `descriptor` None means
+        that digest and size are not known yet. `save` is told each state that another process could
+        go on from with `session`, and None at the end. `chunk_bytes` forces PATCHes of that size;
+        0 forbids them. `mount_from` is another repository of the registry that may have the blob: if
+        so, nothing is sent, and `source` not called. Raises: RegistryError, DigestMismatch, SizeMismatch, Cancelled.
+        """
+        endpoint = self._push_endpoint(ref)
+        uploader = Uploader(
+            self._wire,
+            endpoint,
+            source,
+            descriptor,
+            progress=progress,
+            save=save,
+            chunk_bytes=chunk_bytes,
+            from_repository=mount_from,
+        )
+        if session is not None and (session.registry, session.repository) != (endpoint.registry, endpoint.repository):
+            session = None
+        if session is not None and descriptor is not None and session.digest not in {"", descriptor.digest}:
+            session = None
+        return uploader.run(session)
+
+    def resume_upload(
+        self,
+        session: UploadSession,
+        source: Source,
+        descriptor: Descriptor,
+        progress: Progress | None = None,
+        *,
+        save: Callable[[UploadSession | None], None] | None = None,
+    ) -> Descriptor:
+        """Go on with an upload of an earlier process; what the registry no longer has is sent again."""
+        ref = Reference(session.registry, session.repository)
+        return self.upload_blob(ref, source, descriptor, progress, session=session, save=save)
+
+    def cancel_upload(self, session: UploadSession) -> None:
+        """Tell the registry to forget an upload; a registry that cannot is no error."""
+        ref = Reference(session.registry, session.repository)
+        endpoint = self._push_endpoint(ref)
+        scopes = (Scope.repository(endpoint.repository, "pull", "push"),)
+        call = Call("DELETE", session.location, "cannot cancel an upload", scopes, (202, 204, 200), attempts=1)
+        try:
+            self._wire.fetch(endpoint, call)
+        except RegistryError:
+            return
+
+    # Listing
+
+    def list_tags(self, ref: Reference, *, page_size: int | None = None) -> Iterator[str]:
+        """The repository's tags in the registry's order, page by page. Raises: RegistryError, Cancelled."""
+        endpoint = self._pull(ref, self._first_page(ref, page_size))
+        scopes = (Scope.repository(endpoint.repository, "pull"),)
+        what = f"cannot list the tags of {ref.repository}"
+        yield from self._pages(endpoint, f"{endpoint.repository}/tags/list", "tags", what, scopes, page_size)
+
+    def catalog(self, registry: str, *, page_size: int | None = None) -> Iterator[str]:
+        """The names of a registry's repositories (its own extension). Raises: RegistryError, Cancelled."""
+        endpoint = self._push_endpoint(Reference(registry, "catalog"))
+        what = f"cannot list the repositories of {registry}"
+        yield from self._pages(endpoint, "_catalog", "repositories", what, (CATALOG_SCOPE,), page_size)
+
+    def referrers(self, ref: Reference, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The manifests whose subject is `digest`, by the referrers API or the fallback tag.
+
+        Raises: RegistryError, ImageError, Cancelled.
+        """
+        found = self._pull(ref, lambda endpoint: self._referrers(endpoint, ref, digest, artifact_type))
+        if artifact_type is None:
+            return found
+        return [d for d in found if d.artifact_type == artifact_type]
+
+    def referrers_api(self, ref: Reference, digest: Digest) -> bool:
+        """Whether the registry of `ref` has the referrers API. Raises: RegistryError, Cancelled."""
+        return self._referrers_page(self._push_endpoint(ref), ref, digest, None) is not None
+
+    def add_referrer(self, ref: Reference, subject: Digest, referrer: Descriptor) -> None:
+        """Add a manifest to the fallback tag of its subject (distribution-spec, Referrers Tag Schema).
+
+        Not atomic: two clients at once may lose an entry, which the spec accepts.
+        Raises: RegistryError, ImageError, Cancelled.
+        """
+        tag_ref = ref.with_tag(fallback_tag(subject))
+        try:
+            old = self.get_manifest(tag_ref, (MEDIA_OCI_INDEX,))
+            entries = list(Index.parse(old.raw, old.media_type).manifests)
+        except NotFoundError:
+            entries = []
+        if all(d.digest != referrer.digest for d in entries):
+            index = Index.build([*entries, referrer])
+            self.put_manifest(tag_ref, index.raw, index.media_type)
+
+    # Hosts
+
+    def ping(self, registry: str, repository: str = "") -> None:
+        """Whether the registry answers, and accepts our credentials.
+
+        Raises: AuthError, NetworkError, other RegistryErrors, Cancelled.
+        """
+        endpoint = self._push_endpoint(Reference(registry, repository))
+        self._wire.fetch(endpoint, Call("GET", "", f"cannot use registry {registry}", ()))
+
+    def ratelimit(self, ref: Reference) -> RateLimit | None:
+        """The pulls left, by a HEAD, which costs none; None if the registry sets no limit. Raises: RegistryError."""
+        self.head_manifest(ref.with_default_tag())
+        return self._wire.rate_limits.get(ref.domain)
+
+    def resolve_endpoints(self, ref: Reference, *, for_pull: bool) -> list[Endpoint]:
+        """The endpoints of `ref` in order. Raises: ConfigError."""
+        return self.hosts.resolve_endpoints(ref, for_pull=for_pull)
+
+    def served_by(self, ref: Reference) -> Endpoint | None:
+        """The endpoint that last served a pull from the repository."""
+        return self._served.get(ref.repository)
+
+    # Beneath
+
+    def _push_endpoint(self, ref: Reference) -> Endpoint:
+        return self.hosts.resolve_endpoints(ref, for_pull=False)[-1]
+
+    def _pull(self, ref: Reference, ask: Callable[[Endpoint], _T]) -> _T:
+        """Ask the endpoints in order until one answers; the last one's error counts, the others' are told."""
+        failed: list[str] = []
+        endpoints = self.hosts.resolve_endpoints(ref, for_pull=True)
+        for endpoint in endpoints:
+            try:
+                result = ask(endpoint)
+            except (RegistryError, ContentError) as e:
+                if endpoint is endpoints[-1]:
+                    if failed:
+                        e.hint = "; ".join(filter(None, (e.hint, "before it: " + "; ".join(failed))))
+                    raise
+                failed.append(f"{endpoint.host} ({endpoint.origin}): {e}")
+                continue
+            self._remember(ref, endpoint)
+            return result
+        raise ServerError(f"no endpoint for {ref}")
+
+    def _remember(self, ref: Reference, endpoint: Endpoint) -> None:
+        with self._lock:
+            self._served[ref.repository] = endpoint
+
+    def _blob_endpoints(self, ref: Reference, digest: Digest) -> list[Endpoint]:
+        """The endpoint that served the manifest first, then the others.
+
+        A blob is content-addressed: mirrors for digests serve it even when the manifest came by tag.
+        """
+        endpoints = self.hosts.resolve_endpoints(ref.with_digest(digest), for_pull=True)
+        served = self._served.get(ref.repository)
+        if served is not None and served in endpoints:
+            endpoints = [served, *(e for e in endpoints if e != served)]
+        return endpoints
+
+    def _foreign(self, url: str) -> Endpoint | None:
+        """An endpoint for a foreign layer's URL; https only, since the URL comes from a manifest."""
+        if not url.startswith("https://") or not url.isprintable():
+            return None
+        host = url[len("https://") :].partition("/")[0]
+        if "@" in host or not host:
+            return None
+        return Endpoint(("https",), host, host, "", self.hosts.tls_for(host, insecure=False), "foreign layer")
+
+    def _manifest_call(
+        self, method: str, endpoint: Endpoint, ref: Reference, accept: Sequence[str], *, push: bool = False
+    ) -> Call:
+        actions = ("pull", "push") if push else ("pull",)
+        scopes = (Scope.repository(endpoint.repository, *actions),)
+        headers = {"Accept": ", ".join(accept)}
+        path = f"{endpoint.repository}/manifests/{ref.target}"
+        return Call(method, path, f"cannot read {ref}", scopes, (200,), headers)
+
+    def _delete(self, ref: Reference, path: str, what: str) -> None:
+        endpoint = self._push_endpoint(ref)
+        scopes = (Scope.repository(endpoint.repository, "delete", "pull", "push"),)
+        self._wire.fetch(endpoint, Call("DELETE", f"{endpoint.repository}/{path}", what, scopes, (202, 200, 204)))
+
+    def _first_page(self, ref: Reference, page_size: int | None) -> Callable[[Endpoint], Endpoint]:
+        def probe(endpoint: Endpoint) -> Endpoint:
+            scopes = (Scope.repository(endpoint.repository, "pull"),)
+            path = f"{endpoint.repository}/tags/list?n=1"
+            call = Call("GET", path, f"cannot list the tags of {ref.repository}", scopes)
+            self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
+            return endpoint
+
+        return probe
+
+    def _pages(
+        self, endpoint: Endpoint, path: str, key: str, what: str, scopes: tuple[Scope, ...], size: int | None
+    ) -> Iterator[str]:
+        if size is not None:
+            path += f"?n={size}"
+        seen: set[str] = set()
+        for _ in range(MAX_LIST_PAGES):
+            reply = self._wire.fetch(endpoint, Call("GET", path, what, scopes), limit=MAX_LIST_BYTES)
+            names = _json_object(reply, what).get(key) or []
+            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+                raise ServerError(f"{what}: the answer has no list of {key}", url=reply.url)
+            yield from names
+            following = next_link(reply)
+            if following is None:
+                return
+            if following in seen:
+                raise ServerError(f"{what}: the pages go round in a circle", url=reply.url)
+            seen.add(following)
+            path = following
+        raise ServerError(f"{what}: more than {MAX_LIST_PAGES} pages")
+
+    def _referrers(
+        self, endpoint: Endpoint, ref: Reference, digest: Digest, artifact_type: str | None
+    ) -> list[Descriptor]:
+        found: list[Descriptor] = []
+        page = self._referrers_page(endpoint, ref, digest, artifact_type)
+        if page is None:
+            return self._referrers_by_tag(endpoint, ref, digest)
+        seen: set[str] = set()
+        while page is not None:
+            found += Index.parse(page.body, MEDIA_OCI_INDEX).manifests
+            following = next_link(page)
+            if following is None or following in seen or len(seen) > MAX_LIST_PAGES:
+                break
+            seen.add(following)
+            page = self._referrers_page(endpoint, ref, digest, artifact_type, following)
+        return found
+
+    def _referrers_page(
+        self, endpoint: Endpoint, ref: Reference, digest: Digest, artifact_type: str | None, path: str = ""
+    ) -> Reply | None:
+        """One page of the API's answer; None where the registry has no such API."""
+        if not path:
+            path = f"{endpoint.repository}/referrers/{digest}"
+            if artifact_type is not None:
+                path += "?" + urlencode({"artifactType": artifact_type}, quote_via=quote)
+        scopes = (Scope.repository(endpoint.repository, "pull"),)
+        headers = {"Accept": MEDIA_OCI_INDEX}
+        call = Call("GET", path, f"cannot list the referrers of {ref.repository}@{digest}", scopes, (200,), headers)
+        try:
+            reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
+        except RegistryError as e:
+            if e.status in {400, 404, 405, 406, 501}:
+                return None
+            raise
+        # Catch-all front ends answer any path with a page of HTML.
+        return reply if reply.headers.get("Content-Type", "").partition(";")[0].strip() == MEDIA_OCI_INDEX else None
+
+    def _referrers_by_tag(self, endpoint: Endpoint, ref: Reference, digest: Digest) -> list[Descriptor]:
+        tag_ref = ref.with_tag(fallback_tag(digest))
+        call = self._manifest_call("GET", endpoint, tag_ref, (MEDIA_OCI_INDEX,))
+        try:
+            reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
+        except NotFoundError:
+            return []
+        return list(Index.parse(_verified(tag_ref, reply, endpoint).raw, MEDIA_OCI_INDEX).manifests)
+
+
+def fallback_tag(digest: Digest) -> str:
+    """The tag that lists a subject's referrers where there is no API: algorithm-hex, cut to a tag's length."""
+    return f"{digest.algorithm}-{digest.encoded}"[:128]
+
+
+def next_link(reply: Reply) -> str | None:
+    """The absolute URL of `rel="next"` in the Link header (RFC 8288), on the same host only.
+
+    Raises: ServerError for one that is no URL.
+    """
+    for part in reply.headers.get("Link", "").split(","):
+        target, _, params = part.strip().partition(">")
+        if target.startswith("<") and 'rel="next"' in params.replace("rel=next", 'rel="next"').replace(" ", ""):
+            return join_url(reply.url, target[1:])
+    return None
+
+
+def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> FetchedManifest:
+    raw = reply.body
+    digest = Digest.of(raw)
+    for promised in (ref.digest, _digest_header(reply)):
+        if promised is None:
+            continue
+        hasher = promised.hasher()
+        hasher.update(raw)
+        actual = Digest.from_hasher(hasher)
+        if actual != promised:
+            raise DigestMismatch(
+                f"the manifest of {ref} from {endpoint.host} has the wrong content: {actual} instead of {promised}",
+                hint="the registry, or something between, damaged it",
+            )
+    return FetchedManifest(raw, _media_type(reply, raw), ref.digest or digest)
+
+
+def _described(ref: Reference, reply: Reply) -> Descriptor | None:
+    """The descriptor in the headers of a HEAD; None if they do not say enough."""
+    digest = ref.digest or _digest_header(reply)
+    length = reply.headers.get("Content-Length", "")
+    media_type = reply.headers.get("Content-Type", "").partition(";")[0].strip()
+    if digest is None or not length.isascii() or not length.isdigit() or not media_type:
+        return None
+    return Descriptor(media_type=media_type, digest=digest, size_bytes=int(length[:18]))
+
+
+def _digest_header(reply: Reply) -> Digest | None:
+    text = reply.headers.get("Docker-Content-Digest", "").strip()
+    if not text:
+        return None
+    try:
+        return Digest(text)
+    except ImageError:
+        # An algorithm that we do not know promises nothing that we could check.
+        return None
+
+
+def _media_type(reply: Reply, raw: bytes) -> str:
+    """The Content-Type, unless it is a generic one and the document knows better."""
+    said = reply.headers.get("Content-Type", "").partition(";")[0].strip()
+    if said in MANIFEST_MEDIA_TYPES or said in INDEX_MEDIA_TYPES:
+        return said
+    try:
+        declared = json.loads(raw).get("mediaType")
+    except (ValueError, AttributeError, RecursionError):
+        declared = None
+    return declared if isinstance(declared, str) and declared else said
+
+
+def _json_object(reply: Reply, what: str) -> dict[str, Any]:
+    try:
+        doc = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        doc = None
+    if not isinstance(doc, dict):
+        raise ServerError(f"{what}: the answer is not a JSON object", url=reply.url)
+    return doc
+
+
+def _no_source(offset: int) -> Any:
+    raise PybuildError("a mount sends nothing")
