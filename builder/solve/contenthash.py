@@ -1,0 +1,385 @@
+"""The digest of what a COPY would take, the part of its cache key that its sources decide.
+
+It covers names, types, modes, owners (as the copy will set them), contents, link targets, device
+numbers, extended attributes and hard links; never times. Only what the copy would touch is looked
+at. Contents are read once: `StatsCache` remembers digests by a file's identity and times, so that
+a rebuild reads nothing that has not changed. Files with extended attributes are not remembered,
+which is how a hit can stand for "and has none".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat as stat_
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from builder.errors import ContextError
+from builder.solve import rootpath
+from builder.solve.filedata import foreign
+from builder.solve.fileops import CopyOptions, chmod_function, pattern_matcher, resolve_in
+from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
+from layers.errors import Cancelled
+from layers.records import FileStat
+
+_BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
+_CHUNK = 1024 * 1024
+_THREADED_BYTES = 8 * 1024 * 1024  # below this, starting threads costs more than it brings
+
+
+class StatsCache(Protocol):
+    """Digests (sha256, 32 bytes) of files that have not changed since; `layers.records` has one."""
+
+    def get_many(self, stats: Sequence[FileStat]) -> list[bytes | None]: ...
+
+    def put_many(self, items: Iterable[tuple[FileStat, bytes]], *, observed_ns: int) -> None: ...
+
+
+class ContentEntry(NamedTuple):
+    """One line of `--explain`. `value` is a file's digest, a symlink's target or a device's number."""
+
+    path: str
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    value: str
+
+
+class ContentKey(NamedTuple):
+    """`digest` is hexadecimal sha256; `entries` is empty unless asked for; `read_bytes` counts what was hashed."""
+
+    digest: str
+    entries: tuple[ContentEntry, ...]
+    files: int
+    read_bytes: int
+
+
+def content_key(
+    source_fd: int,
+    sources: Iterable[str],
+    options: CopyOptions,
+    *,
+    stats_cache: StatsCache | None = None,
+    explain: bool = False,
+    cancelled: Callable[[], bool] = never_cancelled,
+) -> ContentKey:
+    """The digest of what `fileops.copy` would take of `sources` with `options`.
+
+    Thread-safe if `stats_cache` is. Raises: ContextError, as the copy would, for what is not there.
+    """
+    tree = SourceTree(source_fd, options.ignore)
+    key = _Hasher(tree, options, stats_cache, explain=explain, cancelled=cancelled)
+    for source in sources:
+        key.start_source()
+        for path in resolve_in(tree, source, options):
+            key.add_source(path)
+    return key.finish()
+
+
+class _Pending(NamedTuple):
+    """A line of the digest that waits for its file's digest, which `key` asks the cache for."""
+
+    head: bytes
+    key: FileStat | None
+    directory: str
+    name: str
+    entry: ContentEntry | None
+
+
+class _Hasher:
+    """Feeds the digest in walking order, a batch of files at a time."""
+
+    def __init__(
+        self,
+        tree: SourceTree,
+        options: CopyOptions,
+        cache: StatsCache | None,
+        *,
+        explain: bool,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.tree = tree
+        self.options = options
+        self.cache = cache
+        self.explain = explain
+        self.cancelled = cancelled
+        self.digest = hashlib.sha256()
+        self.entries: list[ContentEntry] = []
+        self.pending: list[_Pending] = []
+        self.links: dict[tuple[int, int], str] = {}
+        self.files = 0
+        self.read_bytes = 0
+        self.owner = options.owner or ((0, 0) if options.reset_owner else None)
+        self.chmod = chmod_function(options.mode)
+        self.include = pattern_matcher(options.include)
+        self.exclude = pattern_matcher(options.exclude)
+
+    def start_source(self) -> None:
+        self._line(b"source\n", None)
+
+    def finish(self) -> ContentKey:
+        self._flush()
+        return ContentKey(self.digest.hexdigest(), tuple(self.entries), self.files, self.read_bytes)
+
+    def add_source(self, path: str) -> None:
+        """Add all that the copy of one resolved source path takes."""
+        followed = rootpath.resolve(self.tree.root_fd, path, follow_last=self.options.follow_symlinks)
+        status = self.tree.lstat(followed)
+        if status is None:
+            raise rootpath.not_found(path)
+        self.links.clear()
+        try:
+            self._line(b"top %s\n" % _text(os.path.basename(path)), None)
+            if stat_.S_ISDIR(status.st_mode):
+                self._add_tree(followed)
+            else:
+                directory, name = os.path.split(followed)
+                fd = rootpath.open_directory(self.tree.root_fd, directory)
+                try:
+                    self._add(fd, directory, name, "", status)
+                finally:
+                    os.close(fd)
+        except OSError as e:
+            raise ContextError(f"cannot read {rootpath.shown(followed)}: {e.strerror}") from e
+
+    def _add_tree(self, top: str) -> None:
+        shown: list[Directory] = []  # the directories open now whose own line was written
+        walk = self.tree.walk(top, include=self.include, exclude=self.exclude, cancelled=self.cancelled)
+        for directory, leaving in walk:
+            if leaving:
+                if shown and shown[-1] is directory:
+                    shown.pop()
+                continue
+            if directory.included or directory.entries:
+                self._add_directories(directory, shown)
+            if not directory.entries:
+                continue
+            place = f"{top}/{directory.path}" if top and directory.path else top or directory.path
+            prefix = f"{directory.path}/" if directory.path else ""
+            for name, status in directory.entries:
+                self._add(directory.fd, place, name, prefix, status)
+
+    def _add_directories(self, directory: Directory, shown: list[Directory]) -> None:
+        """Add a directory, and those above it that so far had nothing selected in them."""
+        chain: list[Directory] = []
+        here: Directory | None = directory
+        while here is not None and here not in shown[len(shown) - 1 :]:
+            chain.append(here)
+            here = here.parent
+        for item in reversed(chain):
+            shown.append(item)
+            if item.parent is None and self.options.copy_dir_contents:
+                continue  # its contents are copied, itself is not
+            uid, gid = self.owner or (item.stat.st_uid, item.stat.st_gid)
+            mode = item.stat.st_mode
+            mode = self.chmod(mode, True) if self.chmod else stat_.S_IMODE(mode)
+            attributes = _attributes(item.fd)
+            entry = ContentEntry(item.path, "directory", mode, uid, gid, "") if self.explain else None
+            self._line(b"d %s %o %d %d%s\n" % (_text(item.path), mode, uid, gid, attributes), entry)
+
+    def _line(self, line: bytes, entry: ContentEntry | None) -> None:
+        self.pending.append(_Pending(line, None, "", "", entry))
+        if len(self.pending) >= _BATCH:
+            self._flush()
+
+    def _add(self, fd: int, directory: str, name: str, prefix: str, status: os.stat_result) -> None:
+        """Add a non-directory, `name` in the open directory `fd`, which is at canonical path `directory`."""
+        mode = status.st_mode
+        bits = self.chmod(mode, False) if self.chmod else mode & 0o7777
+        uid, gid = self.owner or (status.st_uid, status.st_gid)
+        path = prefix + name
+        if stat_.S_ISREG(mode):
+            self.files += 1
+            first = b""
+            if status.st_nlink > 1:
+                identity = (status.st_dev, status.st_ino)
+                known = self.links.setdefault(identity, path)
+                if known is not path:
+                    first = b" = " + _text(known)
+            key = file_stat(status)
+            head = b"f %s %o %d %d%s" % (_text(path), bits, uid, gid, first)
+            entry = ContentEntry(path, "file", bits, uid, gid, "") if self.explain else None
+            self.pending.append(_Pending(head, key, directory, name, entry))
+            if len(self.pending) >= _BATCH:
+                self._flush()
+            return
+        attributes = _attributes(f"/proc/self/fd/{fd}/{name}")
+        if stat_.S_ISLNK(mode):
+            bits, kind, value = 0o777, "symlink", os.readlink(name, dir_fd=fd)
+        elif stat_.S_ISSOCK(mode) and self.options.reset_owner:
+            return
+        else:
+            kind = {stat_.S_IFIFO: "fifo", stat_.S_IFSOCK: "socket", stat_.S_IFBLK: "block"}.get(
+                stat_.S_IFMT(mode), "character"
+            )
+            value = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        entry = ContentEntry(path, kind, bits, uid, gid, value) if self.explain else None
+        line = b"%s %s %o %d %d %s%s\n" % (kind.encode(), _text(path), bits, uid, gid, _text(value), attributes)
+        self._line(line, entry)
+
+    def _flush(self) -> None:
+        """Look up or read the digests of the batch, and feed all of its lines."""
+        wanted = [item for item in self.pending if item.key is not None]
+        values: list[bytes | None] = [None] * len(wanted)
+        if wanted and self.cache is not None:
+            values = self.cache.get_many([item.key for item in wanted if item.key is not None])
+        missing = [index for index, value in enumerate(values) if value is None]
+        attributes: dict[int, bytes] = {}
+        if missing:
+            if self.cancelled():
+                raise Cancelled
+            self._read(wanted, values, missing, attributes)
+        lines: list[bytes] = []
+        index = 0
+        for item in self.pending:
+            entry = item.entry
+            if item.key is None:
+                lines.append(item.head)
+            else:
+                value = values[index] or b""
+                lines.append(b"%s %s%s\n" % (item.head, value.hex().encode(), attributes.get(index, b"")))
+                index += 1
+                if entry is not None:
+                    entry = entry._replace(value=value.hex())
+            if entry is not None:
+                self.entries.append(entry)
+        self.digest.update(b"".join(lines))
+        self.pending.clear()
+
+    def _read(
+        self, wanted: list[_Pending], values: list[bytes | None], missing: list[int], attributes: dict[int, bytes]
+    ) -> None:
+        """Hash the files that no one knows, into `values` and `attributes`, and remember them."""
+        observed_ns = time.time_ns()
+        fresh: list[tuple[FileStat, bytes]] = []
+        hashed = _hash_files(self.tree.root_fd, [wanted[index] for index in missing])
+        for index, (value, extended, size, final) in zip(missing, hashed, strict=True):
+            self.read_bytes += size
+            values[index] = value
+            if extended:
+                attributes[index] = extended
+            elif final == wanted[index].key:  # else it was changed while it was read
+                fresh.append((final, value))
+        if fresh and self.cache is not None:
+            self.cache.put_many(fresh, observed_ns=observed_ns)
+
+
+def file_stat(status: os.stat_result) -> FileStat:
+    """What identifies the regular file of `status` for as long as it does not change."""
+    return FileStat(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _text(text: str) -> bytes:
+    """A name in a line: unambiguous, as no blank or line end is left in it."""
+    raw = os.fsencode(text)
+    if b" " in raw or b"\n" in raw or b"%" in raw:
+        raw = raw.replace(b"%", b"%25").replace(b" ", b"%20").replace(b"\n", b"%0A")
+    return raw
+
+
+def _attributes(target: int | str) -> bytes:
+    """The extended attributes of an open file, or of a path itself: "" or " name=digest ...", sorted."""
+    try:
+        if isinstance(target, int):
+            names = os.listxattr(target)
+        else:
+            names = os.listxattr(target, follow_symlinks=False)
+    except OSError:
+        return b""
+    found: list[bytes] = []
+    for name in sorted(names):
+        if foreign(name):
+            continue
+        try:
+            value = (
+                os.getxattr(target, name)
+                if isinstance(target, int)
+                else os.getxattr(target, name, follow_symlinks=False)
+            )
+        except OSError:
+            continue
+        found.append(b" %s=%s" % (_text(name), hashlib.sha256(value).hexdigest().encode()))
+    return b"".join(found)
+
+
+_Hashed = tuple[bytes, bytes, int, FileStat]
+
+
+def _hash_files(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
+    """For each file its digest, its attributes, the bytes read, and its stat as it is after the reading."""
+    size = sum(item.key.size_bytes for item in items if item.key is not None)
+    workers = min(os.cpu_count() or 1, 4, len(items))
+    if size < _THREADED_BYTES or workers < 2:
+        return _hash_run(root_fd, items)
+    import threading
+
+    # Files go out in runs of neighbours, the larger the run the fewer directories are opened twice.
+    run = max(1, min(64, len(items) // (workers * 4)))
+    starts = iter(range(0, len(items), run))
+    results: dict[int, list[_Hashed]] = {}
+    failures: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        while not failures:
+            with lock:
+                start = next(starts, None)
+            if start is None:
+                return
+            try:
+                results[start] = _hash_run(root_fd, items[start : start + run])
+            except (OSError, ContextError) as e:
+                failures.append(e)
+
+    threads = [threading.Thread(target=work, name=f"hash-{n}") for n in range(workers - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [hashed for start in sorted(results) for hashed in results[start]]
+
+
+def _hash_run(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
+    found: list[_Hashed] = []
+    directory: str | None = None
+    fd = -1
+    try:
+        for item in items:
+            if item.directory != directory:
+                if fd >= 0:
+                    os.close(fd)
+                    fd = -1
+                fd = rootpath.open_directory(root_fd, item.directory)
+                directory = item.directory
+            try:
+                found.append(_hash_file(fd, item.name))
+            except OSError as e:
+                raise ContextError(
+                    f"cannot read {rootpath.shown(f'{item.directory}/{item.name}')}: {e.strerror}"
+                ) from e
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return found
+
+
+def _hash_file(directory_fd: int, name: str) -> _Hashed:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
+    try:
+        digest = hashlib.sha256()
+        size = 0
+        while True:
+            data = os.read(fd, _CHUNK if size else 65536)
+            if not data:
+                break
+            size += len(data)
+            digest.update(data)
+        return digest.digest(), _attributes(fd), size, file_stat(os.fstat(fd))
+    finally:
+        os.close(fd)
