@@ -175,7 +175,7 @@ class Launcher:
             zygote.serve(theirs)
         theirs.close()
         os.close(pidfd)
-        return cls(ours, pid, Host())
+        return cls(ours, pid, _host())
 
     def run(self, spec: SandboxSpec, *, stdin_fd: int | None = None, stdout_fd: int, stderr_fd: int) -> Running:
         """Start a sandbox with these descriptors as 0, 1 and 2 (stdin None: /dev/null). Thread-safe.
@@ -242,6 +242,28 @@ class Launcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _host() -> Host:
+    """What this process's namespaces and mounts allow."""
+    return Host(
+        cgroup2=os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
+        tty_gid=5 if any(first <= 5 < first + count for first, count in _mapped("gid_map")) else None,
+        setgroups=_read("/proc/self/setgroups") != "deny",
+    )
+
+
+def _mapped(name: str) -> list[tuple[int, int]]:
+    rows = [line.split() for line in _read(f"/proc/self/{name}").splitlines()]
+    return [(int(row[0]), int(row[2])) for row in rows]
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
 
 
 def _clone_flags(spec: SandboxSpec) -> int:

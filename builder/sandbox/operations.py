@@ -22,6 +22,7 @@ class Host(NamedTuple):
 
     cgroup2: bool = False
     tty_gid: int | None = 5
+    setgroups: bool = True
     seccomp: bytes | None = None
 
 
@@ -85,7 +86,7 @@ def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
     return {
         "uid": spec.uid,
         "gid": spec.gid,
-        "groups": list(spec.groups),
+        "groups": list(spec.groups) if host.setgroups else None,
         "capabilities": mask,
         "no_new_privs": spec.no_new_privs,
         "seccomp": program,

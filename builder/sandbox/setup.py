@@ -5,7 +5,7 @@ another and says which failed. They run in a fresh single-threaded process that 
 PID namespace and has a private mount namespace. Every path of the image is resolved with the image
 as its root (openat2, RESOLVE_IN_ROOT): links and `..` in it lead nowhere else.
 
-Only `layers.linux` and cheap parts of the stdlib are imported: the zygote lives on this module.
+Only `layers.linux`, `rootfs` and cheap parts of the stdlib are imported: the zygote lives on this module.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import binascii
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import resource
 import socket
@@ -22,11 +23,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from builder.sandbox import rootfs
 from layers import linux
 
 _MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 _MS_PRIVATE_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-_IN_IMAGE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = (
     ("fd", "/proc/self/fd"),
@@ -36,7 +37,7 @@ _DEV_LINKS = (
     ("ptmx", "pts/ptmx"),
     ("core", "/proc/kcore"),
 )
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 class SetupError(Exception):
@@ -51,22 +52,23 @@ class SetupError(Exception):
 
 
 class Sandbox:
-    """What the operations share: the root's descriptor and what must be undone after the end."""
+    """What the operations share: the root's descriptor, and where the zygote reads what it must undo."""
 
-    def __init__(self) -> None:
+    def __init__(self, undo_fd: int = -1) -> None:
         self.root_fd = -1
-        self.undo: list[str] = []
+        self.undo_fd = undo_fd
+        self.undo: list[dict[str, Any]] = []
 
     def open(self, path: str, flags: int = os.O_PATH) -> int:
         """Open a path of the image. Raises: OSError."""
-        return linux.openat2(self.root_fd, path.lstrip("/") or ".", flags, 0, _IN_IMAGE)
+        return rootfs.open_in(self.root_fd, path, flags)
 
     def open_target(self, path: str, *, is_file: bool) -> int:
-        """Open a mount point; one that is missing is made (in a tmpfs or bind of ours). Raises: OSError."""
+        """Open a mount point; one that is missing lies in a mount of ours and is made. Raises: OSError."""
         try:
             return self.open(path)
         except FileNotFoundError:
-            make_target(self.root_fd, path, is_file=is_file)
+            rootfs.make_in(self.root_fd, rootfs.walk(self.root_fd, path)[0], is_file=is_file)
             return self.open(path)
 
 
@@ -78,53 +80,6 @@ def execute(sandbox: Sandbox, operations: list[list[Any]]) -> None:
         except OSError as e:
             path = e.filename if isinstance(e.filename, str) else None
             raise SetupError(name, e.errno, path, e.strerror or str(e)) from e
-
-
-def walk(root_fd: int, path: str) -> tuple[list[str], bool]:
-    """Resolve `path` inside the root by hand: (its components without links, whether it exists).
-
-    For paths that may be missing in part, which openat2 cannot tell; a dangling link is followed to
-    what it names. Raises: OSError (ELOOP; ENOTDIR).
-    """
-    todo = [part for part in path.split("/") if part not in {"", "."}][::-1]
-    done: list[str] = []
-    links = 0
-    missing = False
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            if done:
-                done.pop()
-            continue
-        name = "/".join([*done, part])
-        try:
-            status = None if missing else os.stat(name, dir_fd=root_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            status, missing = None, True
-        if status is not None and stat.S_ISLNK(status.st_mode):
-            links += 1
-            if links > 40:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            link = os.readlink(name, dir_fd=root_fd)
-            if link.startswith("/"):
-                done = []
-            todo.extend(piece for piece in reversed(link.split("/")) if piece not in {"", "."})
-            continue
-        done.append(part)
-    return done, not missing
-
-
-def make_target(root_fd: int, path: str, *, is_file: bool) -> None:
-    """Make a mount point and its parents inside the root. Raises: OSError."""
-    parts, _exists = walk(root_fd, path)
-    made = ""
-    for index, part in enumerate(parts):
-        made = f"{made}/{part}" if made else part
-        with contextlib.suppress(FileExistsError):
-            if is_file and index == len(parts) - 1:
-                os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=root_fd))
-            else:
-                os.mkdir(made, 0o755, dir_fd=root_fd)
 
 
 def _fd_path(fd: int) -> str:
@@ -181,34 +136,12 @@ def op_loopback(sandbox: Sandbox) -> None:
 # ---- operations: the root and its mounts ------------------------------------------------------
 
 
-def op_root(
-    sandbox: Sandbox,
-    type: str,
-    lower: list[str],
-    upper: str | None,
-    work: str | None,
-    userxattr: bool,
-    targets: list[list[Any]],
-    scratch: str | None,
-) -> None:
+def op_root(sandbox: Sandbox, **arguments: Any) -> None:
     """Mount the root file system privately, with every mount point that it lacks."""
-    place = upper or lower[0]
-    if type == "bind":
-        tree = linux.open_tree(
-            linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE
-        )
-        linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
-    else:
-        if work is not None:
-            # The mark of an earlier volatile mount, of this boot or the store would have dropped the upper.
-            with contextlib.suppress(OSError):
-                os.unlink(f"{work}/work/incompat/volatile/dirty")
-                os.rmdir(f"{work}/work/incompat/volatile")
-        tree = linux.fsmount_overlay(
-            list(lower), upper=upper, work=work, userxattr=userxattr, attributes=linux.MOUNT_ATTR_NODEV
-        )
-    linux.move_mount(tree, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
-    sandbox.root_fd = tree
+    root = rootfs.mount_root(**arguments)
+    sandbox.root_fd, sandbox.undo = root.fd, root.undo
+    if root.undo and sandbox.undo_fd >= 0:
+        os.write(sandbox.undo_fd, json.dumps(root.undo).encode())
 
 
 def op_readonly_root(sandbox: Sandbox) -> None:
@@ -407,7 +340,7 @@ def op_identity(
     sandbox: Sandbox,
     uid: int,
     gid: int,
-    groups: list[int],
+    groups: list[int] | None,
     capabilities: int,
     no_new_privs: bool,
     seccomp: str | None,
@@ -431,7 +364,8 @@ def op_identity(
             with contextlib.suppress(OSError):  # EINVAL: newer than the kernel
                 linux.prctl(linux.PR_CAPBSET_DROP, number)
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-    os.setgroups(groups)
+    if groups is not None:
+        os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     kept = 0 if uid else capabilities & linux.capget()[1]
@@ -459,7 +393,7 @@ def become(args: list[str], environment: dict[str, str]) -> int:
     directories = [""] if "/" in name else environment.get("PATH", "/usr/bin:/bin").split(":")
     for directory in directories:
         try:
-            os.execve(os.path.join(directory, name), args, environment)
+            os.execve(os.path.join(directory, name), args, environment)  # noqa: S606 - a shell is what it may run
         except (FileNotFoundError, NotADirectoryError) as e:
             if "/" in name:
                 failure = e

@@ -137,7 +137,7 @@ class SandboxSpec:
     oom_score_adj: int | None = None
     devices: tuple[str, ...] = ()
     """Host device nodes to bind as well, by path."""
-    resources: Resources = Resources()
+    resources: Resources = Resources()  # noqa: RUF009 - immutable
     isolation: Isolation = "auto"
     privileged: bool = False
     """RUN --security=insecure: all capabilities, no seccomp, nothing masked, every device."""

@@ -24,7 +24,7 @@ import signal
 import socket
 from typing import Any, NoReturn
 
-from builder.sandbox import setup
+from builder.sandbox import rootfs, setup
 from layers import linux
 
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -35,10 +35,21 @@ _STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 class _Child:
     """One running sandbox: its first process, and the socket that tells about it."""
 
-    def __init__(self, pid: int, pidfd: int, control: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, control: socket.socket, undo_fd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.control = control
+        self.undo_fd = undo_fd
+
+    def undo(self) -> None:
+        """Remove what the setup left on disk for as long as the sandbox ran."""
+        try:
+            steps = os.read(self.undo_fd, _MAX_REQUEST_BYTES)
+        except BlockingIOError:
+            steps = b""
+        os.close(self.undo_fd)
+        if steps:
+            rootfs.undo(json.loads(steps))
 
 
 def serve(server: socket.socket) -> NoReturn:
@@ -113,12 +124,14 @@ class _Zygote:
         return True
 
     def start(self, request: dict[str, Any], control: socket.socket, stdio: list[int]) -> None:
+        undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         pid, pidfd = linux.clone(request["flags"])
         if pid == 0:
-            _run(request, control, stdio)
+            _run(request, control, stdio, undo_write)
+        os.close(undo_write)
         with contextlib.suppress(OSError):
             socket.send_fds(control, [b'{"started": true}'], [pidfd])
-        child = _Child(pid, pidfd, control)
+        child = _Child(pid, pidfd, control, undo_read)
         self.by_pidfd[pidfd] = child
         self.by_control[control.fileno()] = child
         self.poll.register(pidfd, select.POLLIN)
@@ -127,6 +140,7 @@ class _Zygote:
     def bury(self, child: _Child) -> None:
         """Reap, and tell."""
         _pid, status, usage = os.wait4(child.pid, 0)
+        child.undo()
         message = {
             "exit": status,
             "user_s": usage.ru_utime,
@@ -158,7 +172,7 @@ def _tell(control: socket.socket, message: bytes) -> None:
         control.send(message)
 
 
-def _run(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> NoReturn:
+def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], undo_fd: int) -> NoReturn:
     """The child: set up, then become the command. Never returns."""
     status = 125
     try:
@@ -168,7 +182,7 @@ def _run(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> N
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         for fd, source in enumerate(stdio):
             os.dup2(source, fd)
-        sandbox = setup.Sandbox()
+        sandbox = setup.Sandbox(undo_fd)
         setup.execute(sandbox, request["operations"])
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
         status = setup.become(request["args"], request["env"])
