@@ -1,0 +1,245 @@
+"""`dir:DIR`: an image as plain files, as skopeo's `dir:` has it.
+
+    DIR/version              "Directory Transport Version: 1.1"
+    DIR/manifest.json        the manifest or index
+    DIR/HEX.manifest.json    the instances of an index
+    DIR/HEX                  blobs, by the hex of their sha256; others as ALG-HEX
+
+One image per directory: a commit removes the blobs of the one that was there before. Nothing is
+followed through a symlink.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from layers.errors import BlobNotFound, ImageError, SizeMismatch, StoreError
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
+from registry.errors import InvalidReference
+from registry.transport import (
+    CHUNK_BYTES,
+    BlobInput,
+    ImageSource,
+    RawManifest,
+    Reuse,
+    TransportContext,
+    check_manifest,
+)
+
+VERSION_TEXT = b"Directory Transport Version: 1.1\n"
+_OURS = re.compile(r"(?:sha(?:384|512)-)?[0-9a-f]{64,128}(?:\.manifest\.json)?\Z")
+_TEMPORARY = ".pybuild-"
+
+
+class DirLocation(NamedTuple):
+    """A directory."""
+
+    path: Path
+    transport: str = "dir"
+
+    def __str__(self) -> str:
+        return f"dir:{self.path}"
+
+    def source(self, context: TransportContext) -> DirSource:
+        return DirSource(self)
+
+    def destination(self, context: TransportContext) -> DirDestination:
+        return DirDestination(self)
+
+
+def parse(transport: str, rest: str) -> DirLocation:
+    """Raises: InvalidReference."""
+    if "\0" in rest:
+        raise InvalidReference(f"invalid image name {transport}:{rest!r}")
+    return DirLocation(Path(rest))
+
+
+def _file_name(digest: Digest) -> str:
+    return digest.encoded if digest.algorithm == "sha256" else f"{digest.algorithm}-{digest.encoded}"
+
+
+class _Dir:
+    """The directory held open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise StoreError(f"cannot open directory {path}: {e.strerror}") from e
+
+    def open(self, name: str) -> BinaryIO:
+        """Raises: FileNotFoundError; StoreError for what is no plain file."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+        except OSError as e:
+            if e.errno == errno.ENOENT:
+                raise
+            raise StoreError(f"cannot read {self.path}/{name}: {e.strerror}") from e
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StoreError(f"{self.path}/{name} is not a regular file")
+        return open(fd, "rb", buffering=0)
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as f:
+            data = f.read(MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ImageError(f"{self.path}/{name} is larger than the {MAX_MANIFEST_BYTES} bytes allowed")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        temporary = _TEMPORARY + name
+        try:
+            fd = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=self.fd
+            )
+            with open(fd, "wb") as f:
+                f.write(data)
+            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError as e:
+            raise StoreError(f"cannot write {self.path}/{name}: {e.strerror}") from e
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class DirSource:
+    """The image in a directory."""
+
+    host = ""
+    synthetic = False
+
+    def __init__(self, location: DirLocation) -> None:
+        self.name = str(location)
+        self._dir = _Dir(location.path)
+
+    def get_manifest(self, digest: Digest | None = None) -> RawManifest:
+        name = "manifest.json" if digest is None else f"{_file_name(digest)}.manifest.json"
+        try:
+            raw = self._dir.read(name)
+        except FileNotFoundError as e:
+            raise ImageError(f"{self.name} holds no image: it has no {name}") from e
+        media_type = parse_manifest(raw).media_type
+        return check_manifest(RawManifest(raw, media_type, digest or Digest.of(raw)), digest)
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
+        try:
+            stream = self._dir.open(_file_name(descriptor.digest))
+        except FileNotFoundError as e:
+            raise BlobNotFound(f"{self.name} has no blob {descriptor.digest}") from e
+        size = os.fstat(stream.fileno()).st_size
+        if size != descriptor.size_bytes:
+            stream.close()
+            raise SizeMismatch(f"blob {descriptor.digest} in {self.name} has {size} bytes, not {descriptor.size_bytes}")
+        stream.seek(offset)
+        return stream
+
+    def blob_path(self, digest: Digest) -> Path | None:
+        return None  # not verified
+
+    def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
+        return ()
+
+    def close(self) -> None:
+        self._dir.close()
+
+
+class DirDestination:
+    """A directory that will hold the image alone."""
+
+    host = ""
+    single_platform = False
+    holds_indexes = True
+    manifest_types: frozenset[str] | None = None
+    compresses = False
+
+    def __init__(self, location: DirLocation) -> None:
+        self.name = str(location)
+        try:
+            os.makedirs(location.path, exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot make {location.path}: {e.strerror}") from e
+        self._dir = _Dir(location.path)
+        self._keep = {"version", "manifest.json"}
+        self._top: RawManifest | None = None
+        try:
+            existing = [n for n in os.listdir(self._dir.fd) if not n.startswith(_TEMPORARY)]
+            if existing and "version" not in existing:
+                raise StoreError(
+                    f"{location.path} is neither empty nor an image directory: not touched",
+                    hint="name a directory that does not exist yet",
+                )
+        except BaseException:
+            self._dir.close()
+            raise
+
+    def head_manifest(self, digest: Digest | None = None) -> Digest | None:
+        return None
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        try:
+            with self._dir.open(_file_name(descriptor.digest)) as f:
+                there = os.fstat(f.fileno()).st_size == descriptor.size_bytes
+        except FileNotFoundError:
+            return False
+        if there:
+            self._keep.add(_file_name(descriptor.digest))
+        return there
+
+    def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
+        return None
+
+    def put_blob(self, blob: BlobInput) -> None:
+        name = _file_name(blob.descriptor.digest)
+        temporary = _TEMPORARY + name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with (
+                blob.open_verified() as stream,
+                open(os.open(temporary, flags, 0o644, dir_fd=self._dir.fd), "wb", buffering=0) as f,
+            ):
+                while data := stream.read(CHUNK_BYTES):
+                    view = memoryview(data)
+                    while view:
+                        view = view[f.write(view) :]
+            os.rename(temporary, name, src_dir_fd=self._dir.fd, dst_dir_fd=self._dir.fd)
+        except OSError as e:
+            raise StoreError(f"cannot write {self._dir.path}/{name}: {e.strerror}") from e
+        self._keep.add(name)
+
+    def put_manifest(self, manifest: RawManifest, *, top: bool) -> None:
+        check_manifest(manifest, manifest.digest)
+        if top:
+            self._top = manifest
+            return
+        name = f"{_file_name(manifest.digest)}.manifest.json"
+        self._dir.write(name, manifest.raw)
+        self._keep.add(name)
+
+    def commit(self) -> None:
+        """Write the manifest, then drop the blobs of the image that was here before."""
+        if self._top is None:
+            raise StoreError(f"nothing was written to {self.name}")
+        self._dir.write("version", VERSION_TEXT)
+        self._dir.write("manifest.json", self._top.raw)
+        document: Manifest | Index = parse_manifest(self._top.raw, self._top.media_type)
+        if isinstance(document, Manifest):
+            self._keep |= {_file_name(d.digest) for d in (document.config, *document.layers)}
+        for name in os.listdir(self._dir.fd):
+            if name not in self._keep and (_OURS.match(name) or name.startswith((_TEMPORARY, "signature-"))):
+                try:
+                    os.unlink(name, dir_fd=self._dir.fd)
+                except OSError as e:
+                    raise StoreError(f"cannot remove {self._dir.path}/{name}: {e.strerror}") from e
+
+    def close(self) -> None:
+        self._dir.close()

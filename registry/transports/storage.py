@@ -1,0 +1,233 @@
+"""`storage:NAME`, and names without a transport: images in pybuild's own store.
+
+NAME is a reference, in full or in the short form that stands for Docker Hub, with `:latest` where
+no tag is given; reading also takes an image's digest or ID, whole or its first hex digits. Pulls go
+through ingests named by digest, so that the next process goes on where a dead one stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from layers.errors import BlobNotFound, ImageError, NameNotFound, SizeMismatch, StoreError
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
+from registry.errors import InvalidReference
+from registry.reference import Reference
+from registry.transport import (
+    CHUNK_BYTES,
+    BlobInput,
+    ImageSource,
+    RawManifest,
+    Reuse,
+    TransportContext,
+    check_manifest,
+)
+
+if TYPE_CHECKING:
+    from layers.store import Store
+
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{7,64})\Z")
+_MAX_CANDIDATE_NAMES = 500
+
+
+class StorageLocation(NamedTuple):
+    """A name in the store, or the beginning of an ID."""
+
+    name: str
+    transport: str = "storage"
+
+    def __str__(self) -> str:
+        return f"storage:{self.name}"
+
+    def source(self, context: TransportContext) -> StorageSource:
+        """Raises: NameNotFound."""
+        return StorageSource(self.name, context.store)
+
+    def destination(self, context: TransportContext) -> StorageDestination:
+        """Raises: InvalidReference."""
+        return StorageDestination(store_name(self.name), context.store)
+
+
+def parse(transport: str, rest: str) -> StorageLocation:
+    """Raises: InvalidReference."""
+    if not _ID.match(rest):
+        Reference.parse(rest)
+    return StorageLocation(rest)
+
+
+def store_name(text: str) -> str:
+    """The name under which the store keeps the image that people call `text`. Raises: InvalidReference."""
+    return Reference.parse(text).with_default_tag().canonical()
+
+
+def find_image(store: Store, text: str) -> Descriptor:
+    """The descriptor of the image that `text` names: a name, a digest, an ID, or the beginning of one.
+
+    Raises: NameNotFound; ImageError if the beginning fits several.
+    """
+    ref: Reference | None = None
+    try:
+        ref = Reference.parse(text).with_default_tag()
+    except InvalidReference:
+        if not _ID.match(text):
+            raise
+    if ref is not None:
+        found = store.names.get(ref.canonical())
+        if found is None and ref.digest is not None:
+            found = _by_digest(store, ref.digest)
+        if found is not None:
+            return found
+    match = _ID.match(text)
+    if match is not None:
+        fits = {d.digest: d for d in _by_prefix(store, match[1])}
+        if len(fits) == 1:
+            return next(iter(fits.values()))
+        if fits:
+            raise ImageError(f"{text!r} is the beginning of {len(fits)} images' IDs", hint="give more digits")
+    raise NameNotFound(f"no image {text!r} in the store", hint="`pybuild images` lists what there is")
+
+
+def _by_digest(store: Store, digest: Digest) -> Descriptor | None:
+    info = store.blobs.stat(digest)
+    if info is None or info.size_bytes > MAX_MANIFEST_BYTES:
+        return None
+    media_type = parse_manifest(store.blobs.read(digest, MAX_MANIFEST_BYTES)).media_type
+    return Descriptor(media_type=media_type, digest=digest, size_bytes=info.size_bytes)
+
+
+def _by_prefix(store: Store, prefix: str) -> list[Descriptor]:
+    return [
+        named.descriptor
+        for named in store.names.list()
+        if named.descriptor.digest.encoded.startswith(prefix)
+        or any(m.config.digest.encoded.startswith(prefix) for m in _manifests(store, named.descriptor))
+    ]
+
+
+def _manifests(store: Store, descriptor: Descriptor) -> list[Manifest]:
+    """The image manifests that the store has under a name; a damaged or missing one is passed over."""
+    try:
+        document = parse_manifest(store.blobs.read(descriptor.digest, MAX_MANIFEST_BYTES), descriptor.media_type)
+    except (BlobNotFound, SizeMismatch, ImageError):
+        return []
+    if isinstance(document, Index):
+        return [m for d in document.manifests if store.blobs.stat(d.digest) for m in _manifests(store, d)]
+    return [document]
+
+
+class StorageSource:
+    """An image in the store."""
+
+    host = ""
+    synthetic = False
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name = f"storage:{name}"
+        self._store = store
+        self._top = find_image(store, name)
+        self._homes: dict[str, dict[Digest, list[str]]] = {}
+
+    def get_manifest(self, digest: Digest | None = None) -> RawManifest:
+        wanted = digest or self._top.digest
+        raw = self._store.blobs.read(wanted, MAX_MANIFEST_BYTES)
+        media_type = self._top.media_type if wanted == self._top.digest else ""
+        return RawManifest(raw, media_type or parse_manifest(raw).media_type, wanted)
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
+        # Not `blobs.open`, which hashes: the destination does that.
+        path = self._store.blobs.path(descriptor.digest)
+        if path is None:
+            raise BlobNotFound(
+                f"blob {descriptor.digest} of {self.name} is not in the store", hint="pull or build the image again"
+            )
+        try:
+            stream = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by the caller
+            stream.seek(offset)
+        except OSError as e:
+            raise StoreError(f"cannot read {path}: {e.strerror}") from e
+        return stream
+
+    def blob_path(self, digest: Digest) -> Path | None:
+        return self._store.blobs.path(digest)
+
+    def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
+        """Repositories of `host` that images in the store came from or were pushed as, the base image's among them."""
+        homes = self._homes.get(host)
+        if homes is None:
+            homes = self._homes[host] = {}
+            for named in self._store.names.list()[:_MAX_CANDIDATE_NAMES]:
+                if not named.name.startswith(host + "/"):
+                    continue
+                path = Reference.parse(named.name).path
+                for manifest in _manifests(self._store, named.descriptor):
+                    for blob in manifest.layers:
+                        homes.setdefault(blob.digest, []).append(path)
+        return homes.get(digest, ())
+
+    def close(self) -> None:
+        return
+
+
+class StorageDestination:
+    """A name to be in the store."""
+
+    host = ""
+    single_platform = True
+    holds_indexes = True
+    manifest_types: frozenset[str] | None = None
+    compresses = True
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name = f"storage:{name}"
+        self._name = name
+        self._store = store
+        self._top: RawManifest | None = None
+
+    def head_manifest(self, digest: Digest | None = None) -> Digest | None:
+        return None
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        info = self._store.blobs.stat(descriptor.digest)
+        return info is not None and info.size_bytes == descriptor.size_bytes
+
+    def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
+        return None
+
+    def put_blob(self, blob: BlobInput) -> None:
+        descriptor = blob.descriptor
+        ref = f"blob {descriptor.digest}"
+        # Another process may be pulling the same blob: wait for it, then there is nothing to do.
+        with self._store.leases.flight(ref):
+            if self.has_blob(descriptor):
+                return
+            with self._store.blobs.ingest(expected=descriptor, ref=ref) as ingest:
+                if ingest.offset < descriptor.size_bytes or not descriptor.size_bytes:
+                    with blob.open(ingest.offset) as stream:
+                        while data := stream.read(CHUNK_BYTES):
+                            ingest.write(data)
+                if ingest.offset < descriptor.size_bytes:
+                    # Not committed, so kept: the next try goes on from here.
+                    raise SizeMismatch(
+                        f"blob {descriptor.digest} ends after {ingest.offset} of {descriptor.size_bytes} bytes"
+                    )
+                ingest.commit()
+
+    def put_manifest(self, manifest: RawManifest, *, top: bool) -> None:
+        check_manifest(manifest, manifest.digest)
+        if not self.has_blob(manifest.descriptor):
+            with self._store.blobs.ingest(expected=manifest.descriptor) as ingest:
+                ingest.write(manifest.raw)
+                ingest.commit()
+        if top:
+            self._top = manifest
+
+    def commit(self) -> None:
+        if self._top is None:
+            raise StoreError(f"nothing was written to {self.name}")
+        self._store.names.set(self._name, self._top.descriptor)
+
+    def close(self) -> None:
+        return
