@@ -1,0 +1,107 @@
+"""Snapshots by copying: each holds the whole tree, for kernels and file systems without overlayfs.
+
+`prepare` copies the parent's tree (by reflink where the file system can: nearly free on btrfs and
+XFS); mounts are plain binds. Layers come from comparing a tree with its parent's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from layers.errors import StoreError
+from layers.oci import Digest, chain_id
+from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
+from layers.snapshotters.catalog import Catalog, Entry, disk_error
+from layers.snapshotters.overlay import LayerApplier
+from layers.trees import copy_tree
+
+
+class NativeSnapshotter:
+    """See `layers.snapshot.Snapshotter`."""
+
+    driver = "native"
+
+    def __init__(self, catalog: Catalog, dialect: Dialect) -> None:
+        self._catalog = catalog
+        self._dialect: Dialect = dialect
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
+
+    @property
+    def label(self) -> str:
+        """Driver and dialect in one: snapshots of another label are not seen."""
+        return self._catalog.label
+
+    def prepare(self, parent: str | None, *, keep: str | None = None) -> ActiveSnapshot:
+        """See Snapshotter.prepare. With `keep`, the snapshot outlives this process under that name."""
+        entry = self._catalog.begin(parent, work=False, keep=keep)
+        active = self._active(entry)
+        if parent is not None:
+            try:
+                source = self._catalog.get(parent)
+                if source is None:
+                    raise StoreError(f"snapshot {parent} is not in the store")
+                fd = os.open(self._catalog.fs(source.dir), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    copy_tree(fd, str(active.path))
+                finally:
+                    os.close(fd)
+            except BaseException as e:
+                self.discard(active)
+                if isinstance(e, OSError):
+                    raise disk_error(e, str(active.path)) from e
+                raise
+        return active
+
+    def kept(self, keep: str) -> ActiveSnapshot | None:
+        """An active snapshot that was prepared with this `keep`, by whatever process."""
+        entry = self._catalog.get(f"keep:{keep}", active=True)
+        return None if entry is None else self._active(entry)
+
+    def _active(self, entry: Entry) -> ActiveSnapshot:
+        fs = self._catalog.fs(entry.dir)
+        return ActiveSnapshot(entry.id, entry.parent, fs, Mount("bind", (fs,), dialect=self._dialect))
+
+    def view(self, snapshot: str | None) -> Mount:
+        if snapshot is None:
+            return Mount("bind", (self._catalog.empty(),), readonly=True, dialect=self._dialect)
+        entry = self._catalog.get(snapshot)
+        if entry is None:
+            raise StoreError(f"snapshot {snapshot} is not in the store")
+        return Mount("bind", (self._catalog.fs(entry.dir),), readonly=True, dialect=self._dialect)
+
+    def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
+        return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
+
+    def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
+        """See OverlaySnapshotter.import_layer; `apply` changes a copy of the parent's tree."""
+        name = chain_id([Digest(parent), diff_id] if parent is not None else [diff_id])
+        there = self._catalog.get(name)
+        if there is not None:
+            return self._snapshot(there)
+        active = self.prepare(parent)
+        try:
+            apply(active, ())
+        except BaseException:
+            self.discard(active)
+            raise
+        return self.commit(active, id=name)
+
+    def get(self, id: str) -> Snapshot | None:
+        entry = self._catalog.get(id)
+        return None if entry is None else self._snapshot(entry)
+
+    def chain(self, id: str) -> Sequence[Snapshot]:
+        return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
+
+    def discard(self, active: ActiveSnapshot) -> None:
+        self._catalog.drop(active.id, active=True)
+
+    def remove(self, id: str) -> None:
+        self._catalog.drop(id, active=False)
+
+    def _snapshot(self, entry: Entry) -> Snapshot:
+        return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)

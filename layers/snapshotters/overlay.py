@@ -1,0 +1,227 @@
+"""Snapshots by overlayfs: a snapshot is its layer's changes, stacked by the kernel when it is mounted.
+
+`prepare` and `commit` cost two or three directories and a row, whatever the size of the base. The
+mount itself is made where it is needed, from the `Mount` that describes it: by the sandbox in its
+own namespaces, or detached by `open_tree` for a reader in this process.
+Kernel documentation: filesystems/overlayfs.rst. overlayfs stacks at most 500 lower directories;
+a longer chain gets its first 500 merged into one directory, once (`_flattened`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from layers import linux
+from layers.errors import StoreError
+from layers.oci import Digest, chain_id
+from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
+from layers.snapshotters.catalog import Catalog, Entry, disk_error
+
+MAX_LOWER = 500
+"""OVL_MAX_STACK of the kernel."""
+
+LayerApplier = Callable[[ActiveSnapshot, Sequence[Path]], None]
+"""Fills an active snapshot with a layer; the paths are the layers beneath, topmost first."""
+
+
+class OverlaySnapshotter:
+    """See `layers.snapshot.Snapshotter`."""
+
+    driver = "overlay"
+
+    def __init__(self, catalog: Catalog, dialect: Dialect, *, max_lower: int = MAX_LOWER) -> None:
+        self._catalog = catalog
+        self._dialect: Dialect = dialect
+        self._max_lower = max_lower
+        # A committed chain never changes while it exists, and a directory's name is never reused.
+        self._lowers: dict[str, tuple[str, tuple[Path, ...]]] = {}
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
+
+    @property
+    def label(self) -> str:
+        """Driver and dialect in one: snapshots of another label are not seen."""
+        return self._catalog.label
+
+    def prepare(self, parent: str | None, *, keep: str | None = None) -> ActiveSnapshot:
+        """See Snapshotter.prepare. With `keep`, the snapshot outlives this process under that name."""
+        lower = self._lower(parent) if parent is not None else ()
+        entry = self._catalog.begin(parent, work=True, keep=keep)
+        active = self._active(entry, lower)
+        if lower:
+            _copy_root(lower[0], active.path)
+        return active
+
+    def kept(self, keep: str) -> ActiveSnapshot | None:
+        """An active snapshot that was prepared with this `keep`, by whatever process."""
+        entry = self._catalog.get(f"keep:{keep}", active=True)
+        if entry is None:
+            return None
+        return self._active(entry, self._lower(entry.parent) if entry.parent is not None else ())
+
+    def _active(self, entry: Entry, lower: tuple[Path, ...]) -> ActiveSnapshot:
+        fs, work = self._catalog.fs(entry.dir), self._catalog.work(entry.dir)
+        if lower:
+            mount = Mount("overlay", lower, upper=fs, work=work, dialect=self._dialect)
+        else:
+            mount = Mount("bind", (fs,), dialect=self._dialect)
+        return ActiveSnapshot(entry.id, entry.parent, fs, mount)
+
+    def view(self, snapshot: str | None) -> Mount:
+        if snapshot is None:
+            return Mount("bind", (self._catalog.empty(),), readonly=True, dialect=self._dialect)
+        lower = self._lower(snapshot)
+        # overlayfs wants two lower directories at least.
+        kind = "overlay" if len(lower) > 1 else "bind"
+        return Mount(kind, lower, readonly=True, dialect=self._dialect)  # type: ignore[arg-type]
+
+    def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
+        return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
+
+    def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
+        """See Snapshotter.rebase: shares the directory."""
+        source = self._catalog.get(snapshot)
+        if source is None:
+            raise StoreError(f"snapshot {snapshot} is not in the store")
+        if source.parent == parent:
+            return self._snapshot(source)
+        id = "rebased:" + Digest.of(f"{snapshot}\n{parent or ''}".encode()).encoded
+        return self._snapshot(self._catalog.share(id, source, parent))
+
+    def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
+        """The snapshot of a base layer on `parent`, a chain ID; `apply` fills it if it is not there.
+
+        Snapshots of base layers are called by their chain ID, so that images share them. When two
+        processes import one, the second to finish drops its own.
+        """
+        name = chain_id([Digest(parent), diff_id] if parent is not None else [diff_id])
+        there = self._catalog.get(name)
+        if there is not None:
+            return self._snapshot(there)
+        active = self.prepare(parent)
+        try:
+            apply(active, active.mount.lower if active.mount.type == "overlay" else ())
+        except BaseException:
+            self.discard(active)
+            raise
+        return self.commit(active, id=name)
+
+    def adopt(self, active: ActiveSnapshot, id: str, parent: str | None) -> Snapshot:
+        """Commit on another parent than it was prepared on: layers unpack side by side, then are stacked."""
+        return self._snapshot(self._catalog.commit(active.id, id=id, parent=parent))
+
+    def get(self, id: str) -> Snapshot | None:
+        entry = self._catalog.get(id)
+        return None if entry is None else self._snapshot(entry)
+
+    def chain(self, id: str) -> Sequence[Snapshot]:
+        return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
+
+    def discard(self, active: ActiveSnapshot) -> None:
+        self._catalog.drop(active.id, active=True)
+
+    def remove(self, id: str) -> None:
+        self._lowers.pop(id, None)
+        self._catalog.drop(id, active=False)
+
+    def _snapshot(self, entry: Entry) -> Snapshot:
+        return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)
+
+    def _lower(self, id: str) -> tuple[Path, ...]:
+        """A chain's directories, topmost first, no more than the kernel stacks."""
+        entry = self._catalog.get(id)
+        if entry is None:
+            raise StoreError(f"snapshot {id} is not in the store")
+        known = self._lowers.get(id)
+        if known is not None and known[0] == entry.dir:
+            return known[1]
+        stack: list[Path] = []
+        parent = ""
+        for below in reversed(self._catalog.chain(id)):
+            if len(stack) == self._max_lower:
+                stack = [self._flattened(parent, stack)]
+            stack.append(self._catalog.fs(below.dir))
+            parent = below.id
+        lower = tuple(reversed(stack))
+        self._lowers[id] = (entry.dir, lower)
+        return lower
+
+    def _flattened(self, id: str, stack: list[Path]) -> Path:
+        """One directory with the tree that a full stack (base first) shows; made once per chain."""
+        name = f"flat:{id}"
+        there = self._catalog.get(name)
+        if there is None:
+            from layers.trees import copy_tree
+
+            entry = self._catalog.begin(None, work=True)
+            try:
+                fd = open_tree(Mount("overlay", tuple(reversed(stack)), readonly=True, dialect=self._dialect))
+                try:
+                    copy_tree(fd, str(self._catalog.fs(entry.dir)))
+                finally:
+                    os.close(fd)
+            except BaseException as e:
+                self._catalog.drop(entry.id, active=True)
+                if isinstance(e, OSError):
+                    raise disk_error(e, str(self._catalog.fs(entry.dir))) from e
+                raise
+            there = self._catalog.commit(entry.id, id=name, parent=None)
+        return self._catalog.fs(there.dir)
+
+
+def open_tree(mount: Mount) -> int:
+    """The root of what `mount` describes, as an O_PATH descriptor, without mounting it anywhere.
+
+    To list it, `os.open(".", os.O_RDONLY, dir_fd=fd)`. The tree goes with the last descriptor.
+    Raises: StoreError with the kernel's words.
+    """
+    try:
+        if mount.type == "bind":
+            return os.open(mount.lower[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return linux.fsmount_overlay(
+            [os.fspath(path) for path in mount.lower],
+            upper=None if mount.upper is None else os.fspath(mount.upper),
+            work=None if mount.work is None else os.fspath(mount.work),
+            userxattr=mount.dialect == "user",
+            attributes=linux.MOUNT_ATTR_RDONLY if mount.readonly else 0,
+        )
+    except OSError as e:
+        raise StoreError(f"cannot mount a snapshot of {len(mount.lower)} layers: {e}") from e
+
+
+def overlay_works(directory: Path, dialect: Dialect) -> bool:
+    """Whether the kernel mounts an overlay with its upper directory here, and whiteouts can be made."""
+    from layers.trees import remove_tree
+
+    probe = f"{directory}/probe-{os.urandom(4).hex()}"
+    try:
+        for name in ("", "/a", "/b", "/u", "/w"):
+            os.mkdir(probe + name, 0o700)
+        os.close(
+            linux.fsmount_overlay(
+                [f"{probe}/a", f"{probe}/b"], upper=f"{probe}/u", work=f"{probe}/w", userxattr=dialect == "user"
+            )
+        )
+        return True
+    except OSError:
+        return False
+    finally:
+        remove_tree(probe)
+
+
+def _copy_root(source: Path, target: Path) -> None:
+    """The upper directory's own attributes are those that `/` has: take the parent's."""
+    status = os.stat(source)
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(target, status.st_uid, status.st_gid)
+    mode = status.st_mode & 0o7777
+    if mode != 0o755:
+        os.chmod(target, mode)
+    for name in os.listxattr(source):
+        if not name.startswith(("trusted.overlay.", "user.overlay.")):
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,0 +1,485 @@
+"""The local store: blobs, names, snapshots, layers and cache records under one directory.
+
+    ROOT/
+      oci-layout, index.json, blobs/ALGORITHM/HEX    an OCI image layout: `skopeo inspect oci:ROOT:NAME` works
+      store.db (-wal, -shm)                          everything else that is known (layers.database)
+      ingest/ID                                      blobs being written, locked while their writer lives
+      snapshots/DIR/{fs,work}                        file systems (layers.snapshotters)
+      empty/                                         what a snapshot of nothing shows
+      leases/, flights/, lock                        who is alive (layers.leases)
+      trash/                                         renamed away, being deleted
+
+The law: **a durable name never points at undurable bytes**. Nothing is synced while a build runs;
+`publish` syncs the whole file system once (the barrier) and then commits the names with a synced
+transaction. What was written since the last barrier is forgotten when the machine has restarted in
+between (`layers.database`, epochs). Deletion goes the other way: rows first, synced, then bytes.
+
+Any number of processes and threads may share a store. The user namespace that a rootless build
+runs in must be entered before the store is opened, and nothing here survives a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload
+
+from layers import faults, linux
+from layers.blobs import BlobDirectory, BlobIngest
+from layers.content import BlobInfo
+from layers.database import Database, boot_id
+from layers.errors import BlobNotFound, StoreError
+from layers.leases import Leases, StoreLock
+from layers.oci import (
+    INDEX_MEDIA_TYPES,
+    MANIFEST_MEDIA_TYPES,
+    MAX_MANIFEST_BYTES,
+    MEDIA_OCI_INDEX,
+    Descriptor,
+    Digest,
+    Index,
+    parse_manifest,
+)
+from layers.records import Cache, FileStats, Layers, Names, encode_descriptor
+from layers.snapshot import Dialect
+from layers.snapshotters.catalog import Catalog
+from layers.snapshotters.overlay import OverlaySnapshotter, overlay_works
+
+if TYPE_CHECKING:
+    from layers.gc import GcReport, SweepReport
+    from layers.snapshotters.native import NativeSnapshotter
+
+Driver = Literal["auto", "overlay", "native"]
+
+REF_NAME = "org.opencontainers.image.ref.name"
+_DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "snapshots", "leases", "flights", "trash", "empty")
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+def default_root(environ: Mapping[str, str], euid: int) -> Path:
+    """Where the store lies: PYBUILD_ROOT, else the system's for root, else the user's data directory."""
+    explicit = environ.get("PYBUILD_ROOT")
+    if explicit:
+        return Path(explicit)
+    if euid == 0:
+        return Path("/var/lib/pybuild")
+    data = environ.get("XDG_DATA_HOME")
+    # The XDG base directory specification has relative paths ignored.
+    if data and data.startswith("/"):
+        return Path(data) / "pybuild"
+    home = environ.get("HOME")
+    if not home:
+        raise StoreError("cannot tell where the store is: neither PYBUILD_ROOT nor HOME is set", hint="use --root DIR")
+    return Path(home) / ".local/share/pybuild"
+
+
+def default_dialect() -> Dialect:
+    """`trusted` as root of the initial user namespace, `user` everywhere else."""
+    return "trusted" if os.geteuid() == 0 and _uid_map().split() == ["0", "0", "4294967295"] else "user"
+
+
+def _uid_map() -> str:
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+class _OpenStore(Protocol):
+    def __call__(
+        self,
+        root: Path,
+        *,
+        driver: Driver = "auto",
+        dialect: Dialect | None = None,
+        clock: Callable[[], int] = time.time_ns,
+        boot: str | None = None,
+    ) -> Store: ...
+
+
+class _OpenBlob(Protocol):
+    def __call__(self, digest: Digest) -> BinaryIO: ...
+
+
+class _Open:
+    """`Store.open(root)` opens a store; `store.open(digest)` opens a blob, as ContentStore has it."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Store]) -> _OpenStore: ...
+
+    @overload
+    def __get__(self, instance: Store, owner: type[Store]) -> _OpenBlob: ...
+
+    def __get__(self, instance: Store | None, owner: type[Store]) -> _OpenStore | _OpenBlob:
+        return _open_store if instance is None else instance.blobs.open
+
+
+class Store:
+    """A store that is open; a `ContentStore` itself. Thread-safe. `Store.open` makes one."""
+
+    def __init__(
+        self, root: Path, database: Database, driver: Driver, dialect: Dialect, boot: str, clock: Callable[[], int]
+    ) -> None:
+        self.root = root
+        self.dialect: Dialect = dialect
+        self.database = database
+        self._driver = driver
+        self._boot = boot
+        self._clock = clock
+        self.lock = StoreLock(root)
+        self.leases = Leases(root, database, self.lock)
+        self.blobs = BlobDirectory(root, database, self.lock, self.leases, clock)
+        self.names = Names(database, self._publish)
+        self.layers = Layers(database)
+        self.cache = Cache(database, self._label, clock)
+        self.filestats = FileStats(database)
+        self._snapshots: OverlaySnapshotter | NativeSnapshotter | None = None
+
+    def _start(self, *, created: bool) -> None:
+        meta = self.database.meta()
+        if meta.get("boot") != self._boot:
+            from layers.gc import forget_undurable
+
+            if created:
+                self._import_index()
+            forget_undurable(self, self._boot)
+            self._write_index()
+        elif meta.get("names_generation") != meta.get("index_generation"):
+            self._write_index()  # a process died between its commit and the new index.json
+        if self.leases.dead():
+            self.sweep()
+
+    # Blobs: the ContentStore protocol
+
+    open = _Open()
+
+    def stat(self, digest: Digest) -> BlobInfo | None:
+        """See ContentStore.stat."""
+        return self.blobs.stat(digest)
+
+    def read(self, digest: Digest, limit_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+        """See ContentStore.read."""
+        return self.blobs.read(digest, limit_bytes)
+
+    def ingest(
+        self,
+        *,
+        expected: Descriptor | None = None,
+        media_type: str = "application/octet-stream",
+        ref: str | None = None,
+    ) -> BlobIngest:
+        """See ContentStore.ingest. What this process ingests is safe from gc until it ends."""
+        return self.blobs.ingest(expected=expected, media_type=media_type, ref=ref)
+
+    def put(self, data: bytes, media_type: str) -> Descriptor:
+        """Store a small blob that is in memory. Idempotent."""
+        descriptor = Descriptor.of(data, media_type)
+        with self.ingest(expected=descriptor) as ingest:
+            ingest.write(data)
+            return ingest.commit()
+
+    def delete(self, digest: Digest) -> bool:
+        """See ContentStore.delete."""
+        return self.blobs.delete(digest)
+
+    def walk(self) -> Iterator[BlobInfo]:
+        """See ContentStore.walk."""
+        return self.blobs.walk()
+
+    def path(self, digest: Digest) -> Path | None:
+        """See ContentStore.path."""
+        return self.blobs.path(digest)
+
+    # Snapshots
+
+    @property
+    def snapshots(self) -> OverlaySnapshotter | NativeSnapshotter:
+        """The driver's snapshotter; overlay where the kernel mounts one here, else native."""
+        if self._snapshots is None:
+            driver = self._choose_driver()
+            label = "native" if driver == "native" else f"overlay-{self.dialect}"
+            catalog = Catalog(self.root, label, self.database, self.lock, self.leases, self._clock)
+            if driver == "native":
+                from layers.snapshotters.native import NativeSnapshotter
+
+                self._snapshots = NativeSnapshotter(catalog, self.dialect)
+            else:
+                self._snapshots = OverlaySnapshotter(catalog, self.dialect)
+        return self._snapshots
+
+    def _label(self) -> str:
+        return self.snapshots.label
+
+    def _choose_driver(self) -> Literal["overlay", "native"]:
+        if self._driver != "auto":
+            return self._driver
+        # A probe takes a mount and some directories: its outcome holds until the next boot.
+        key = f"driver:{self.dialect}:{' '.join(_uid_map().split())}"
+        row = self.database.row("SELECT value FROM meta WHERE key=?", (key,))
+        if row is None:
+            works = overlay_works(self.root / "trash", self.dialect)
+            row = ("overlay" if works else "native",)
+            with self.database.write() as c:
+                c.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, row[0]))
+        return "native" if row[0] == "native" else "overlay"
+
+    # Names
+
+    def publish(self, names: Mapping[str, Descriptor]) -> None:
+        """Name images, all or none; once it returns, names and bytes survive a power cut.
+
+        A no-op, without a sync, for names that stand for the same durable bytes already.
+        Raises: BlobNotFound if a manifest, config or layer is missing; platforms of an index may be.
+        """
+        self._publish(dict(names))
+
+    def _publish(self, changes: dict[str, Descriptor | None]) -> None:
+        needed: set[Digest] = set()
+        for name, descriptor in changes.items():
+            if descriptor is not None:
+                needed |= self.closure(descriptor, name)
+        owner_is_needed = any(d is not None for d in changes.values())
+        if owner_is_needed and self._is_published(changes, needed):
+            return
+        with self.leases.hold(blobs=needed):
+            if self._undurable(needed):
+                self.barrier()
+            with self.lock.shared():
+                missing = self._undurable(needed)
+                if missing:
+                    raise BlobNotFound(f"blob {missing[0]} was removed while {next(iter(changes))} was being named")
+                self._commit_names(changes)
+        if faults.ARMED:
+            faults.reach("store.publish.before-index")
+        self._write_index()
+
+    def _is_published(self, changes: dict[str, Descriptor | None], needed: set[Digest]) -> bool:
+        same = all(d is not None and self.names.get(name) == d for name, d in changes.items())
+        return same and not self._undurable(needed)
+
+    def _commit_names(self, changes: dict[str, Descriptor | None]) -> None:
+        now = self._clock()
+        with self.database.write(sync=True) as c:
+            for name, descriptor in changes.items():
+                if descriptor is None:
+                    c.execute("DELETE FROM names WHERE name=?", (name,))
+                else:
+                    c.execute(
+                        "INSERT OR REPLACE INTO names VALUES(?,?,?,?)",
+                        (name, descriptor.digest, encode_descriptor(descriptor), now),
+                    )
+            c.execute("UPDATE meta SET value=value+1 WHERE key='names_generation'")
+            if faults.ARMED:
+                faults.reach("store.publish.before-commit")
+
+    def closure(self, descriptor: Descriptor, name: str = "") -> set[Digest]:
+        """All blobs that a manifest or index needs and that are here.
+
+        Raises: BlobNotFound for a missing config or layer; a missing platform of an index is passed over.
+        """
+        found: set[Digest] = set()
+        pending = [(descriptor, True)]
+        while pending:
+            current, required = pending.pop()
+            if current.digest in found:
+                continue
+            if self.stat(current.digest) is None:
+                if required:
+                    shown = name or descriptor.digest
+                    raise BlobNotFound(f"{shown} needs blob {current.digest}, which is not in the store")
+                continue
+            found.add(current.digest)
+            if current.media_type in MANIFEST_MEDIA_TYPES | INDEX_MEDIA_TYPES:
+                document = parse_manifest(self.read(current.digest, MAX_MANIFEST_BYTES), current.media_type)
+                if isinstance(document, Index):
+                    pending.extend((d, False) for d in document.manifests)
+                else:
+                    # Foreign layers (Windows bases) lie elsewhere for good.
+                    pending.extend((d, not d.urls) for d in (document.config, *document.layers))
+        return found
+
+    def _undurable(self, digests: Iterable[Digest]) -> list[str]:
+        """Those of the digests that no barrier has covered yet, or that have no blob."""
+        rows = self.database.rows(
+            "SELECT j.value FROM json_each(?) j LEFT JOIN blobs b ON b.digest=j.value WHERE b.epoch IS NULL"
+            " OR b.epoch > (SELECT value FROM meta WHERE key='durable_epoch')",
+            (json.dumps(sorted(digests)),),
+        )
+        return [str(row[0]) for row in rows]
+
+    def barrier(self) -> None:
+        """Make all that was written to the store survive a power cut. Raises: StoreError (I/O error)."""
+        with self.database.write() as c:
+            epoch = c.execute("SELECT value FROM meta WHERE key='epoch'").fetchone()[0]
+            # Rows written from here on may speak of bytes that the sync below no longer sees.
+            c.execute("UPDATE meta SET value=? WHERE key='epoch'", (epoch + 1,))
+        if faults.ARMED:
+            faults.reach("store.barrier.before-sync")
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            linux.syncfs(fd)
+        except OSError as e:
+            raise StoreError(f"{self.root}: the disk failed to write what was stored: {e.strerror}") from e
+        finally:
+            os.close(fd)
+        if faults.ARMED:
+            faults.reach("store.barrier.after-sync")
+        with self.database.write(sync=True) as c:
+            c.execute("UPDATE meta SET value=max(value, ?) WHERE key='durable_epoch'", (epoch,))
+
+    def _write_index(self) -> None:
+        """Bring index.json up to the names, for the tools that read OCI layouts."""
+        with self.leases.flight("index.json"):
+            generation = self.database.meta()["names_generation"]
+            document = {
+                "schemaVersion": 2,
+                "mediaType": MEDIA_OCI_INDEX,
+                "manifests": [_with_name(n.descriptor, n.name) for n in self.names.list()],
+            }
+            path = self.root / "index.json"
+            write_file(path, json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode())
+            with self.database.write() as c:
+                c.execute("UPDATE meta SET value=? WHERE key='index_generation'", (generation,))
+
+    def _import_index(self) -> None:
+        """Take the names of an OCI layout, or of a store that has lost its database."""
+        try:
+            with open(self.root / "index.json", "rb") as f:
+                index = Index.parse(f.read(MAX_MANIFEST_BYTES + 1))
+        except FileNotFoundError:
+            return
+        with self.database.write() as c:
+            for descriptor in index.manifests:
+                name = descriptor.annotations.get(REF_NAME)
+                if name:
+                    plain = {k: v for k, v in descriptor.annotations.items() if k != REF_NAME}
+                    text = json.dumps(descriptor.to_json() | {"annotations": plain})
+                    c.execute(
+                        "INSERT OR IGNORE INTO names VALUES(?,?,?,?)", (name, descriptor.digest, text, self._clock())
+                    )
+            c.execute("UPDATE meta SET value=value+1 WHERE key='names_generation'")
+
+    # Life
+
+    def lease(self, *, blobs: Iterable[Digest] = (), snapshots: Iterable[str] = ()) -> AbstractContextManager[None]:
+        """Protect blobs (also such as are still to come) and snapshots from gc within the block.
+
+        What this process writes is protected anyway until it ends; take a lease on what it found.
+        Raises, on entering: StoreError if a snapshot is not there any more.
+        """
+        return self.leases.hold(blobs=blobs, snapshots=snapshots)
+
+    def flight(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Be the only one, of all threads and processes, that does the work `key`; see Leases.flight."""
+        return self.leases.flight(key, wait=wait)
+
+    def sweep(self) -> SweepReport:
+        """Clear away what dead processes left half-done. See `layers.gc.sweep`."""
+        from layers.gc import sweep
+
+        return sweep(self)
+
+    def gc(self) -> GcReport:
+        """Remove what no name, cache record, lease or live process needs. See `layers.gc.collect`."""
+        from layers.gc import collect
+
+        return collect(self)
+
+    def close(self) -> None:
+        """End this process's leases and close the database. Idempotent."""
+        try:
+            self.leases.close()
+        finally:
+            self.database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_store(
+    root: Path,
+    *,
+    driver: Driver = "auto",
+    dialect: Dialect | None = None,
+    clock: Callable[[], int] = time.time_ns,
+    boot: str | None = None,
+) -> Store:
+    """Open the store at `root`, which is made if it is missing or empty.
+
+    `boot` identifies this run of the machine; only tests give it.
+    Raises: StoreError (not writable, not a store, of another version, damaged).
+    """
+    root = Path(os.path.abspath(root))
+    created = not os.path.exists(root / "store.db")
+    if created:
+        _create(root)
+    database = Database(root / "store.db")
+    try:
+        store = Store(root, database, driver, dialect or default_dialect(), boot or boot_id(), clock)
+        store._start(created=created)
+    except BaseException:
+        database.close()
+        raise
+    return store
+
+
+def _create(root: Path) -> None:
+    """Make the directories of a store; what is there of them is kept. Raises: StoreError."""
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        strangers = [] if os.path.exists(root / "oci-layout") else [n for n in os.listdir(root) if n not in _OWN]
+        if strangers:
+            raise StoreError(
+                f"{root} is neither empty nor a pybuild store (it has {strangers[0]!r})",
+                hint="choose an empty directory with --root or PYBUILD_ROOT",
+            )
+        for name in _DIRECTORIES:
+            os.makedirs(root / name, mode=0o755, exist_ok=True)
+        # Snapshots hold set-id programs and whatever a build had: nobody else's business.
+        os.chmod(root / "snapshots", 0o700)
+        os.chmod(root / "empty", 0o755)  # noqa: S103 - it is the root directory of an empty image
+        if not os.path.exists(root / "oci-layout"):
+            write_file(root / "oci-layout", _LAYOUT)
+    except OSError as e:
+        raise StoreError(
+            f"{e.filename or root}: cannot create the store: {e.strerror}", hint="use --root or PYBUILD_ROOT"
+        ) from e
+
+
+_OWN = frozenset({"blobs", "ingest", "snapshots", "leases", "flights", "trash", "empty", "lock", "index.json"})
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a small file: whole or not at all, a power cut included. Raises: StoreError."""
+    temporary = f"{path}.{os.urandom(4).hex()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, data)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as e:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise StoreError(f"{path}: {e.strerror}") from e
+
+
+def _with_name(descriptor: Descriptor, name: str) -> dict[str, object]:
+    document: dict[str, object] = descriptor.to_json()
+    document["annotations"] = {**descriptor.annotations, REF_NAME: name}
+    return document
