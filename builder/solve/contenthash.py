@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from builder.errors import ContextError
 from builder.solve import rootpath
 from builder.solve.filedata import foreign
-from builder.solve.fileops import CopyOptions, chmod_function, pattern_matcher, resolve_in
+from builder.solve.fileops import CopyOptions, chmod_function, resolve_in, selection
 from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
 from layers.errors import Cancelled
 from layers.records import FileStat
@@ -114,8 +114,7 @@ class _Hasher:
         self.read_bytes = 0
         self.owner = options.owner or ((0, 0) if options.reset_owner else None)
         self.chmod = chmod_function(options.mode)
-        self.include = pattern_matcher(options.include)
-        self.exclude = pattern_matcher(options.exclude)
+        self.selection = selection(options)
 
     def start_source(self) -> None:
         self._line(b"source\n", None)
@@ -147,7 +146,7 @@ class _Hasher:
 
     def _add_tree(self, top: str) -> None:
         shown: list[Directory] = []  # the directories open now whose own line was written
-        walk = self.tree.walk(top, include=self.include, exclude=self.exclude, cancelled=self.cancelled)
+        walk = self.tree.walk(top, self.selection, cancelled=self.cancelled)
         for directory, leaving in walk:
             if leaving:
                 if shown and shown[-1] is directory:

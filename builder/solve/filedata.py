@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_
+from collections.abc import Mapping
 
 _SMALL = 128 * 1024  # below this, one read and one write cost less than asking for anything cleverer
 _CHUNK = 1024 * 1024
@@ -181,4 +182,26 @@ def copy_link_xattrs(source_fd: int, name: str, target_fd: int, target: str) -> 
                 os.setxattr(f"/proc/self/fd/{target_fd}/{target}", attribute, value, follow_symlinks=False)
             except OSError as e:
                 if e.errno not in (*_NO_ATTRIBUTES, errno.ENODATA):
+                    raise
+
+
+def set_xattrs(target: int, attributes: Mapping[str, bytes]) -> None:
+    """Give an open file the attributes of an archive's entry; what its file system cannot hold is left out."""
+    for name, value in attributes.items():
+        if not foreign(name):
+            try:
+                os.setxattr(target, name, value)
+            except OSError as e:
+                if e.errno not in _NO_ATTRIBUTES:
+                    raise
+
+
+def set_link_xattrs(target_fd: int, target: str, attributes: Mapping[str, bytes]) -> None:
+    """The same for an entry that cannot be opened."""
+    for name, value in attributes.items():
+        if not foreign(name):
+            try:
+                os.setxattr(f"/proc/self/fd/{target_fd}/{target}", name, value, follow_symlinks=False)
+            except OSError as e:
+                if e.errno not in _NO_ATTRIBUTES:
                     raise

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from builder.errors import ContextError
-from builder.solve import filedata, rootpath
-from builder.solve.sourcetree import Directory, Matcher, SourceTree, never_cancelled
+from builder.solve import filedata, rootpath, wildcard
+from builder.solve.sourcetree import Directory, Matcher, Selection, SourceTree, never_cancelled
 from layers.errors import Cancelled
 
 
@@ -57,13 +57,16 @@ class CopyStats(NamedTuple):
     size_bytes: int
 
 
-def pattern_matcher(patterns: tuple[str, ...]) -> Matcher | None:
-    """The matcher of `--exclude` or `--parents` patterns; None where there are none."""
-    if not patterns:
+def selection(options: CopyOptions) -> Selection | None:
+    """What `--parents` and `--exclude` select; None where they are not given. Raises: ContextError."""
+    if not options.include and not options.exclude:
         return None
     from builder.frontend.ignorefile import IgnoreMatcher  # only builds with such flags pay for it
 
-    return IgnoreMatcher(patterns)
+    include = IgnoreMatcher.from_patterns(options.include, "--parents") if options.include else None
+    exclude = IgnoreMatcher.from_patterns(options.exclude, "--exclude") if options.exclude else None
+    heads = tuple(wildcard.split(rootpath.clean(pattern.strip()))[0] for pattern in options.include)
+    return Selection(include, exclude, heads)
 
 
 def resolve_sources(source_fd: int, pattern: str, options: CopyOptions) -> list[str]:
@@ -305,13 +308,10 @@ class _Copier:
     # Below the top: directory by directory
 
     def _copy_tree(self, source: str, target: str) -> None:
-        include = pattern_matcher(self.options.include)
-        exclude = pattern_matcher(self.options.exclude)
         self.top = target
+        walk = self.tree.walk(source, selection(self.options), cancelled=self.cancelled)
         try:
-            for directory, leaving in self.tree.walk(
-                source, include=include, exclude=exclude, cancelled=self.cancelled
-            ):
+            for directory, leaving in walk:
                 if leaving:
                     self._leave(directory)
                 else:

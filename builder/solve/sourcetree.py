@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat as stat_
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from builder.errors import ContextError
 from builder.solve import rootpath, wildcard
@@ -22,15 +22,24 @@ MAX_DEPTH = 400
 
 
 class Matcher(Protocol):
-    """What `builder.frontend.ignorefile.IgnoreMatcher` does here.
+    """What `builder.frontend.ignorefile.IgnoreMatcher` does here; paths are relative."""
 
-    `parent` is what the same call gave for the parent directory, None at the top. The second value
-    is that for the children.
-    """
+    def match(self, path: str) -> bool: ...
 
-    def match_below(self, path: str, parent: object) -> tuple[bool, object]: ...
+    def can_prune(self, directory: str) -> bool: ...
 
-    def may_except_below(self, path: str) -> bool: ...
+
+class Selection(NamedTuple):
+    """The patterns of `--parents` and `--exclude`; `heads` are the literal beginnings of the former."""
+
+    include: Matcher | None = None
+    exclude: Matcher | None = None
+    heads: tuple[str, ...] = ()
+
+    def may_lead_to_included(self, directory: str) -> bool:
+        """Whether something that `include` matches can be in a directory that it does not match."""
+        inside = directory + "/"
+        return any(not head or head.startswith(inside) or inside.startswith(head + "/") for head in self.heads)
 
 
 class Directory:
@@ -43,10 +52,7 @@ class Directory:
 
     __slots__ = (
         "entries",
-        "exclude_state",
         "fd",
-        "ignore_state",
-        "include_state",
         "included",
         "name",
         "parent",
@@ -63,10 +69,7 @@ class Directory:
         self.parent = parent
         self.included = True
         self.entries: list[tuple[str, os.stat_result]] = []
-        self.subdirectories: list[tuple[str, os.stat_result, bool, tuple[object, object, object]]] = []
-        self.ignore_state: object = None
-        self.include_state: object = None
-        self.exclude_state: object = None
+        self.subdirectories: list[tuple[str, os.stat_result, bool]] = []
 
 
 def never_cancelled() -> bool:
@@ -98,20 +101,14 @@ class SourceTree:
     def _hidden(self, path: str, status: os.stat_result) -> bool:
         """Whether the ignore file hides canonical `path`."""
         assert self.ignore is not None
-        state: object = None
-        here = ""
-        ignored = False
-        for part in path.split("/"):
-            here = f"{here}/{part}" if here else part
-            ignored, state = self.ignore.match_below(here, state)
-        if not ignored or not stat_.S_ISDIR(status.st_mode):
-            return ignored
-        return not self._shows_something(path, state)
+        if not self.ignore.match(path):
+            return False
+        return not stat_.S_ISDIR(status.st_mode) or not self._shows_something(path)
 
-    def _shows_something(self, path: str, state: object) -> bool:
+    def _shows_something(self, path: str) -> bool:
         """Whether an ignored directory holds something that an exception of the ignore file shows."""
         assert self.ignore is not None
-        if not self.ignore.may_except_below(path):
+        if self.ignore.can_prune(path):
             return False
         fd = rootpath.open_directory(self.root_fd, path)
         try:
@@ -121,8 +118,7 @@ class SourceTree:
             os.close(fd)
         for name, is_directory in listed:
             inner = f"{path}/{name}"
-            ignored, inner_state = self.ignore.match_below(inner, state)
-            if not ignored or (is_directory and self._shows_something(inner, inner_state)):
+            if not self.ignore.match(inner) or (is_directory and self._shows_something(inner)):
                 return True
         return False
 
@@ -176,9 +172,8 @@ class SourceTree:
     def walk(
         self,
         top: str,
+        selection: Selection | None = None,
         *,
-        include: Matcher | None = None,
-        exclude: Matcher | None = None,
         cancelled: Callable[[], bool] = never_cancelled,
     ) -> Iterator[tuple[Directory, bool]]:
         """Walk the directory at canonical `top`, each directory twice: on entering, and (True) on leaving it.
@@ -190,13 +185,8 @@ class SourceTree:
         try:
             fd = rootpath.open_directory(self.root_fd, top)
             current = Directory("", "", os.fstat(fd), fd, None)
-            if self.ignore is not None and top:
-                here = ""
-                for part in top.split("/"):
-                    here = f"{here}/{part}" if here else part
-                    _, current.ignore_state = self.ignore.match_below(here, current.ignore_state)
             depth = 0
-            self._list(current, top, include, exclude)
+            self._list(current, top, selection)
             yield current, False
             while current is not None:
                 if current.subdirectories:
@@ -206,7 +196,7 @@ class SourceTree:
                     depth += 1
                     if depth > MAX_DEPTH:
                         raise ContextError(f"{self._shown(top, current)}: more than {MAX_DEPTH} directories deep")
-                    self._list(current, top, include, exclude)
+                    self._list(current, top, selection)
                     yield current, False
                 else:
                     yield current, True
@@ -226,58 +216,46 @@ class SourceTree:
 
     @staticmethod
     def _enter(parent: Directory) -> Directory:
-        name, status, included, states = parent.subdirectories.pop()
+        name, status, included = parent.subdirectories.pop()
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd)
         path = f"{parent.path}/{name}" if parent.path else name
         child = Directory(name, path, status, fd, parent)
         child.included = included
-        child.ignore_state, child.include_state, child.exclude_state = states
         return child
 
-    def _list(self, directory: Directory, top: str, include: Matcher | None, exclude: Matcher | None) -> None:
+    def _list(self, directory: Directory, top: str, selection: Selection | None) -> None:
         """Fill in the entries and the subdirectories; those last in reverse, to be popped in order."""
-        fd = directory.fd
-        with os.scandir(fd) as listing:
+        with os.scandir(directory.fd) as listing:
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in listing]
         found.sort()
-        if self.ignore is None and include is None and exclude is None:
+        if self.ignore is None and selection is None:
             directory.entries = [item for item in found if not stat_.S_ISDIR(item[1].st_mode)]
             if len(directory.entries) != len(found):
-                nothing = (None, None, None)
                 directory.subdirectories = [
-                    (name, status, True, nothing) for name, status in reversed(found) if stat_.S_ISDIR(status.st_mode)
+                    (name, status, True) for name, status in reversed(found) if stat_.S_ISDIR(status.st_mode)
                 ]
             return
         for name, status in found:
-            self._select(directory, top, name, status, include, exclude)
+            self._select(directory, top, name, status, selection)
         directory.subdirectories.reverse()
 
     def _select(
-        self,
-        directory: Directory,
-        top: str,
-        name: str,
-        status: os.stat_result,
-        include: Matcher | None,
-        exclude: Matcher | None,
+        self, directory: Directory, top: str, name: str, status: os.stat_result, selection: Selection | None
     ) -> None:
-        is_directory = stat_.S_ISDIR(status.st_mode)
-        ignore_state = include_state = exclude_state = None
         path = f"{directory.path}/{name}" if directory.path else name
-        if self.ignore is not None:
-            full = f"{top}/{path}" if top else path
-            ignored, ignore_state = self.ignore.match_below(full, directory.ignore_state)
-            if ignored and not (is_directory and self._shows_something(full, ignore_state)):
-                return
+        if self.ignore is not None and self._hidden(f"{top}/{path}" if top else path, status):
+            return
+        is_directory = stat_.S_ISDIR(status.st_mode)
         included = True
-        if include is not None:
-            included, include_state = include.match_below(path, directory.include_state)
-        if exclude is not None:
-            excluded, exclude_state = exclude.match_below(path, directory.exclude_state)
-            included = included and not excluded
-            if is_directory and excluded and not exclude.may_except_below(path):
+        if selection is not None and selection.include is not None:
+            included = selection.include.match(path)
+            if is_directory and not included and not selection.may_lead_to_included(path):
+                return
+        if selection is not None and selection.exclude is not None and selection.exclude.match(path):
+            included = False
+            if is_directory and selection.exclude.can_prune(path):
                 return
         if is_directory:
-            directory.subdirectories.append((name, status, included, (ignore_state, include_state, exclude_state)))
+            directory.subdirectories.append((name, status, included))
         elif included:
             directory.entries.append((name, status))
