@@ -1,0 +1,325 @@
+"""The public API: one function per verb; what the command line and Python callers use.
+
+    from builder import BuildRequest, build
+    result = build(BuildRequest(containerfile=SourceFile("Containerfile", text), context=Path(".")))
+
+Every input is an argument, every failure a `PybuildError`, all progress an event. Nothing is
+printed and no environment variable is read here. A build forks; called from a threaded program it
+runs in a child process of its own (see `build`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from builder.plan.request import BuildRequest
+from layers.events import EventSink, NullSink
+from layers.oci import Descriptor, Digest, Platform
+
+if TYPE_CHECKING:
+    from builder.plan.graph import BuildGraph
+    from builder.sandbox.launcher import Launcher
+    from layers.oci import ImageConfig
+    from layers.store import Store
+    from registry.copy import CopyOptions, CopyResult
+    from registry.hosts import RegistryOptions
+    from registry.transport import RawManifest, TransportContext
+
+NAMELESS = "@"
+"""With the image's id, the store's name of an image that was built without a tag."""
+
+
+class BuildResult(NamedTuple):
+    """A finished build. `image_id` is the config's digest; for several platforms the index's."""
+
+    descriptor: Descriptor
+    image_id: Digest
+    tags: tuple[str, ...]
+    executed: int
+    cached: int
+
+
+def prepare_namespaces() -> None:
+    """Enter the user namespace that an ordinary user's snapshots need; as root, nothing.
+
+    To be called while the process has one thread, before the store is opened. Idempotent.
+    Raises: SandboxError naming what is missing.
+    """
+    from builder.sandbox.userns import enter
+
+    enter()
+
+
+@contextmanager
+def open_store(root: Path) -> Iterator[Store]:
+    """The local store, for as long as the block lasts. Raises: StoreError."""
+    from layers.store import Store
+
+    store = Store.open(root)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def build(
+    request: BuildRequest,
+    *,
+    root: Path,
+    events: EventSink | None = None,
+    registry: RegistryOptions | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    tick: Callable[[], None] = lambda: None,
+    launcher: Launcher | None = None,
+) -> BuildResult:
+    """Build the request's target and tag it in the store at `root`.
+
+    Equal requests on equal inputs run nothing twice and give the same image. `tick` is called a few
+    times a second from the calling thread.
+    Raises: ParseError, PlanError, ContextError, StepError, SandboxError, RegistryError, StoreError,
+    Cancelled.
+    """
+    from builder.export import Exporter
+    from builder.frontend.instructions import parse_containerfile
+    from builder.plan.planner import plan
+    from builder.session import Session
+    from builder.solve.layering import LayerBook
+    from builder.solve.solver import Solver
+    from builder.solve.sources import ImageSources
+    from builder.solve.steps import StepContext
+    from registry.reference import Reference
+
+    sink = events or NullSink()
+    stopped = cancelled or _never
+    names = [Reference.parse(tag).with_default_tag() for tag in request.tags]
+    containerfile = parse_containerfile(request.containerfile)
+    prepare_namespaces()
+    zygote = _Zygote(launcher)
+    with open_store(root) as store, _transports(lambda: store, registry) as transports:
+        session = Session(request)
+        sources = ImageSources(store, transports, policy=request.pull, events=sink, cancelled=stopped)
+        layers = LayerBook(store, request, stopped)
+        try:
+            graph = plan(request, containerfile, sources)
+            ctx = StepContext(
+                store=store,
+                session=session,
+                request=request,
+                launcher=zygote.get,
+                events=sink,
+                cancelled=stopped,
+                source=request.containerfile,
+            )
+            solver = Solver(
+                ctx, graph, sources, layers, jobs=request.jobs, tick=tick, before_threads=_needs_zygote(graph, zygote)
+            )
+            results = solver.solve()
+            image = Exporter(store, request, sources, layers).export(graph, results, solver.made_ns)
+            if names:
+                store.publish({name.canonical(): image.descriptor for name in names})
+            else:
+                store.publish({f"{NAMELESS}{image.image_id}": image.descriptor})
+        finally:
+            layers.close()
+            session.close()
+            zygote.close()
+    executed = sum(not r.cached for r in results.values())
+    return BuildResult(image.descriptor, image.image_id, tuple(map(str, names)), executed, len(graph.steps) - executed)
+
+
+def _never() -> bool:
+    return False
+
+
+def _needs_zygote(graph: BuildGraph, zygote: _Zygote) -> Callable[[], None]:
+    from builder.plan.graph import RunOp
+
+    return zygote.start if any(isinstance(s.op, RunOp) for s in graph.steps) else (lambda: None)
+
+
+class _Zygote:
+    """The launcher of a build: started when the first step is to run, before there are threads."""
+
+    def __init__(self, launcher: Launcher | None) -> None:
+        self._launcher = launcher
+        self._own = launcher is None
+
+    def start(self) -> None:
+        if self._launcher is None:
+            from builder.sandbox.launcher import Launcher
+
+            self._launcher = Launcher.start()
+
+    def get(self) -> Launcher:
+        self.start()
+        assert self._launcher is not None
+        return self._launcher
+
+    def close(self) -> None:
+        if self._own and self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
+
+
+@contextmanager
+def _transports(store: Callable[[], Store] | None, registry: RegistryOptions | None) -> Iterator[TransportContext]:
+    from registry.transport import TransportContext
+
+    opened: list[object] = []
+
+    def client() -> object:
+        from registry.client import RegistryClient
+
+        made = RegistryClient(registry) if registry is not None else RegistryClient()
+        opened.append(made)
+        return made
+
+    try:
+        yield TransportContext(store=store, client=client)  # type: ignore[arg-type]
+    finally:
+        for made in opened:
+            made.close()  # type: ignore[attr-defined]
+
+
+def copy(
+    source: str,
+    destination: str,
+    *,
+    root: Path,
+    options: CopyOptions | None = None,
+    source_registry: RegistryOptions | None = None,
+    destination_registry: RegistryOptions | None = None,
+    default_source: str = "storage",
+    default_destination: str = "docker",
+    events: EventSink | None = None,
+    jobs: int = 6,
+    cancelled: Callable[[], bool] | None = None,
+) -> CopyResult:
+    """Copy an image from any transport to any other. Names as in `registry.transport`.
+
+    Raises: InvalidReference, RegistryError, ContentError, ImageError, StoreError, Cancelled.
+    """
+    from registry.copy import copy_location
+    from registry.transport import parse_location
+
+    start = parse_location(source, default_source)  # type: ignore[arg-type]
+    end = parse_location(destination, default_destination)  # type: ignore[arg-type]
+    with (
+        _lazy_store(root) as store,
+        _transports(store, source_registry) as first,
+        _transports(store, destination_registry) as second,
+    ):
+        return copy_location(
+                start, end, first, destination_context=second, options=options, events=events, jobs=jobs,
+                cancelled=cancelled,
+            )  # fmt: skip
+
+
+@contextmanager
+def _lazy_store(root: Path) -> Iterator[Callable[[], Store]]:
+    from layers.store import Store
+
+    opened: list[Store] = []
+    lock = threading.Lock()
+
+    def get() -> Store:
+        with lock:
+            if not opened:
+                opened.append(Store.open(root))
+            return opened[0]
+
+    try:
+        yield get
+    finally:
+        for store in opened:
+            store.close()
+
+
+def push(source: str, destination: str, *, root: Path, **more: object) -> CopyResult:
+    """Copy an image of the store to a registry (or another transport)."""
+    return copy(source, destination, root=root, default_source="storage", default_destination="docker", **more)  # type: ignore[arg-type]
+
+
+def pull(source: str, *, root: Path, name: str | None = None, **more: object) -> CopyResult:
+    """Copy an image from a registry (or another transport) to the store, under its own name or `name`."""
+    from registry.reference import Reference
+    from registry.transport import split_transport
+
+    if name is None:
+        transport, rest = split_transport(source)
+        if transport in {None, "docker"}:
+            name = str(Reference.parse(rest).with_default_tag())
+        else:
+            name = (
+                Path(rest.rsplit(":", 1)[0]).name.lower() + ":" + (rest.rsplit(":", 1)[1] if ":" in rest else "latest")
+            )
+    return copy(source, f"storage:{name}", root=root, default_source="docker", default_destination="storage", **more)  # type: ignore[arg-type]
+
+
+def unpack(
+    source: str,
+    target: Path,
+    *,
+    root: Path,
+    registry: RegistryOptions | None = None,
+    platform: Platform | None = None,
+    events: EventSink | None = None,
+) -> None:
+    """Write an image's flattened root file system to `target`, which must be empty or missing.
+
+    No name or link in a layer reaches outside it. Raises: LayerError, ImageError, what `copy` raises.
+    """
+    from registry.unpack import unpack_location
+
+    from registry.transport import parse_location
+
+    location = parse_location(source, "storage")
+    with _lazy_store(root) as store, _transports(store, registry) as context:
+        unpack_location(location, context, target, platform=platform or Platform.host(), events=events or NullSink())
+
+
+class InspectedImage(NamedTuple):
+    """What `inspect` found: the manifest that a name stands for; for an image also its config and layers."""
+
+    name: str
+    manifest: RawManifest
+    config: ImageConfig | None
+    layers: tuple[Descriptor, ...]
+
+
+def inspect(
+    source: str,
+    *,
+    root: Path,
+    registry: RegistryOptions | None = None,
+    platform: Platform | None = None,
+    raw: bool = False,
+) -> InspectedImage:
+    """Read an image's manifest and config, without its layers; with `raw`, only what the name stands for.
+
+    An index is narrowed to `platform` (this machine's if None) unless `raw`.
+    Raises: InvalidReference, NameNotFound, ImageError, RegistryError.
+    """
+    from layers.oci import MAX_CONFIG_BYTES, ImageConfig, Index, parse_manifest
+    from registry.transport import check_manifest, parse_location, read_blob
+
+    location = parse_location(source, "storage")
+    with _lazy_store(root) as store, _transports(store, registry) as context:
+        opened = location.source(context)
+        try:
+            manifest = check_manifest(opened.get_manifest(), None)
+            if raw:
+                return InspectedImage(opened.name, manifest, None, ())
+            document = parse_manifest(manifest.raw, manifest.media_type)
+            while isinstance(document, Index):
+                digest = document.select(platform or Platform.host()).digest
+                manifest = check_manifest(opened.get_manifest(digest), digest)
+                document = parse_manifest(manifest.raw, manifest.media_type)
+            config = ImageConfig.parse(read_blob(opened, document.config, MAX_CONFIG_BYTES))
+            return InspectedImage(opened.name, manifest, config, document.layers)
+        finally:
+            opened.close()

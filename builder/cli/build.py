@@ -1,0 +1,448 @@
+"""`pybuild build`: flags and environment into a `BuildRequest`, and its result on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+from builder.cli.options import add_registry_options, boolean, duration, fields, key_value, size, store_root
+from builder.errors import ContextError, UsageError
+from builder.frontend.source import SourceFile
+from builder.plan.request import BuildRequest, ResourceLimits, RunOptions, SecretSource
+
+_MAX_CONTAINERFILE_BYTES = 64 << 20
+
+
+def configure(verb: str, parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "context",
+        nargs="?",
+        default=None,
+        metavar="CONTEXT",
+        help="a directory, a tarball's or git repository's URL, or - for a tar on stdin",
+    )
+    add(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="the Containerfile; - is stdin (default: Containerfile or Dockerfile in the context)",
+    )
+    add("-t", "--tag", action="append", default=[], metavar="NAME", help="name of the image; may be given again")
+    add("--target", metavar="STAGE", help="build this stage instead of the last")
+    add(
+        "--build-arg",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE]",
+        help="value of an ARG (without =: from the environment)",
+    )
+    add("--build-arg-file", action="append", default=[], metavar="FILE", help="a file of KEY=VALUE lines")
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another context: a directory, docker-image://…, oci-layout://…, https://…",
+    )
+    add("--ignorefile", metavar="FILE", help="use this instead of .containerignore or .dockerignore")
+    add(
+        "--platform",
+        action="append",
+        default=[],
+        metavar="OS/ARCH",
+        help="target platforms, comma-separated; several make an index",
+    )
+    add("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the image")
+    add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the manifest")
+    add("--env", action="append", default=[], metavar="KEY[=VALUE]", help="a variable of the image")
+    add("--unsetenv", action="append", default=[], metavar="KEY", help="take a variable out of the image")
+    add("--unsetlabel", action="append", default=[], metavar="KEY", help="take a label out of the image")
+    add("--no-cache", action="store_true", help="run every step")
+    add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run every step of these stages")
+    add(
+        "--pull",
+        nargs="?",
+        const="always",
+        default="missing",
+        metavar="POLICY",
+        help="always, missing, never or newer (alone: always)",
+    )
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID[,src=FILE|env=NAME]",
+        help="a secret for RUN --mount=type=secret",
+    )
+    add(
+        "--ssh",
+        action="append",
+        default=[],
+        metavar="default|ID[=SOCKET]",
+        help="an ssh agent for RUN --mount=type=ssh",
+    )
+    add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="security.insecure")
+    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts for RUN")
+    add(
+        "--network",
+        default="default",
+        choices=["default", "host", "none"],
+        help="the network of RUN (default: the host's)",
+    )
+    add("--isolation", default="auto", choices=["auto", "pivot", "chroot"], help="how RUN is isolated")
+    add("--dns", action="append", default=[], metavar="IP", help="a name server for RUN")
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="HOST:CTR[:ro]",
+        help="bind a host directory for every RUN",
+    )
+    add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more for RUN")
+    add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less for RUN")
+    add(
+        "--security-opt",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="seccomp=FILE|unconfined, no-new-privileges",
+    )
+    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="a resource limit for RUN")
+    add("--shm-size", type=size, metavar="SIZE", help="size of /dev/shm for RUN")
+    add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer")
+    add("-m", "--memory", type=size, metavar="SIZE", help="memory limit of RUN")
+    add("--memory-swap", type=size, metavar="SIZE", help="memory and swap limit of RUN; -1 is unlimited")
+    add("--cpu-shares", type=int, metavar="N", help="relative weight of RUN")
+    add("--cpu-period", type=int, metavar="US", help="CFS period in microseconds")
+    add("--cpu-quota", type=int, metavar="US", help="CFS quota in microseconds")
+    add("--cpus", type=float, metavar="N", help="processors' worth of time for RUN")
+    add("--cpuset-cpus", metavar="LIST", help="processors for RUN")
+    add("--cpuset-mems", metavar="LIST", help="memory nodes for RUN")
+    add("--pids-limit", type=int, metavar="N", help="processes that RUN may have")
+    add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
+    add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed"], help="of new layers")
+    add("--compression-level", type=int, metavar="N", help="the codec's own scale")
+    add(
+        "--timestamp",
+        type=int,
+        metavar="SECONDS",
+        help="time of everything new, since the epoch (also SOURCE_DATE_EPOCH)",
+    )
+    add("--omit-history", action="store_true", help="leave the history out of the config")
+    add("--iidfile", metavar="FILE", help="write the image id there")
+    add("--metadata-file", metavar="FILE", help="write what was built there, as JSON")
+    add(
+        "--progress",
+        default=None,
+        choices=["auto", "tty", "plain", "quiet", "rawjson"],
+        help="(also BUILDKIT_PROGRESS)",
+    )
+    add("-q", "--quiet", action="store_true", help="print the image id alone")
+    add("-j", "--jobs", type=int, default=0, metavar="N", help="steps at once (default: one a processor)")
+    add("--check", action="store_true", help="lint the Containerfile instead of building it")
+    add(
+        "--layers", nargs="?", const=True, type=boolean, default=True, help=SUPPRESS
+    )  # buildah's default-off cache switch
+    add_registry_options(parser)
+
+
+def run(verb: str, options: Namespace) -> int:
+    with ExitStack() as stack:
+        request = make_request(options, stack)
+        if options.check:
+            from builder.cli.language import check_file
+
+            return check_file(request.containerfile, as_json=False, request=request)
+        return _build(options, request)
+
+
+def _build(options: Namespace, request: BuildRequest) -> int:
+    from builder import api
+    from builder.cli.options import registry_options
+    from builder.cli.progress import make_progress, resolve_mode
+
+    mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
+    api.prepare_namespaces()
+    launcher = None
+    if resolve_mode(mode, sys.stderr, os.environ) == "tty":
+        # The drawing thread must not exist before the zygote does.
+        from builder.sandbox.launcher import Launcher
+
+        launcher = Launcher.start()
+    try:
+        with make_progress(mode, sys.stderr, os.environ) as progress:
+            result = api.build(
+                request,
+                root=store_root(options),
+                events=progress,
+                registry=registry_options(options),
+                launcher=launcher,
+            )
+    finally:
+        if launcher is not None:
+            launcher.close()
+    _report(options, result)
+    return 0
+
+
+def _report(options: Namespace, result: object) -> None:
+    from builder.api import BuildResult
+
+    assert isinstance(result, BuildResult)
+    if options.iidfile:
+        Path(options.iidfile).write_text(result.image_id)
+    if options.metadata_file:
+        import json
+
+        document = {
+            "containerimage.config.digest": result.image_id,
+            "containerimage.digest": result.descriptor.digest,
+            "containerimage.descriptor": result.descriptor.to_json(),
+            "image.name": ",".join(result.tags),
+            "pybuild.steps": {"executed": result.executed, "cached": result.cached},
+        }
+        Path(options.metadata_file).write_text(json.dumps(document, indent=2) + "\n")
+    print(result.image_id)
+
+
+def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
+    """The request that the flags mean. Raises: UsageError, ContextError."""
+    containerfile, context, ignore = _inputs(options, stack)
+    args = _build_args(options)
+    epoch = options.timestamp
+    if epoch is None:
+        text = args.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
+        if text and not text.isdigit():
+            raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
+        epoch = int(text) if text else None
+    from layers.oci import Platform
+
+    platforms = [p for value in options.platform for p in value.split(",") if p]
+    if options.pull not in {"always", "missing", "never", "newer"}:
+        options.pull = "always" if boolean(options.pull) else "missing"
+    quota, period = options.cpu_quota, options.cpu_period
+    if options.cpus is not None:
+        if quota is not None:
+            raise UsageError("--cpus and --cpu-quota exclude each other")
+        period = period or 100_000
+        quota = int(options.cpus * period)
+    run_options = RunOptions(
+        network=options.network,
+        add_hosts=tuple(_host(h) for h in options.add_host),
+        cap_add=tuple(options.cap_add),
+        cap_drop=tuple(options.cap_drop),
+        security_opt=tuple(options.security_opt),
+        ulimits=tuple(_ulimit(u) for u in options.ulimit),
+        shm_size_bytes=options.shm_size,
+        volumes=tuple(options.volume),
+        isolation=options.isolation,
+        timeout_s=options.timeout,
+        limits=ResourceLimits(
+            memory_bytes=options.memory,
+            memory_swap_bytes=options.memory_swap,
+            cpu_shares=options.cpu_shares,
+            cpu_period_us=period,
+            cpu_quota_us=quota,
+            cpuset_cpus=options.cpuset_cpus,
+            cpuset_mems=options.cpuset_mems,
+            pids=options.pids_limit,
+        ),
+        dns=tuple(options.dns),
+    )
+    return BuildRequest(
+        containerfile=containerfile,
+        context=context,
+        contexts=dict(_context(value) for value in options.build_context),
+        ignore_file=ignore,
+        build_args=args,
+        target=options.target,
+        platforms=tuple(dict.fromkeys(map(Platform.parse, platforms))),
+        tags=tuple(options.tag),
+        labels=dict(v.partition("=")[::2] for v in options.label),
+        annotations=dict(key_value(v, "--annotation") for v in options.annotation),
+        env=dict(_from_environment(v) for v in options.env),
+        unset_env=tuple(options.unsetenv),
+        unset_labels=tuple(options.unsetlabel),
+        no_cache=options.no_cache or not options.layers,
+        no_cache_filter=tuple(name for v in options.no_cache_filter for name in v.split(",")),
+        pull=options.pull,
+        secrets=dict(_secret(v) for v in options.secret),
+        ssh=dict(_ssh(v) for v in options.ssh),
+        allow=frozenset(name for v in options.allow for name in v.split(",")),
+        run=run_options,
+        format=options.format,
+        compression="none" if options.compression == "uncompressed" else options.compression,
+        compression_level=options.compression_level,
+        omit_history=options.omit_history,
+        source_date_epoch=epoch,
+        jobs=options.jobs,
+    )
+
+
+def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
+    """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
+    context = options.context
+    if context == "-" or (context and "://" in context) or (context and context.startswith("git@")):
+        from builder.cli.contexts import fetch_context
+
+        directory, text = fetch_context(context, stack, options.file)
+        if text is not None:
+            return SourceFile("-", text), directory, None
+        path = directory / (options.file or _default_name(directory))
+        return _read(path), directory, _ignore_for(path, options.ignorefile)
+    if options.file == "-":
+        data = sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1)
+        return (
+            _source("-", data),
+            Path(context) if context else None,
+            Path(options.ignorefile) if options.ignorefile else None,
+        )
+    directory = Path(context or ".")
+    if not directory.is_dir():
+        raise ContextError(f"the build context {directory} is not a directory")
+    path = Path(options.file) if options.file else directory / _default_name(directory)
+    if options.file and not path.exists() and not path.is_absolute() and (directory / path).exists():
+        path = directory / path
+    return _read(path), directory, _ignore_for(path, options.ignorefile)
+
+
+def _default_name(directory: Path) -> str:
+    for name in ("Containerfile", "Dockerfile"):
+        if (directory / name).exists():
+            return name
+    raise ContextError(
+        f"no Containerfile or Dockerfile in {directory}", hint="name one with -f, or give its directory as the context"
+    )
+
+
+def _read(path: Path) -> SourceFile:
+    try:
+        with path.open("rb") as f:
+            return _source(str(path), f.read(_MAX_CONTAINERFILE_BYTES + 1))
+    except OSError as e:
+        raise ContextError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _source(name: str, data: bytes) -> SourceFile:
+    if len(data) > _MAX_CONTAINERFILE_BYTES:
+        raise ContextError(f"{name} is larger than {_MAX_CONTAINERFILE_BYTES >> 20} MiB")
+    return SourceFile(name, data.decode("utf-8", "surrogateescape"))
+
+
+def _ignore_for(path: Path, explicit: str | None) -> Path | None:
+    if explicit:
+        if not Path(explicit).is_file():
+            raise ContextError(f"cannot read the ignore file {explicit}")
+        return Path(explicit)
+    for suffix in (".containerignore", ".dockerignore"):
+        own = path.with_name(path.name + suffix)
+        if own.is_file():
+            return own
+    return None
+
+
+def _build_args(options: Namespace) -> dict[str, str]:
+    args: dict[str, str] = {}
+    for name in options.build_arg_file:
+        try:
+            lines = Path(name).read_text().splitlines()
+        except OSError as e:
+            raise ContextError(f"cannot read {name}: {e.strerror}") from e
+        for line in lines:
+            if line.strip() and not line.lstrip().startswith("#"):
+                key, value = key_value(line.strip(), f"--build-arg-file {name}:")
+                args[key] = value
+    for text in options.build_arg:
+        key, separator, value = text.partition("=")
+        if not key:
+            raise UsageError(f"--build-arg {text!r}: expected KEY=VALUE")
+        if separator:
+            args[key] = value
+        elif key in os.environ:
+            args[key] = os.environ[key]
+    for key in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"):
+        for name in (key, key.lower()):
+            if name in os.environ:
+                args.setdefault(name, os.environ[name])
+    return args
+
+
+def _from_environment(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    return key, value if separator else os.environ.get(key, "")
+
+
+def _context(text: str) -> tuple[str, str]:
+    name, value = key_value(text, "--build-context")
+    return name, value
+
+
+def _secret(text: str) -> tuple[str, SecretSource]:
+    values = fields(text, "--secret")
+    id = values.get("id", "")
+    source = values.get("src") or values.get("source")
+    kind = values.get("type", "")
+    name = values.get("env") or (source if kind == "env" else None)
+    unknown = set(values) - {"id", "src", "source", "env", "type"}
+    if unknown or kind not in {"", "file", "env"}:
+        raise UsageError(f"--secret {text!r}: unknown field {', '.join(sorted(unknown)) or kind!r}")
+    if not id:
+        if not source:
+            raise UsageError(f"--secret {text!r}: an id is missing")
+        id = Path(source).name
+    if name is None and source is None:
+        # As docker: the variable of that name, else the file of that name.
+        name = id if id in os.environ else None
+        source = id
+    if name is not None:
+        if name not in os.environ:
+            raise UsageError(f"--secret {text!r}: the environment has no {name}")
+        return id, SecretSource(value=os.fsencode(os.environ[name]))
+    assert source is not None
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--secret {text!r}: {path} is not a file")
+    return id, SecretSource(path=path)
+
+
+def _ssh(text: str) -> tuple[str, Path]:
+    id, _, value = text.partition("=")
+    socket = value or os.environ.get("SSH_AUTH_SOCK", "")
+    if not socket:
+        raise UsageError(
+            f"--ssh {text!r}: no agent: SSH_AUTH_SOCK is not set", hint="start ssh-agent, or name its socket"
+        )
+    path = Path(socket)
+    if not path.is_socket():
+        raise UsageError(f"--ssh {text!r}: {path} is not an agent's socket")
+    return id, path
+
+
+def _host(text: str) -> tuple[str, str]:
+    name, separator, address = text.partition("=" if "=" in text else ":")
+    address = address.strip("[]")
+    if address == "host-gateway":
+        address = "127.0.0.1"
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as e:
+        raise UsageError(f"--add-host {text!r}: expected NAME:IP") from e
+    if not separator or not name:
+        raise UsageError(f"--add-host {text!r}: expected NAME:IP")
+    return name, address
+
+
+def _ulimit(text: str) -> tuple[str, int, int]:
+    name, value = key_value(text, "--ulimit")
+    soft, separator, hard = value.partition(":")
+    try:
+        return name, int(soft), int(hard) if separator else int(soft)
+    except ValueError as e:
+        raise UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]") from e

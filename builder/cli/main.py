@@ -1,0 +1,191 @@
+"""The entry point: finds the command, maps errors to words and exit codes.
+
+This module alone knows of exit codes; it imports nothing that `--version` does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from typing import Protocol
+
+    class Command(Protocol):
+        """A module of this package that holds commands."""
+
+        def configure(self, verb: str, parser: ArgumentParser) -> None: ...
+
+        def run(self, verb: str, options: Namespace) -> int: ...
+
+
+class Verb(NamedTuple):
+    """A command: the module that has it and its line in the help."""
+
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "build": Verb("build", "build an image from a Containerfile (also without the verb)"),
+    "push": Verb("transfer", "copy an image from the local store to a registry or elsewhere"),
+    "pull": Verb("transfer", "copy an image from a registry or elsewhere to the local store"),
+    "copy": Verb("transfer", "copy an image from anywhere to anywhere"),
+    "unpack": Verb("transfer", "write an image's flattened root file system to a directory"),
+    "images": Verb("images", "list the images of the local store"),
+    "tag": Verb("images", "give an image another name"),
+    "untag": Verb("images", "take a name from an image"),
+    "rmi": Verb("images", "remove images from the local store"),
+    "inspect": Verb("images", "print an image's manifest and config"),
+    "history": Verb("images", "print how an image came about"),
+    "parse": Verb("language", "print a Containerfile's syntax tree, or expand words"),
+    "check": Verb("language", "lint a Containerfile"),
+    "outline": Verb("language", "list a Containerfile's ARGs and secrets"),
+    "targets": Verb("language", "list a Containerfile's stages"),
+    "login": Verb("login", "keep credentials for a registry"),
+    "logout": Verb("login", "forget credentials for a registry"),
+    "prune": Verb("maintenance", "remove what nothing needs from the local store"),
+    "du": Verb("maintenance", "tell what the local store takes up"),
+    "fsck": Verb("maintenance", "check the local store"),
+    "doctor": Verb("maintenance", "tell which kinds of sandbox work here, and what others lack"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(version_line())
+        return 0
+    debug = "--debug" in arguments
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("pybuild: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`pybuild images | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as e:  # the process boundary: nobody sees a traceback uncalled
+        if debug:
+            raise
+        return report(e)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    import argparse
+    from importlib import import_module
+
+    verb, rest = _split_verb(arguments)
+    if verb is None:
+        print(_overview())
+        return 0
+    parser = argparse.ArgumentParser(
+        prog=f"pybuild {verb}", description=VERBS[verb].help.capitalize() + ".", allow_abbrev=False
+    )
+    parser.add_argument("--root", metavar="DIR", help="the local store (also PYBUILD_ROOT)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debugging lines")
+    command: Command = import_module(f"builder.cli.{VERBS[verb].module}")  # type: ignore[assignment]
+    command.configure(verb, parser)
+    options = parser.parse_intermixed_args(rest)
+    if options.debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
+    return command.run(verb, options)
+
+
+def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The verb and everything else. Global options may come before it; flags without a verb mean `build`."""
+    before: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest[0]
+        if word in VERBS:
+            return word, before + rest[1:]
+        if word in {"-h", "--help", "help"} and not before:
+            if len(rest) > 1 and rest[1] in VERBS:
+                return rest[1], ["--help"]
+            return None, []
+        if word == "--debug" or word.startswith("--root="):
+            before.append(rest.pop(0))
+        elif word == "--root" and len(rest) > 1:
+            before += [rest.pop(0), rest.pop(0)]
+        elif word == "--version":
+            print(version_line())
+            raise SystemExit(0)
+        else:
+            break
+    if not rest and not before:
+        return None, []
+    if rest and not rest[0].startswith("-") and not os.path.isdir(rest[0]) and "/" not in rest[0]:
+        from builder.errors import UsageError
+        from builder.frontend.spelling import did_you_mean
+
+        raise UsageError(f"unknown command {rest[0]!r}{did_you_mean(rest[0], VERBS)}", hint="see `pybuild --help`")
+    return "build", before + rest
+
+
+def version_line() -> str:
+    """`pybuild X.Y.Z`."""
+    from builder.version import VERSION
+
+    return f"pybuild {VERSION}"
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {entry.help}" for verb, entry in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: pybuild [--root DIR] [--debug] COMMAND …",
+            "       pybuild -f Containerfile -t NAME [CONTEXT]",
+            "",
+            "A daemonless OCI image builder and registry client.",
+            "",
+            *lines,
+            "",
+            "`pybuild COMMAND --help` tells more.",
+        ]
+    )
+
+
+def report(error: BaseException) -> int:
+    """Print one clear message for an error; the exit status that it means."""
+    from layers.errors import PybuildError
+
+    if isinstance(error, PybuildError):
+        _print_error(error)
+        return int(error.exit_code)
+    if isinstance(error, OSError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    if isinstance(error, RecursionError):
+        print("error: the input is nested too deeply", file=sys.stderr)
+        return 1
+    print(
+        f"error: internal error: {type(error).__name__}: {error}\nhint: run it again with --debug, and report this",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _print_error(error: BaseException) -> None:
+    from builder.errors import ParseError, StepError
+
+    hint = getattr(error, "hint", None)
+    notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    if isinstance(error, ParseError):
+        text = error.render()
+        print(f"error: {text}", file=sys.stderr)
+        return
+    print(f"error: {notes}{error}", file=sys.stderr)
+    if isinstance(error, StepError) and error.source is not None and error.range is not None:
+        print(error.source.excerpt(error.range), file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)

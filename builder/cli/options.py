@@ -1,0 +1,119 @@
+"""Flags that several commands share, and how their values become the library's types."""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from registry.hosts import RegistryOptions
+
+_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def store_root(options: Namespace) -> Path:
+    """`--root`, PYBUILD_ROOT or the default. Raises: StoreError if there is no telling."""
+    if options.root:
+        return Path(options.root)
+    from layers.store import default_root
+
+    return default_root(os.environ, os.geteuid())
+
+
+def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
+    """`--tls-verify`, `--authfile`, `--creds`, `--cert-dir`; with prefixes also `--src-tls-verify` and the like."""
+    for prefix in ("", *prefixes):
+        whose = f" of the {prefix}" if prefix else ""
+        dash = f"{ {'source': 'src', 'destination': 'dest'}.get(prefix, prefix) }-" if prefix else ""
+        dest = f"{prefix}_" if prefix else ""
+        parser.add_argument(
+            f"--{dash}tls-verify", dest=f"{dest}tls_verify", nargs="?", const=True, type=boolean, metavar="BOOL",
+            help=f"require verified TLS{whose} (default: as the host's configuration says)",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{dash}creds", dest=f"{dest}creds", metavar="USER[:PASSWORD]", help=f"credentials{whose}"
+        )
+        parser.add_argument(
+            f"--{dash}cert-dir", dest=f"{dest}cert_dir", metavar="DIR", help=f"CA and client certificates{whose}"
+        )
+        parser.add_argument(
+            f"--{dash}authfile", dest=f"{dest}authfile", metavar="FILE", help=f"credentials file{whose}"
+        )
+
+
+def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
+    """The registry flags as a value; the unprefixed ones are the fallback of the prefixed."""
+    from registry.hosts import RegistryOptions
+
+    def pick(name: str) -> object:
+        value = getattr(options, f"{prefix}_{name}", None) if prefix else None
+        return getattr(options, name, None) if value is None else value
+
+    from registry.credentials import Credential
+
+    creds = pick("creds")
+    credential = None
+    if creds:
+        user, separator, password = str(creds).partition(":")
+        if not separator:
+            import getpass
+
+            password = getpass.getpass(f"password of {user}: ")
+        credential = Credential(username=user, password=password)
+    return RegistryOptions(
+        tls_verify=cast("bool | None", pick("tls_verify")),
+        creds=credential,
+        authfile=cast("str | None", pick("authfile")),
+        cert_dir=cast("str | None", pick("cert_dir")),
+    )
+
+
+def boolean(text: str) -> bool:
+    """The words that Go's flag package takes for a boolean."""
+    if text.lower() in {"1", "t", "true", "y", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "f", "false", "n", "no", "off"}:
+        return False
+    raise ArgumentTypeError(f"expected true or false, not {text!r}")
+
+
+def size(text: str) -> int:
+    """A size in bytes: `64m`, `1.5g`, `512`; units are powers of 1024."""
+    match = re.fullmatch(r"(-1|\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ArgumentTypeError(f"invalid size {text!r}: expected a number with b, k, m, g or t")
+    return int(float(match[1]) * _SIZE_UNITS[match[2]]) if match[1] != "-1" else -1
+
+
+def duration(text: str) -> float:
+    """A duration in seconds: `90`, `1.5s`, `10m`, `2h`, `1h30m`."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    if not parts or "".join(n + u for n, u in parts) != text:
+        raise ArgumentTypeError(f"invalid duration {text!r}: expected a number with ms, s, m, h or d")
+    return sum(float(n) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[u] for n, u in parts)
+
+
+def key_value(text: str, flag: str) -> tuple[str, str]:
+    """`KEY=VALUE`. Raises: UsageError."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"{flag} {text!r}: expected KEY=VALUE")
+    return key, value
+
+
+def fields(text: str, flag: str) -> dict[str, str]:
+    """`a=b,c=d` in CSV, as docker's flags take it; a field without `=` maps to "". Raises: UsageError."""
+    import csv
+
+    try:
+        row = next(csv.reader([text], strict=True))
+    except (csv.Error, StopIteration) as e:
+        raise UsageError(f"{flag} {text!r}: {e or 'empty'}") from e
+    return {k.strip().lower(): v for k, _, v in (field.partition("=") for field in row)}

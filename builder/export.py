@@ -1,0 +1,180 @@
+"""Assembles what a build made into images: config, manifest, index, names.
+
+Times come from the steps, not from the clock, so that building again from the cache gives the very
+same image. Spec: image-spec config.md and manifest.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from builder.plan.graph import BuildGraph, ImagePlan
+from builder.plan.request import BuildRequest
+from builder.solve.layering import LayerBook
+from builder.solve.sources import ImageSources
+from layers.oci import (
+    MEDIA_DOCKER_CONFIG,
+    MEDIA_DOCKER_LAYER,
+    MEDIA_DOCKER_LAYER_GZIP,
+    MEDIA_DOCKER_LAYER_ZSTD,
+    MEDIA_DOCKER_MANIFEST,
+    MEDIA_OCI_CONFIG,
+    MEDIA_OCI_LAYER,
+    MEDIA_OCI_LAYER_GZIP,
+    MEDIA_OCI_LAYER_ZSTD,
+    MEDIA_OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    ImageConfig,
+    Index,
+    Manifest,
+)
+
+if TYPE_CHECKING:
+    from builder.solve.solver import StepResult
+    from layers.store import Store
+
+HISTORY_COMMENT = "buildkit.dockerfile.v0"
+_OCI_TO_DOCKER = {
+    MEDIA_OCI_LAYER: MEDIA_DOCKER_LAYER,
+    MEDIA_OCI_LAYER_GZIP: MEDIA_DOCKER_LAYER_GZIP,
+    MEDIA_OCI_LAYER_ZSTD: MEDIA_DOCKER_LAYER_ZSTD,
+}
+_DOCKER_TO_OCI = {docker: oci for oci, docker in _OCI_TO_DOCKER.items()}
+
+
+class ExportedImage(NamedTuple):
+    """An image in the store. `image_id` is the config's digest, as `docker images` shows it."""
+
+    descriptor: Descriptor
+    image_id: Digest
+    layers: tuple[Descriptor, ...]
+
+
+class Exporter:
+    """Writes a solved graph's images to the store."""
+
+    def __init__(self, store: Store, request: BuildRequest, sources: ImageSources, layers: LayerBook) -> None:
+        self._store = store
+        self._request = request
+        self._sources = sources
+        self._layers = layers
+
+    def export(self, graph: BuildGraph, results: Mapping[int, StepResult], made_ns: Mapping[int, int]) -> ExportedImage:
+        """The image, or for several platforms the index over them; not named yet."""
+        images = [self._image(graph, image, results, made_ns) for image in graph.images]
+        if len(images) == 1:
+            return images[0]
+        manifests = []
+        for plan, image in zip(graph.images, images, strict=True):
+            d = image.descriptor
+            manifests.append(
+                Descriptor(media_type=d.media_type, digest=d.digest, size_bytes=d.size_bytes, platform=plan.platform)
+            )
+        index = Index.build(manifests, annotations=self._request.annotations)
+        descriptor = self._write(index.raw, index.media_type)
+        return ExportedImage(descriptor, descriptor.digest, ())
+
+    def _image(
+        self, graph: BuildGraph, plan: ImagePlan, results: Mapping[int, StepResult], made_ns: Mapping[int, int]
+    ) -> ExportedImage:
+        base = plan.base
+        chain = graph.chain(plan.top)
+        built: list[tuple[Digest, Descriptor]] = []
+        snapshot = None if plan.top is None else results[plan.top].snapshot
+        base_count = len(base.config.diff_ids) if base is not None else 0
+        made = sum(1 for step in chain if step.parent is not None or base is None or not base.manifest.layers)
+        if snapshot is not None and made:
+            for part in list(self._store.snapshots.chain(snapshot))[-made:]:
+                record = self._layers.get(part.id)
+                built.append((record.diff_id, record.descriptor))
+        if base is not None and base_count:
+            self._sources.ensure_layers(base)
+        diff_ids = [*(base.config.diff_ids if base else ()), *(d for d, _ in built)]
+        layers = [*(base.manifest.layers if base else ()), *(d for _, d in built)]
+        document = dict(plan.document)
+        history, created = self._history(plan, made_ns)
+        document = {"created": created, **document}
+        document["rootfs"] = {"type": "layers", "diff_ids": [str(d) for d in diff_ids]}
+        if not self._request.omit_history:
+            document["history"] = history
+        return self._write_image(document, layers)
+
+    def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
+        docker = self._request.format == "docker"
+        config = ImageConfig.build(document)
+        config_descriptor = self._write(config.raw, MEDIA_DOCKER_CONFIG if docker else MEDIA_OCI_CONFIG)
+        table = _OCI_TO_DOCKER if docker else _DOCKER_TO_OCI
+        typed = tuple(
+            Descriptor(
+                media_type=table.get(d.media_type, d.media_type),
+                digest=d.digest,
+                size_bytes=d.size_bytes,
+                urls=d.urls,
+                annotations=d.annotations,
+            )
+            for d in layers
+        )
+        manifest = Manifest.build(
+            config=config_descriptor,
+            layers=typed,
+            annotations=None if docker else self._request.annotations,
+            media_type=MEDIA_DOCKER_MANIFEST if docker else MEDIA_OCI_MANIFEST,
+        )
+        descriptor = self._write(manifest.raw, manifest.media_type)
+        return ExportedImage(descriptor, config_descriptor.digest, typed)
+
+    def _write(self, data: bytes, media_type: str) -> Descriptor:
+        descriptor = Descriptor.of(data, media_type)
+        if self._store.stat(descriptor.digest) is None:
+            with self._store.ingest(expected=descriptor, media_type=media_type) as ingest:
+                ingest.write(data)
+                ingest.commit()
+        return descriptor
+
+    def _history(self, plan: ImagePlan, made_ns: Mapping[int, int]) -> tuple[list[dict[str, Any]], str]:
+        """The base's history and ours, and the time of the whole: that of the last step that made something."""
+        epoch = self._request.source_date_epoch
+        entries: list[dict[str, Any]] = []
+        latest: str | None = None
+        if plan.base is not None:
+            entries = _normalised(plan.base.config)
+            created = plan.base.config.document.get("created")
+            latest = created if isinstance(created, str) and created else None
+        # A step whose record is gone was made no later than the ones found above it.
+        times = [made_ns[e.step] for e in plan.history if e.step is not None and e.step in made_ns]
+        fallback = format_time(min(times)) if times else latest or format_time(0)
+        for entry in plan.history:
+            made = None if entry.step is None else made_ns.get(entry.step)
+            if epoch is not None:
+                latest = format_time(epoch * 1_000_000_000)
+            elif made:
+                latest = format_time(made)
+            elif entry.step is not None and latest is None:
+                latest = fallback
+            line: dict[str, Any] = {"created": latest or fallback, "created_by": entry.created_by}
+            line["comment"] = HISTORY_COMMENT
+            if entry.step is None:
+                line["empty_layer"] = True
+            entries.append(line)
+        return entries, latest or fallback
+
+
+def _normalised(config: ImageConfig) -> list[dict[str, Any]]:
+    """The base's history, with as many non-empty entries as it has layers."""
+    entries = [dict(h) for h in config.history]
+    layers = [h for h in entries if not h.get("empty_layer")]
+    missing = len(config.diff_ids) - len(layers)
+    entries += [{"created_by": "", "comment": "history of the base image is incomplete"}] * max(0, missing)
+    for extra in layers[len(config.diff_ids) :]:
+        extra["empty_layer"] = True
+    return entries
+
+
+def format_time(time_ns: int) -> str:
+    """RFC 3339 in UTC; whole seconds where there are no nanoseconds."""
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{text}.{nanos:09d}Z" if nanos else f"{text}Z"

@@ -1,0 +1,103 @@
+"""What a caller asks of a build: every input, explicit. Nothing below reads the environment.
+
+`builder.cli` fills it from flags and the environment, a library caller by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from builder.frontend.source import SourceFile
+from layers.oci import Platform
+
+PullPolicy = Literal["always", "missing", "never", "newer"]
+NetworkMode = Literal["default", "none", "host"]
+
+
+class SecretSource(NamedTuple):
+    """Where the value of a secret comes from: a file, or the value itself (from an environment variable)."""
+
+    path: Path | None = None
+    value: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"SecretSource(path={self.path!r}, value={'***' if self.value is not None else None})"
+
+
+class ResourceLimits(NamedTuple):
+    """Limits for every RUN; None leaves the host's. Sizes in bytes, CPU time in microseconds."""
+
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    cpu_shares: int | None = None
+    cpu_period_us: int | None = None
+    cpu_quota_us: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    pids: int | None = None
+
+
+_NO_LIMITS = ResourceLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `build` flags change about every RUN."""
+
+    network: NetworkMode = "default"
+    add_hosts: tuple[tuple[str, str], ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    shm_size_bytes: int | None = None
+    volumes: tuple[str, ...] = ()
+    isolation: str = "auto"
+    timeout_s: float | None = None
+    limits: ResourceLimits = _NO_LIMITS
+    dns: tuple[str, ...] = ()
+
+
+_DEFAULT_RUN = RunOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """One build. `context` is a directory, or None where there is none (`-f -` with no context).
+
+    `contexts` maps a name to a directory or an image (`docker-image://…`, `oci-layout://…`).
+    `platforms` empty means the host's. `source_date_epoch` is in seconds.
+    """
+
+    containerfile: SourceFile
+    context: Path | None
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    ignore_file: Path | None = None
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    platforms: tuple[Platform, ...] = ()
+    tags: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    unset_env: tuple[str, ...] = ()
+    unset_labels: tuple[str, ...] = ()
+    no_cache: bool = False
+    no_cache_filter: tuple[str, ...] = ()
+    pull: PullPolicy = "missing"
+    secrets: Mapping[str, SecretSource] = field(default_factory=dict)
+    ssh: Mapping[str, Path] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+    run: RunOptions = _DEFAULT_RUN
+    format: Literal["oci", "docker"] = "oci"
+    compression: Literal["gzip", "zstd", "none"] = "gzip"
+    compression_level: int | None = None
+    force_compression: bool = False
+    squash: bool = False
+    omit_history: bool = False
+    source_date_epoch: int | None = None
+    rewrite_timestamp: bool = False
+    jobs: int = 0

@@ -1,0 +1,408 @@
+"""One stage on its way through its instructions: what each does to the image and to the graph.
+
+`StageState` is BuildKit's dispatch state: the environment, the config, the history and the topmost
+step so far. `builder.plan.planner` decides which stages there are and in which order they come.
+
+Behaviour: https://docs.docker.com/reference/dockerfile/ and, where that is silent, BuildKit's
+Dockerfile frontend.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol, assert_never, cast
+
+from builder.errors import ParseError, PlanError
+from builder.frontend import instructions as ins
+from builder.frontend.source import SourceFile, SourceRange
+from builder.frontend.words import expand_word
+from builder.plan.gitref import is_git_source, is_http_source
+from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, MountType, Op, ResolvedImage, RunOp
+from builder.plan.request import BuildRequest
+from layers.oci import Platform
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_SHELL = ("/bin/sh", "-c")
+PROXY_ARGS = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
+_NOT_IN_ENVIRONMENT = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
+
+
+class Sources(Protocol):
+    """What a stage needs of the planner: steps for what COPY and mounts take files from."""
+
+    def stage_or_image(self, name: str, *, user: StageState, range: SourceRange) -> tuple[int | None, str | None]:
+        """The step of a stage or image, or the name of a build context (one of the two; both None: empty)."""
+        ...
+
+    def context_tree(self, context: str, source: str) -> int:
+        """A step that holds `source` of a build context, at the same path."""
+        ...
+
+    def add_step(self, state: StageState, op: Op, *, inputs: tuple[int, ...], range: SourceRange, text: str) -> int: ...
+
+
+class StageState:
+    """A stage being planned. Mutable, and private to the planner."""
+
+    def __init__(self, *, name: str, index: int, platform: Platform, source: SourceFile, escape: str) -> None:
+        self.name = name
+        self.index = index
+        self.platform = platform
+        self.source = source
+        self.escape = escape
+        self.top: int | None = None
+        self.base: ResolvedImage | None = None
+        self.env: dict[str, str] = {}
+        self.config: dict[str, Any] = {}
+        self.author: str | None = None
+        self.history: list[HistoryEntry] = []
+        self.args: dict[str, str | None] = {}
+        self.onbuild: list[str] = []
+        self.cmd_set = False
+        self.ignore_cache = False
+        self.total = 0
+        self.done = 0
+        self.current_is_trigger = False
+
+    def start_from_image(self, image: ResolvedImage | None, step: int | None) -> None:
+        """Begin with an image's config and tree (None: scratch)."""
+        self.base, self.top = image, step
+        if image is not None:
+            self.platform = image.config.platform
+            self.config = _copy_json(image.config.config)
+            author = image.config.document.get("author")
+            self.author = author if isinstance(author, str) else None
+        self._load_environment()
+
+    def start_from_stage(self, base: StageState) -> None:
+        """Begin where an earlier stage of this file ended; its ONBUILD triggers are the caller's to run."""
+        self.base, self.top, self.platform, self.author = base.base, base.top, base.platform, base.author
+        self.config = _copy_json(base.config)
+        self.config.pop("OnBuild", None)
+        self.env = dict(base.env)
+        self.args = dict(base.args)
+        self.history = list(base.history)
+        self._load_environment()
+
+    def _load_environment(self) -> None:
+        pairs = [entry.partition("=") for entry in self.config.get("Env") or []]
+        if not any(key == "PATH" for key, _, _ in pairs) and self.platform.os != "windows":
+            self.config["Env"] = [*(self.config.get("Env") or []), f"PATH={DEFAULT_PATH}"]
+            pairs.append(("PATH", "=", DEFAULT_PATH))
+        for key, _, value in pairs:
+            self.env[key] = value
+
+    @property
+    def workdir(self) -> str:
+        return str(self.config.get("WorkingDir") or "/")
+
+    @property
+    def user(self) -> str:
+        return str(self.config.get("User") or "")
+
+    def shell(self) -> tuple[str, ...]:
+        return tuple(self.config.get("Shell") or DEFAULT_SHELL)
+
+    def with_shell(self, args: tuple[str, ...]) -> tuple[str, ...]:
+        return (*self.shell(), " ".join(args))
+
+    def title(self, text: str, prefix: str = "") -> str:
+        """`[name 2/4] RUN …`, the name of a step for people."""
+        self.done += 1
+        line = " ".join(text.split())
+        number = f"{self.done:>{len(str(self.total))}}/{self.total}"
+        trigger = "ONBUILD " if self.current_is_trigger else ""
+        return f"[{prefix}{self.name + ' ' if self.name else ''}{number}] {trigger}{line}"
+
+    def record(self, text: str, step: int | None = None) -> None:
+        self.history.append(HistoryEntry(text, step))
+
+    def fail(self, message: str, where: SourceRange, hint: str | None = None) -> PlanError:
+        return PlanError(message, source=self.source, range=where, hint=hint)
+
+
+class Dispatcher:
+    """Applies instructions to stages; one per plan."""
+
+    def __init__(self, request: BuildRequest, sources: Sources, global_args: Mapping[str, str]) -> None:
+        self._request = request
+        self._sources = sources
+        self._globals = global_args
+        self._proxy = tuple(
+            (key, value) for key, value in sorted(request.build_args.items()) if key.lower() in PROXY_ARGS
+        )
+
+    def apply(self, state: StageState, instruction: ins.Instruction) -> None:
+        """Let one instruction take effect. Raises: ParseError, PlanError."""
+        if not isinstance(instruction, ins.Arg):
+            instruction = instruction.expand(state.env, state.escape)
+        self._dispatch(state, instruction)
+
+    def _dispatch(self, state: StageState, i: ins.Instruction) -> None:
+        config = state.config
+        match i:
+            case ins.Run():
+                self._run(state, i)
+            case ins.Copy() | ins.Add():
+                self._copy(state, i)
+            case ins.Workdir():
+                self._workdir(state, i)
+            case ins.Arg():
+                self._arg(state, i)
+            case ins.Env():
+                for pair in i.pairs:
+                    state.env[pair.name] = pair.value
+                    set_env(config, pair.name, pair.value)
+                state.record("ENV " + " ".join(f"{p.name}={p.value}" for p in i.pairs))
+            case ins.Label():
+                config["Labels"] = {**(config.get("Labels") or {}), **{p.name: p.value for p in i.pairs}}
+                state.record("LABEL " + " ".join(f"{p.name}={p.value}" for p in i.pairs))
+            case ins.User():
+                config["User"] = i.user
+                state.record(f"USER {i.user}")
+            case ins.Expose():
+                config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **{p: {} for p in i.ports}}
+                state.record(f"EXPOSE [{' '.join(i.ports)}]")
+            case ins.Volume():
+                config["Volumes"] = {**(config.get("Volumes") or {}), **{p: {} for p in i.paths}}
+                state.record(f"VOLUME [{' '.join(i.paths)}]")
+            case ins.Cmd():
+                args = state.with_shell(i.args) if i.shell else i.args
+                config["Cmd"] = list(args)
+                config["ArgsEscaped"] = True
+                state.cmd_set = True
+                state.record(f"CMD {_quoted(args)}")
+            case ins.Entrypoint():
+                args = state.with_shell(i.args) if i.shell else i.args
+                config["Entrypoint"] = list(args)
+                if not state.cmd_set:
+                    config.pop("Cmd", None)
+                state.record(f"ENTRYPOINT {_quoted(args)}")
+            case ins.Shell():
+                config["Shell"] = list(i.args)
+                state.record(f"SHELL [{' '.join(i.args)}]")
+            case ins.StopSignal():
+                config["StopSignal"] = i.signal
+                state.record(f"STOPSIGNAL {i.signal}")
+            case ins.Healthcheck():
+                config["Healthcheck"] = _healthcheck(i)
+                state.record(f"HEALTHCHECK {_quoted(i.test)}")
+            case ins.Onbuild():
+                state.onbuild.append(i.expression)
+                config["OnBuild"] = [*(config.get("OnBuild") or []), i.expression]
+            case ins.Maintainer():
+                state.author = i.name
+                state.record(f"MAINTAINER {i.name}")
+            case ins.From():
+                raise state.fail("FROM cannot stand here", i.range)
+            case _:
+                assert_never(i)
+
+    def _arg(self, state: StageState, i: ins.Arg) -> None:
+        shown: list[str] = []
+        for key, default in i.pairs:
+            value = default
+            if key in self._request.build_args:
+                value = self._request.build_args[key]
+            elif default is not None:
+                try:
+                    value = expand_word(default, state.env, state.escape)
+                except ParseError as e:
+                    raise PlanError(e.message, source=state.source, range=i.range, hint=e.hint) from e
+            elif key in self._globals:
+                value = self._globals[key]
+            if value is not None and key not in _NOT_IN_ENVIRONMENT:
+                state.env[key] = value
+            state.args[key] = value
+            shown.append(key if value is None else f"{key}={value}")
+        state.record("ARG " + " ".join(shown))
+
+    def _workdir(self, state: StageState, i: ins.Workdir) -> None:
+        path = posixpath.normpath(posixpath.join("/", state.workdir, i.path or "."))
+        path = "/" + path.lstrip("/")
+        state.config["WorkingDir"] = path
+        step = None
+        if path != "/":
+            step = self._sources.add_step(
+                state, MkdirOp(path=path, user=state.user), inputs=(), range=i.range, text=i.original
+            )
+        state.record(f"WORKDIR {path}", step)
+
+    def _run(self, state: StageState, i: ins.Run) -> None:
+        script = i.script()
+        files: tuple[tuple[str, bytes], ...] = ()
+        args = script.args
+        if script.file is not None:
+            files = ((args[0], script.file[1].encode("utf-8", "surrogateescape")),)
+        elif script.shell:
+            args = state.with_shell(args)
+        summary = ""
+        if i.heredocs:
+            lines = i.heredocs[0].content.strip().split("\n", 1)
+            summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
+        mounts = [self._mount(state, mount, i.range) for mount in i.mounts]
+        security = i.security or "sandbox"
+        if security == "insecure" and "security.insecure" not in self._request.allow:
+            raise state.fail(
+                "RUN --security=insecure is not allowed", i.range, "allow it with --allow security.insecure"
+            )
+        op = RunOp(
+            args=args,
+            env=tuple(state.env.items()),
+            cwd=state.workdir,
+            user=state.user,
+            mounts=tuple(mounts),
+            network=i.network if i.network and i.network != "default" else self._request.run.network,
+            security=security,
+            hostname=self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
+            files=files,
+            proxy=self._proxy,
+        )
+        inputs = tuple(m.input for m in mounts if m.input is not None)
+        step = self._sources.add_step(state, op, inputs=inputs, range=i.range, text=i.original + summary)
+        arguments = [f"{k}={state.env.get(k, v or '')}" for k, v in state.args.items()]
+        prefix = [f"|{len(arguments)}", *arguments] if arguments else []
+        state.record(f"RUN {' '.join([*prefix, *args])} # buildkit", step)
+
+    def _mount(self, state: StageState, mount: ins.RunMount, where: SourceRange) -> MountOp:
+        source = posixpath.normpath("/" + (mount.source or "/").lstrip("/"))
+        step: int | None = None
+        if mount.type in {"bind", "cache"}:
+            if mount.from_:
+                step, context = self._sources.stage_or_image(mount.from_, user=state, range=where)
+                if context is not None:
+                    step = self._sources.context_tree(context, source)
+            elif mount.type == "bind":
+                step = self._sources.context_tree("", source)
+        target = mount.target or ""
+        if mount.type not in {"secret", "ssh"} or target:
+            target = posixpath.normpath(posixpath.join("/", state.workdir, target or "."))
+            if mount.type not in {"secret", "ssh"} and target == "/":
+                raise state.fail(f'invalid mount target "{mount.target}"', where)
+        return MountOp(
+            type=cast(MountType, mount.type),
+            target=target,
+            input=step,
+            source=source,
+            readonly=mount.readonly,
+            id=mount.id or "",
+            sharing=mount.sharing or "shared",
+            mode=mount.mode,
+            uid=mount.uid,
+            gid=mount.gid,
+            size_bytes=mount.size_bytes or None,
+            required=mount.required,
+            env=mount.env,
+        )
+
+    def _copy(self, state: StageState, i: ins.Copy | ins.Add) -> None:
+        add = isinstance(i, ins.Add)
+        step: int | None = None
+        context: str | None = ""
+        if isinstance(i, ins.Copy) and i.from_:
+            step, context = self._sources.stage_or_image(i.from_, user=state, range=i.range)
+        items = [self._copy_item(state, i, source) for source in i.sources]
+        items += [CopyItem("inline", doc.name, doc.content.encode("utf-8", "surrogateescape")) for doc in i.heredocs]
+        checksum = (i.checksum or "") if isinstance(i, ins.Add) else ""
+        if checksum and len(i.sources) != 1:
+            raise state.fail("checksum can't be specified for multiple sources", i.range)
+        if checksum and items[0].kind not in {"http", "git"}:
+            raise state.fail("checksum requires HTTP(S) or Git sources", i.range)
+        needs_tree = any(item.kind == "path" for item in items)
+        op = CopyOp(
+            items=tuple(items),
+            dest=_relative_to_workdir(state.workdir, i.destination),
+            input=step,
+            context=context if needs_tree and step is None else None,
+            chown=i.chown or "",
+            mode=i.chmod or "",
+            exclude=i.exclude,
+            link=i.link,
+            unpack=i.unpack if isinstance(i, ins.Add) else None,
+            add=add,
+            checksum=checksum,
+            keep_git_dir=bool(i.keep_git_dir) if isinstance(i, ins.Add) else False,
+        )
+        inputs = () if step is None else (step,)
+        made = self._sources.add_step(state, op, inputs=inputs, range=i.range, text=i.original)
+        words = ["ADD" if add else "COPY"]
+        words += ["--parents"] * (isinstance(i, ins.Copy) and i.parents)
+        words += [f"--chown={i.chown}"] * bool(i.chown) + [f"--chmod={i.chmod}"] * bool(i.chmod)
+        words += [*i.sources, *(f"<<{doc.name}" for doc in i.heredocs), i.destination, "# buildkit"]
+        state.record(" ".join(words), made)
+
+    def _copy_item(self, state: StageState, i: ins.Copy | ins.Add, source: str) -> CopyItem:
+        add = isinstance(i, ins.Add)
+        if is_git_source(source):
+            if not add:
+                raise state.fail("source can't be a git ref for COPY", i.range, "use ADD")
+            return CopyItem("git", source)
+        if is_http_source(source):
+            if not add:
+                raise state.fail("source can't be a URL for COPY", i.range, "use ADD")
+            return CopyItem("http", source)
+        include: tuple[str, ...] = ()
+        required: tuple[str, ...] = ()
+        if isinstance(i, ins.Copy) and i.parents:
+            # The pivot `/./` splits what is left out of the destination's path from what is kept.
+            head, pivot, tail = source.partition("/./")
+            root, pattern = (head, tail) if pivot else ("/", source)
+            pattern = posixpath.normpath("/" + pattern).lstrip("/")
+            include = (pattern,)
+            if not _has_wildcards(root) and not _has_wildcards(pattern):
+                required = (posixpath.normpath("/" + posixpath.join(root, pattern)).lstrip("/"),)
+            source = root
+        return CopyItem("path", "/" + posixpath.normpath("/" + source).lstrip("/"), include=include, required=required)
+
+
+def set_env(config: dict[str, Any], key: str, value: str) -> None:
+    """Set a variable in a config's `Env`, in place if it is there."""
+    env = list(config.get("Env") or [])
+    for at, entry in enumerate(env):
+        if entry.partition("=")[0] == key:
+            env[at] = f"{key}={value}"
+            break
+    else:
+        env.append(f"{key}={value}")
+    config["Env"] = env
+
+
+def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
+    fields = {
+        "Interval": i.interval_ns,
+        "Timeout": i.timeout_ns,
+        "StartPeriod": i.start_period_ns,
+        "StartInterval": i.start_interval_ns,
+        "Retries": i.retries,
+    }
+    return {"Test": list(i.test), **{name: value for name, value in fields.items() if value}}
+
+
+def _relative_to_workdir(workdir: str, path: str) -> str:
+    """An absolute destination; a trailing slash, which means a directory, is kept."""
+    directory = path in {"", "."} or path.endswith(("/", "/."))
+    absolute = "/" + posixpath.normpath(posixpath.join("/", workdir, path)).lstrip("/")
+    return absolute if not directory or absolute == "/" else absolute + "/"
+
+
+def _has_wildcards(text: str) -> bool:
+    return re.search(r"[*?\[]", re.sub(r"\\.", "", text)) is not None
+
+
+def _quoted(args: tuple[str, ...]) -> str:
+    import json
+
+    return "[" + " ".join(json.dumps(a, ensure_ascii=False) for a in args) + "]"
+
+
+def _copy_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a JSON object that shares no mutable part with it."""
+
+    def copy(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {k: copy(v) for k, v in item.items()}
+        return [copy(v) for v in item] if isinstance(item, list) else item
+
+    return {k: copy(v) for k, v in value.items()}

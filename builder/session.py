@@ -1,0 +1,110 @@
+"""What a build is given besides its Containerfile: contexts, ignore files, secrets, ssh agents.
+
+A session opens them lazily and hands out trees and values; it never writes. Secret values live
+here only, and never in a `repr`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.errors import ContextError
+from builder.frontend.ignorefile import IgnoreMatcher
+from builder.plan.request import BuildRequest, SecretSource
+
+MAX_SECRET_BYTES = 500 << 10
+"""BuildKit's ceiling for one secret."""
+_MAX_IGNORE_BYTES = 8 << 20
+
+
+class ContextTree(NamedTuple):
+    """A build context: an open directory and the matcher of what it leaves out."""
+
+    fd: int
+    path: Path
+    ignore: IgnoreMatcher | None
+
+
+class Session:
+    """One build's inputs. Thread-safe. Close it to close the directories."""
+
+    def __init__(self, request: BuildRequest) -> None:
+        self._request = request
+        self._lock = threading.Lock()
+        self._trees: dict[str, ContextTree] = {}
+
+    def context(self, name: str) -> ContextTree:
+        """The build context of that name; "" is the main one.
+
+        Raises: ContextError if there is none, or it is not a directory.
+        """
+        with self._lock:
+            if name not in self._trees:
+                self._trees[name] = self._open(name)
+            return self._trees[name]
+
+    def _open(self, name: str) -> ContextTree:
+        if name:
+            value = self._request.contexts.get(name)
+            path = Path(value) if value is not None else None
+        else:
+            path = self._request.context
+        if path is None:
+            raise ContextError(
+                "this build has no context to take files from" if not name else f"no build context named {name!r}",
+                hint="give a directory as the last argument" if not name else f"add --build-context {name}=DIR",
+            )
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise ContextError(f"cannot open the build context {path}: {e.strerror}") from e
+        return ContextTree(fd=fd, path=path, ignore=self._matcher(path, main=not name))
+
+    def _matcher(self, root: Path, *, main: bool) -> IgnoreMatcher | None:
+        """The ignore file that counts: the given one, else the context's own."""
+        candidates = [root / ".containerignore", root / ".dockerignore"]
+        if main and self._request.ignore_file is not None:
+            candidates = [self._request.ignore_file]
+        for path in candidates:
+            try:
+                with path.open("rb") as f:
+                    data = f.read(_MAX_IGNORE_BYTES + 1)
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                raise ContextError(f"cannot read {path}: {e.strerror}") from e
+            if len(data) > _MAX_IGNORE_BYTES:
+                raise ContextError(f"{path} is larger than {_MAX_IGNORE_BYTES} bytes")
+            return IgnoreMatcher.parse(data.decode("utf-8", "surrogateescape"), str(path))
+        return None
+
+    def secret(self, id: str) -> bytes | None:
+        """A secret's value, None if it was not given. Raises: ContextError if it cannot be read."""
+        source: SecretSource | None = self._request.secrets.get(id)
+        if source is None:
+            return None
+        if source.value is not None:
+            return source.value
+        if source.path is None:
+            return None
+        try:
+            with source.path.open("rb") as f:
+                value = f.read(MAX_SECRET_BYTES + 1)
+        except OSError as e:
+            raise ContextError(f"cannot read secret {id!r} from {source.path}: {e.strerror}") from e
+        if len(value) > MAX_SECRET_BYTES:
+            raise ContextError(f"secret {id!r} is larger than {MAX_SECRET_BYTES} bytes")
+        return value
+
+    def ssh_socket(self, id: str) -> Path | None:
+        """The agent's socket that `--ssh` named, None if there is none."""
+        return self._request.ssh.get(id)
+
+    def close(self) -> None:
+        with self._lock:
+            for tree in self._trees.values():
+                os.close(tree.fd)
+            self._trees.clear()

@@ -1,0 +1,69 @@
+"""Cache keys: digests of what a step depends on.
+
+A step has two. Its *definition key* follows from the graph alone, with build contexts by content:
+a cached build looks up these, and runs nothing to know them. Its *content key* follows from the
+content keys of its inputs, and from the digests of the very files it copies: it finds the step
+again when what came before was made anew but came out the same. Names, tags, times and secret
+values count in neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from builder.plan.graph import CopyOp, MkdirOp, Op, RunOp, SourceOp
+from builder.plan.request import RunOptions
+
+_VERSION = 1
+"""Raised when the meaning of an equal definition changes."""
+
+
+def source_key(op: SourceOp) -> str:
+    return _digest("source", str(op.image.digest))
+
+
+def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence[str]) -> str:
+    """`inputs` are the keys of the mounts' trees, in the order of the mounts that have one."""
+    trees = iter(inputs)
+    mounts = [[*m[:2], *m[3:], None if m.input is None else next(trees)] for m in op.mounts]
+    files = [[path, hashlib.sha256(data).hexdigest()] for path, data in op.files]
+    return _digest(
+        "run",
+        parent,
+        [op.args, op.env, op.cwd, op.user, mounts, op.network, op.security, op.hostname, files],
+        [options.add_hosts, options.cap_add, options.cap_drop, options.security_opt, options.ulimits, options.volumes],
+        [options.shm_size_bytes],
+    )
+
+
+def copy_key(op: CopyOp, parent: str | None, content: Sequence[str], epoch_s: int | None) -> str:
+    """`content` has one key an item: of the files it takes, or of the tree that it takes them from."""
+    items = [[i.kind, i.source, i.include, i.required, hashlib.sha256(i.data).hexdigest()] for i in op.items]
+    return _digest(
+        "copy",
+        None if op.link else parent,
+        items,
+        list(content),
+        [op.dest, op.chown, op.mode, op.exclude, op.link, op.unpack, op.add, op.checksum, op.keep_git_dir, epoch_s],
+    )
+
+
+def mkdir_key(op: MkdirOp, parent: str | None, epoch_s: int | None) -> str:
+    return _digest("mkdir", parent, op.path, op.user, epoch_s)
+
+
+def stack_key(parent: str | None, layer: str) -> str:
+    """The key of an independent layer (`COPY --link`) once it lies on a parent."""
+    return _digest("stack", parent, layer) if parent else layer
+
+
+def describe(op: Op) -> str:
+    """The definition as text, for `--explain`."""
+    return type(op).__name__.removesuffix("Op").lower()
+
+
+def _digest(*parts: object) -> str:
+    text = json.dumps([_VERSION, *parts], separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode("ascii", "surrogatepass")).hexdigest()

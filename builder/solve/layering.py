@@ -1,0 +1,104 @@
+"""Snapshots into layers, in the background: a child step needs its parent's files, not its blob.
+
+A layer is made once per snapshot and compression and remembered in the store; a snapshot whose
+layer was lost (the process died in between) gets it when it is next asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.plan.request import BuildRequest
+from layers.oci import Descriptor
+
+if TYPE_CHECKING:
+    from layers.layerdiff import Change
+    from layers.records import LayerRecord
+    from layers.store import Store
+
+
+class LayerBook:
+    """Makes and remembers layers. Thread-safe; close it to wait for the work under way."""
+
+    def __init__(self, store: Store, request: BuildRequest, cancelled: Callable[[], bool]) -> None:
+        self._store = store
+        self._compression = request.compression
+        self._level = request.compression_level
+        self._reproducible = request.source_date_epoch is not None
+        self._clamp_s = request.source_date_epoch
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._made: dict[str, Future[LayerRecord]] = {}
+
+    def start(self, snapshot: str) -> Future[LayerRecord]:
+        """Begin to make a snapshot's layer, unless it is known or under way."""
+        with self._lock:
+            future = self._made.get(snapshot)
+            if future is None:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="layer")
+                future = self._made[snapshot] = self._pool.submit(self._make, snapshot)
+            return future
+
+    def get(self, snapshot: str) -> LayerRecord:
+        """The layer of a snapshot, made now if need be. Raises: LayerError, StoreError, Cancelled."""
+        with self._lock:
+            future = self._made.get(snapshot)
+        if future is not None:
+            return future.result()
+        return self._known(snapshot) or self._make(snapshot)
+
+    def _known(self, snapshot: str) -> LayerRecord | None:
+        record = self._store.layers.lookup(snapshot, self._compression)
+        if record is not None and self._store.stat(record.descriptor.digest) is not None:
+            return record
+        return None
+
+    def _make(self, snapshot: str) -> LayerRecord:
+        known = self._known(snapshot)
+        if known is not None:
+            return known
+        from layers.changeset import write_layer
+        from layers.records import LayerRecord
+
+        changes, root = self._changes(snapshot)
+        with self._store.ingest() as ingest:
+            result = write_layer(
+                changes,
+                root,
+                ingest,
+                compression=self._compression,
+                level=self._level,
+                clamp_mtime=self._clamp_s,
+                reproducible=self._reproducible,
+                cancelled=self._cancelled,
+            )
+            ingest.commit()
+        descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
+        record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
+        self._store.layers.record(snapshot, record)
+        return record
+
+    def _changes(self, snapshot: str) -> tuple[Iterator[Change], Path]:
+        """What a snapshot changes in its parent, and the directory that holds its files."""
+        from layers.layerdiff import diff_overlay, diff_trees
+
+        snapshots = self._store.snapshots
+        *below, top = snapshots.chain(snapshot)
+        if top.driver == "native":
+            return diff_trees(below[-1].path if below else None, top.path), top.path
+        lower = snapshots.view(below[-1].id).lower if below else ()
+        return diff_overlay(top.path, lower, snapshots.dialect), top.path
+
+    def close(self) -> None:
+        """Wait for the layers under way; those not begun are dropped."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)

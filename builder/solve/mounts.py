@@ -1,0 +1,120 @@
+"""The trees behind `RUN --mount=type=bind|cache`: where they are on the host, and who may share them.
+
+A cache mount is a directory of the store, named by its id's digest, with a lock file beside it:
+`shared` takes none, `locked` waits for the lock, `private` takes the next directory that is free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.errors import ContextError
+from builder.plan.graph import MountOp
+from layers import linux
+from layers.errors import Cancelled
+from layers.snapshot import Mount
+
+if TYPE_CHECKING:
+    from builder.sandbox.spec import SandboxMount
+    from builder.solve.steps import StepContext
+
+_PRIVATE_COPIES = 64
+_LOCK_POLL_S = 0.1
+
+
+def bind_mount(
+    ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount], cleanup: list[Callable[[], None]]
+) -> SandboxMount:
+    """A tree or a part of one, read-only, or writable with what is written thrown away.
+
+    Raises: ContextError if the source is not in the tree.
+    """
+    from builder.sandbox.spec import SandboxMount
+    from builder.solve.steps import open_mount
+
+    tree = trees[mount.input] if mount.input is not None else ctx.store.snapshots.view(None)
+    with open_mount(tree) as root:
+        try:
+            fd = linux.openat2(root, mount.source, os.O_PATH)
+        except OSError as e:
+            raise ContextError(f'"{mount.source}": not found: {e.strerror}') from e
+        is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
+        os.close(fd)
+    if not mount.readonly:
+        active = ctx.store.snapshots.prepare(None)
+        cleanup.append(lambda: ctx.store.snapshots.discard(active))
+        tree = Mount("overlay", tree.lower, active.mount.upper or active.path, active.mount.work, False, tree.dialect)
+    return SandboxMount(
+        "tree", mount.target, source=tree, subpath=mount.source, readonly=mount.readonly, is_file=is_file
+    )
+
+
+def acquire_cache(ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount]) -> tuple[Path, Callable[[], None]]:
+    """The directory of a cache mount and how to give it back. Raises: Cancelled while waiting for a lock."""
+    from builder.solve.steps import cache_directory
+
+    base = cache_directory(ctx.store.root, mount.id or mount.target)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    if mount.sharing == "shared":
+        _populate(ctx, base, mount, trees)
+        return base, lambda: None
+    if mount.sharing == "locked":
+        lock = os.open(f"{base}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while not _try_lock(lock):
+            if ctx.cancelled():
+                os.close(lock)
+                raise Cancelled
+            time.sleep(_LOCK_POLL_S)
+        _populate(ctx, base, mount, trees)
+        return base, partial(os.close, lock)
+    for number in range(_PRIVATE_COPIES):
+        path = base if number == 0 else base.with_name(f"{base.name}.{number}")
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _try_lock(lock):
+            _populate(ctx, path, mount, trees)
+            return path, partial(os.close, lock)
+        os.close(lock)
+    raise ContextError(f"more than {_PRIVATE_COPIES} builds use the private cache mount {mount.id or mount.target!r}")
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _populate(ctx: StepContext, path: Path, mount: MountOp, trees: Mapping[int, Mount]) -> None:
+    """Make the directory on first use, with its owner, mode and, with `from=`, first contents."""
+    if path.exists():
+        return
+    fresh = path.with_name(f"{path.name}.new-{os.getpid()}-{time.monotonic_ns()}")
+    fresh.mkdir(mode=0o700)
+    if mount.input is not None:
+        from builder.solve import fileops
+        from builder.solve.steps import open_mount
+
+        dest = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with open_mount(trees[mount.input]) as source:
+                options = fileops.CopyOptions(copy_dir_contents=True, follow_symlinks=True, create_dest=True)
+                fileops.copy(source, mount.source, dest, "/", options, cancelled=ctx.cancelled)
+        finally:
+            os.close(dest)
+    os.chown(fresh, mount.uid or 0, mount.gid or 0)
+    fresh.chmod(0o755 if mount.mode is None else mount.mode)
+    try:
+        fresh.rename(path)
+    except OSError:
+        # Another build was first; what it made serves as well.
+        import shutil
+
+        shutil.rmtree(fresh, ignore_errors=True)

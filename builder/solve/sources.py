@@ -1,0 +1,193 @@
+"""Base images: found in the store or a registry, fetched and unpacked only when a step needs files.
+
+Implements `builder.plan.planner.Resolver`. Resolving fetches a manifest and a config, no layer. The
+name of an image is written to the store once all of its layers are there, never before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from builder.plan.graph import ResolvedImage
+from builder.plan.request import PullPolicy
+from layers.errors import BlobNotFound, ImageError, NameNotFound, PybuildError
+from layers.events import EventSink, Vertex
+from layers.oci import (
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Platform,
+    parse_manifest,
+)
+from registry.reference import Reference
+
+if TYPE_CHECKING:
+    from layers.store import Store
+    from registry.transport import ImageLocation, TransportContext
+
+_PARALLEL_LAYERS = 4
+
+
+class ImageSources:
+    """One build's base images. Thread-safe once resolving is done."""
+
+    def __init__(
+        self,
+        store: Store,
+        context: TransportContext,
+        *,
+        policy: PullPolicy,
+        events: EventSink,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._context = context
+        self._policy = policy
+        self._events = events
+        self._cancelled = cancelled
+        self._locations: dict[str, ImageLocation] = {}
+        self._names: dict[str, str] = {}
+
+    # Resolver
+
+    def resolve_image(self, name: str, platform: Platform) -> ResolvedImage:
+        """Manifest and config of an image for a platform.
+
+        Raises: NameNotFound (policy `never`), ImageError (no such platform), RegistryError.
+        """
+        reference = Reference.parse(name).with_default_tag()
+        local = None if self._policy == "always" else self._local(reference, platform)
+        if local is not None and self._policy != "newer":
+            return local
+        if self._policy == "never":
+            raise NameNotFound(
+                f"image {reference.familiar()} is not in the store and pulling is off", hint="pull it, or use --pull"
+            )
+        from registry.transport import parse_location
+
+        try:
+            return self._load(parse_location(f"docker://{reference.canonical()}"), reference.canonical(), platform)
+        except PybuildError:
+            if local is not None and self._policy == "newer":
+                return local
+            raise
+
+    def resolve_layout(self, location: str, platform: Platform) -> ResolvedImage:
+        """The same from an OCI layout, `DIR[:TAG]` or `DIR@DIGEST`."""
+        from registry.transport import parse_location
+
+        return self._load(parse_location(f"oci:{location}"), f"oci-layout://{location}", platform)
+
+    def _local(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
+        for name in (_platform_name(reference.canonical(), platform), reference.canonical()):
+            descriptor = self._store.names.get(name)
+            if descriptor is None:
+                continue
+            try:
+                found = self._from_store(descriptor, reference.canonical(), platform)
+            except (BlobNotFound, ImageError):
+                continue
+            if platform.runs(found.config.platform) or found.config.platform == platform:
+                return found
+        return None
+
+    def _from_store(self, descriptor: Descriptor, name: str, platform: Platform) -> ResolvedImage:
+        document = parse_manifest(self._store.read(descriptor.digest, MAX_MANIFEST_BYTES), descriptor.media_type)
+        if isinstance(document, Index):
+            descriptor = document.select(platform)
+            return self._from_store(descriptor, name, platform)
+        config = ImageConfig.parse(self._store.read(document.config.digest, MAX_CONFIG_BYTES))
+        return ResolvedImage(f"{name}", descriptor.digest, document, config)
+
+    def _load(self, location: ImageLocation, name: str, platform: Platform) -> ResolvedImage:
+        from registry.transport import check_manifest, read_blob
+
+        vertex, title = f"resolve:{name}:{platform}", f"[internal] load metadata for {name}"
+        started = time.time_ns()
+        self._events.emit(Vertex(vertex, title, (), started))
+        source = location.source(self._context)
+        try:
+            raw = check_manifest(source.get_manifest(), None)
+            document = parse_manifest(raw.raw, raw.media_type)
+            while isinstance(document, Index):
+                chosen = document.select(platform)
+                raw = check_manifest(source.get_manifest(chosen.digest), chosen.digest)
+                document = parse_manifest(raw.raw, raw.media_type)
+            self._write(raw.raw, raw.descriptor)
+            if self._store.stat(document.config.digest) is None:
+                self._write(read_blob(source, document.config, MAX_CONFIG_BYTES), document.config)
+            config = ImageConfig.parse(self._store.read(document.config.digest, MAX_CONFIG_BYTES))
+        except PybuildError as e:
+            self._events.emit(Vertex(vertex, title, (), started, time.time_ns(), error=e.message))
+            raise
+        finally:
+            source.close()
+        if len(config.diff_ids) != len(document.layers):
+            raise ImageError(
+                f"image {name} has {len(document.layers)} layers but its config names {len(config.diff_ids)}"
+            )
+        self._events.emit(Vertex(vertex, title, (), started, time.time_ns()))
+        self._locations[raw.digest] = location
+        self._names[raw.digest] = _platform_name(name, platform)
+        return ResolvedImage(name, raw.digest, document, config)
+
+    def _write(self, data: bytes, descriptor: Descriptor) -> None:
+        with self._store.ingest(expected=descriptor, media_type=descriptor.media_type) as ingest:
+            ingest.write(data)
+            ingest.commit()
+
+    # Layers
+
+    def ensure_layers(self, image: ResolvedImage, vertex: str = "", title: str = "") -> None:
+        """Fetch the layers that are not here, and name the image.
+
+        Raises: RegistryError, ContentError, StoreError, Cancelled; BlobNotFound if it came from the
+        store and a layer is gone.
+        """
+        missing = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
+        if missing:
+            self._fetch(image, vertex, title)
+        self._publish(image)
+
+    def _fetch(self, image: ResolvedImage, vertex: str, title: str) -> None:
+        from registry.transport import BlobInput
+
+        location = self._location(image)
+        source = location.source(self._context)
+        try:
+            missing = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
+            with ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
+                list(pool.map(lambda d: self._fetch_layer(BlobInput, source, d, vertex), missing))
+        finally:
+            source.close()
+
+    def _location(self, image: ResolvedImage) -> ImageLocation:
+        from registry.transport import parse_location
+
+        location = self._locations.get(image.digest)
+        if location is not None:
+            return location
+        return parse_location(f"docker://{Reference.parse(image.reference).with_digest(image.digest)}")
+
+    def _publish(self, image: ResolvedImage) -> None:
+        name = self._names.pop(image.digest, None)
+        if name is None or name.startswith("oci-layout:"):
+            return
+        descriptor = Descriptor(
+            media_type=image.manifest.media_type, digest=image.digest, size_bytes=len(image.manifest.raw)
+        )
+        self._store.publish({name: descriptor})
+
+    def unpack(self, image: ResolvedImage, vertex: str, title: str) -> str | None:
+        """Fetch what is missing and unpack all layers; the snapshot of the whole, None for an empty image."""
+        raise NotImplementedError
+
+
+def _platform_name(name: str, platform: Platform) -> str:
+    """The store's name of an image: a foreign platform's is kept beside the host's."""
+    return name if platform == Platform.host() else f"{name}#{platform}"

@@ -1,0 +1,402 @@
+"""How each kind of step makes its snapshot: RUN in the sandbox, COPY and WORKDIR on a mounted tree.
+
+A step is given its parent's snapshot and those of its inputs, all committed; it prepares an active
+one, changes it, and leaves it to `builder.solve.solver` to commit. Nothing here knows of caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from builder.errors import ContextError, StepError
+from builder.frontend.source import SourceFile
+from builder.plan.graph import CopyItem, CopyOp, MkdirOp, MountOp, RunOp, Step
+from builder.plan.request import BuildRequest
+from builder.solve import accounts
+from layers.errors import Cancelled
+from layers.events import EventSink, VertexLog
+from layers.snapshot import ActiveSnapshot, Mount
+
+if TYPE_CHECKING:
+    from builder.sandbox.launcher import ExitStatus, Launcher
+    from builder.sandbox.spec import SandboxMount, SandboxSpec
+    from builder.session import Session
+    from builder.solve.fileops import CopyOptions
+    from layers.store import Store
+
+_TAIL_BYTES = 8 << 10
+"""How much of a command's last output an error carries."""
+
+
+class StepContext(NamedTuple):
+    """What running a step takes. `launcher` starts the zygote when first called."""
+
+    store: Store
+    session: Session
+    request: BuildRequest
+    launcher: Callable[[], Launcher]
+    events: EventSink
+    cancelled: Callable[[], bool]
+    source: SourceFile
+
+
+@contextmanager
+def open_mount(mount: Mount) -> Iterator[int]:
+    """A descriptor of a mounted tree's root, for as long as the block lasts."""
+    from layers.snapshotters.overlay import open_tree
+
+    fd = open_tree(mount)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def run_mkdir(ctx: StepContext, op: MkdirOp, active: ActiveSnapshot) -> None:
+    """WORKDIR: the directory and its missing parents, owned by USER."""
+    from builder.solve import fileops
+
+    with open_mount(active.mount) as root:
+        owner = accounts.resolve_owner(root, op.user) if op.user else None
+        fileops.make_directory(root, op.path, 0o755, owner, _epoch_ns(ctx.request))
+
+
+def run_copy(ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount | None) -> None:
+    """COPY and ADD. `source` is the tree of `--from`; without it the build context is meant.
+
+    Raises: ContextError naming what is not there.
+    """
+    with open_mount(active.mount) as dest:
+        owner = accounts.resolve_owner(dest, op.chown) if op.chown else None
+        for item in op.items:
+            _copy_item(ctx, op, item, dest, owner, source)
+
+
+def _copy_item(
+    ctx: StepContext, op: CopyOp, item: CopyItem, dest: int, owner: tuple[int, int] | None, source: Mount | None
+) -> None:
+    from builder.solve import fileops
+
+    if item.kind == "inline":
+        fileops.copy_data(dest, item.source, item.data, op.dest, copy_options(ctx, op, item, owner=owner))
+        return
+    if item.kind in {"http", "git"}:
+        from builder.solve.remote import copy_remote
+
+        copy_remote(ctx, op, item, dest, owner)
+        return
+    if source is not None:
+        with open_mount(source) as fd:
+            fileops.copy(
+                fd, item.source, dest, op.dest, copy_options(ctx, op, item, owner=owner), cancelled=ctx.cancelled
+            )
+        return
+    if op.input is not None:
+        raise ContextError(f'"{item.source}": not found: the stage is empty')
+    fd = ctx.session.context(op.context or "").fd
+    fileops.copy(fd, item.source, dest, op.dest, copy_options(ctx, op, item, owner=owner), cancelled=ctx.cancelled)
+
+
+def copy_options(ctx: StepContext, op: CopyOp, item: CopyItem, *, owner: tuple[int, int] | None) -> CopyOptions:
+    """How `builder.solve.fileops` is to copy one item; the cache key is computed with the same."""
+    from builder.solve.fileops import CopyOptions
+
+    path = item.kind == "path"
+    unpack = op.unpack if op.unpack is not None else op.add and path
+    from_context = path and op.input is None
+    ignore = ctx.session.context(op.context or "").ignore if from_context else None
+    mode: int | str | None = None
+    if op.mode:
+        mode = int(op.mode, 8) if op.mode.isdigit() else op.mode
+    return CopyOptions(
+        owner=owner,
+        mode=mode,
+        include=item.include,
+        exclude=op.exclude,
+        required=item.required,
+        copy_dir_contents=path,
+        follow_symlinks=path,
+        allow_wildcard=path,
+        allow_empty_wildcard=path,
+        create_dest=True,
+        replace_existing=op.link,
+        unpack=unpack,
+        mtime_ns=_epoch_ns(ctx.request),
+        ignore=ignore,
+        reset_owner=from_context,
+    )
+
+
+def _epoch_ns(request: BuildRequest) -> int | None:
+    return None if request.source_date_epoch is None else request.source_date_epoch * 1_000_000_000
+
+
+def run_command(
+    ctx: StepContext, step: Step, op: RunOp, active: ActiveSnapshot, trees: Mapping[int, Mount], vertex: str
+) -> None:
+    """RUN: the command in a sandbox on the active snapshot.
+
+    Raises: StepError when it fails, SandboxError when it cannot be started, Cancelled.
+    """
+    spec, cleanup = _sandbox_spec(ctx, op, active, trees)
+    try:
+        tail = _execute(ctx, step, op, spec, vertex)
+    finally:
+        for action in reversed(cleanup):
+            action()
+    if tail is not None:
+        raise tail
+
+
+def _execute(ctx: StepContext, step: Step, op: RunOp, spec: SandboxSpec, vertex: str) -> StepError | None:
+    out_r, out_w = os.pipe2(os.O_CLOEXEC)
+    err_r, err_w = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            running = ctx.launcher().run(spec, stdin_fd=null, stdout_fd=out_w, stderr_fd=err_w)
+        finally:
+            for fd in (null, out_w, err_w):
+                os.close(fd)
+        try:
+            tail = _pump(ctx, {out_r: 1, err_r: 2}, vertex)
+            status = running.wait()
+        except BaseException:
+            running.kill()
+            running.wait()
+            raise
+        finally:
+            running.close()
+    finally:
+        os.close(out_r)
+        os.close(err_r)
+    if status.code == 0:
+        return None
+    return _failure(ctx, step, op, status, tail)
+
+
+def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: bytes) -> StepError:
+    shown = " ".join(op.args) if len(op.args) < 4 else " ".join(op.args[:3]) + " …"
+    if status.oom_killed:
+        limit = ctx.request.run.limits.memory_bytes
+        what = "killed: out of memory" + (f" (limit {limit >> 20} MiB)" if limit else "")
+    elif status.timed_out:
+        what = f"killed: it ran longer than {ctx.request.run.timeout_s:g} s"
+    elif status.signal:
+        what = f"killed by signal {status.signal}"
+    else:
+        what = f"exit status {status.code}"
+    return StepError(
+        f"process {shown!r} did not complete successfully: {what}",
+        step=step.name,
+        exit_status=status.code,
+        source=ctx.source,
+        range=step.range,
+        argv=op.args,
+        log_tail=tail.decode("utf-8", "replace"),
+    )
+
+
+def _pump(ctx: StepContext, streams: dict[int, int], vertex: str) -> bytes:
+    """Hand the command's output on as events until it closes; its last bytes are returned."""
+    poller = select.poll()
+    for fd in streams:
+        poller.register(fd, select.POLLIN)
+    left = set(streams)
+    tail = b""
+    while left:
+        ready = poller.poll(200)
+        if not ready and ctx.cancelled():
+            raise Cancelled
+        for fd, _ in ready:
+            data = os.read(fd, 1 << 16)
+            if not data:
+                poller.unregister(fd)
+                left.discard(fd)
+                continue
+            ctx.events.emit(VertexLog(vertex, streams[fd], data, time.time_ns()))
+            tail = (tail + data)[-_TAIL_BYTES:]
+    return tail
+
+
+def _sandbox_spec(
+    ctx: StepContext, op: RunOp, active: ActiveSnapshot, trees: Mapping[int, Mount]
+) -> tuple[SandboxSpec, list[Callable[[], None]]]:
+    """The spec of a RUN, and what to do when it has ended."""
+    from builder.sandbox.spec import DEFAULT_CAPABILITIES, Resources, SandboxMount, SandboxSpec
+
+    options = ctx.request.run
+    env = dict(op.env)
+    user = _user(op, active)
+    env.setdefault("HOME", user.home)
+    for key, value in op.proxy:
+        env.setdefault(key.upper(), value)
+        env.setdefault(key.lower(), value)
+    cleanup: list[Callable[[], None]] = []
+    mounts: list[SandboxMount] = []
+    for number, mount in enumerate(op.mounts):
+        made = _mount(ctx, mount, number, trees, env, cleanup)
+        if made is not None:
+            mounts.append(made)
+    for volume in options.volumes:
+        host, _, rest = volume.partition(":")
+        target, _, mode = rest.partition(":")
+        mounts.append(SandboxMount("bind", target, source=Path(host), readonly="ro" in mode.split(","), recursive=True))
+    mounts += [
+        SandboxMount("file", path, source=data, readonly=True, mode=0o755, is_file=True) for path, data in op.files
+    ]
+    capabilities = set(DEFAULT_CAPABILITIES)
+    capabilities |= {_capability(c) for c in options.cap_add}
+    capabilities -= {_capability(c) for c in options.cap_drop}
+    if "ALL" in {c.upper() for c in options.cap_drop}:
+        capabilities = {_capability(c) for c in options.cap_add}
+    seccomp: str | Path = "default"
+    no_new_privs = False
+    for option in options.security_opt:
+        key, _, value = option.replace(":", "=", 1).partition("=")
+        if key == "seccomp":
+            seccomp = value if value == "unconfined" else Path(value)
+        elif key == "no-new-privileges":
+            no_new_privs = value in {"", "true"}
+    spec = SandboxSpec(
+        args=op.args,
+        root=active.mount,
+        env=env,
+        cwd=op.cwd,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        mounts=tuple(mounts),
+        files={"/etc/resolv.conf": _resolv_conf(options.dns), "/etc/hosts": _hosts(op.hostname)},
+        add_hosts=options.add_hosts,
+        hostname=op.hostname,
+        network="none" if op.network == "none" else "host",
+        capabilities=frozenset(capabilities),
+        no_new_privs=no_new_privs,
+        seccomp=seccomp,
+        rlimits=options.ulimits,
+        resources=Resources(*options.limits),
+        isolation=options.isolation if options.isolation in {"pivot", "chroot"} else "auto",  # type: ignore[arg-type]
+        privileged=op.security == "insecure",
+        shm_size_bytes=options.shm_size_bytes or 64 << 20,
+        timeout_s=options.timeout_s,
+    )
+    return spec, cleanup
+
+
+def _user(op: RunOp, active: ActiveSnapshot) -> accounts.ResolvedUser:
+    with open_mount(active.mount) as root:
+        return accounts.resolve_user(root, op.user)
+
+
+def _mount(
+    ctx: StepContext,
+    mount: MountOp,
+    number: int,
+    trees: Mapping[int, Mount],
+    env: dict[str, str],
+    cleanup: list[Callable[[], None]],
+) -> SandboxMount | None:
+    from builder.sandbox.spec import SandboxMount
+
+    match mount.type:
+        case "tmpfs":
+            return SandboxMount("tmpfs", mount.target, size_bytes=mount.size_bytes, mode=0o1777)
+        case "secret":
+            return _secret(ctx, mount, env)
+        case "ssh":
+            return _ssh(ctx, mount, number, env)
+        case "cache":
+            return _cache_mount(ctx, mount, trees, cleanup)
+        case "bind":
+            from builder.solve.mounts import bind_mount
+
+            return bind_mount(ctx, mount, trees, cleanup)
+
+
+def _secret(ctx: StepContext, mount: MountOp, env: dict[str, str]) -> SandboxMount | None:
+    from builder.sandbox.spec import SandboxMount
+
+    id = mount.id or (mount.target.rsplit("/", 1)[-1] if mount.target else "")
+    value = ctx.session.secret(id)
+    if value is None:
+        if mount.required:
+            raise ContextError(f"secret {id!r} is required but was not given", hint=f"add --secret id={id},src=FILE")
+        return None
+    if mount.env:
+        env[mount.env] = value.decode("utf-8", "surrogateescape")
+    if mount.env and not mount.target:
+        return None
+    return SandboxMount(
+        "file",
+        mount.target or f"/run/secrets/{id}",
+        source=value,
+        readonly=True,
+        mode=0o400 if mount.mode is None else mount.mode,
+        uid=mount.uid or 0,
+        gid=mount.gid or 0,
+        is_file=True,
+    )
+
+
+def _ssh(ctx: StepContext, mount: MountOp, number: int, env: dict[str, str]) -> SandboxMount | None:
+    from builder.sandbox.spec import SandboxMount
+
+    socket = ctx.session.ssh_socket(mount.id or "default")
+    if socket is None:
+        if mount.required:
+            raise ContextError(
+                f"ssh agent {mount.id or 'default'!r} is required but was not given", hint="add --ssh default"
+            )
+        return None
+    target = mount.target or f"/run/buildkit/ssh_agent.{number}"
+    env.setdefault("SSH_AUTH_SOCK", target)
+    return SandboxMount("bind", target, source=socket, is_file=True)
+
+
+def _cache_mount(
+    ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount], cleanup: list[Callable[[], None]]
+) -> SandboxMount:
+    from builder.sandbox.spec import SandboxMount
+    from builder.solve.mounts import acquire_cache
+
+    path, release = acquire_cache(ctx, mount, trees)
+    cleanup.append(release)
+    return SandboxMount("bind", mount.target, source=path, readonly=mount.readonly)
+
+
+def _capability(name: str) -> str:
+    name = name.upper()
+    return name if name.startswith("CAP_") else f"CAP_{name}"
+
+
+def _resolv_conf(servers: tuple[str, ...]) -> bytes:
+    if servers:
+        return "".join(f"nameserver {s}\n" for s in servers).encode()
+    try:
+        return Path("/etc/resolv.conf").read_bytes()
+    except OSError:
+        return b""
+
+
+def _hosts(hostname: str) -> bytes:
+    """The host's own names, and the sandbox's."""
+    try:
+        text = Path("/etc/hosts").read_bytes()
+    except OSError:
+        text = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    if not text.endswith(b"\n"):
+        text += b"\n"
+    return text + b"127.0.0.1\t" + hostname.encode() + b"\n"
+
+
+def cache_directory(root: Path, id: str) -> Path:
+    """Where the cache mount of an id lives; the id is hostile, so its digest names the directory."""
+    return root / "cachemounts" / hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
