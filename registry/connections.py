@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.certs import where
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -157,8 +158,8 @@ def _load_authorities(context: ssl.SSLContext, tls: TlsConfig, environ: Mapping[
     if not named and not directory:
         context.set_default_verify_paths()
         paths = ssl.get_default_verify_paths()
-        if not context.cert_store_stats()["x509_ca"] and paths.capath is None:
-            _load(context, requests.certs.where())
+        if not context.cert_store_stats()["x509_ca"] and not paths.capath:
+            _load(context, where())
     for path in tls.ca_files:
         _load(context, path)
 

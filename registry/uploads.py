@@ -152,9 +152,9 @@ class Uploader:
                 self._progress(offset)
                 return location, offset, session
         if self._from and self._descriptor is not None:
-            location = self._try_mount(self._descriptor, self._from)
-            if location is not None:
-                return location, 0, None
+            begun = self._try_mount(self._descriptor, self._from)
+            if begun is not None:
+                return begun, 0, None
         reply = self._fetch("POST", f"{self._endpoint.repository}/blobs/uploads/", ok=(202,))
         minimum = reply.headers.get("OCI-Chunk-Min-Length", "")
         self._minimum = int(minimum) if minimum.isascii() and minimum.isdigit() and len(minimum) < 12 else 0
