@@ -1,0 +1,349 @@
+"""From a stream of changes to a layer: tar, DiffID, compressed blob and its digest in one pass.
+
+Each file is read once, into blocks of the tar stream; a block is hashed in one thread and
+compressed in others while the next one is filled. The queues between them are bounded, so memory is
+flat whatever the layer's size. A layer of less than one block needs no thread.
+
+The changes come from `layers.layerdiff`, whose names are re-exported here; the bytes go to an
+`Ingest`. Spec: image-spec layer.md, "Representing Changes" and "DiffID" in config.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from layers import lowerview, xattrs
+from layers.compression import BLOCK_BYTES, Compression, compressor, media_type
+from layers.errors import Cancelled, LayerError
+from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change, diff_overlay, diff_trees
+from layers.oci import Digest
+from layers.tarstream import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    HARDLINK,
+    REGULAR,
+    SYMLINK,
+    TarWriter,
+)
+
+__all__ = [
+    "OPAQUE_WHITEOUT",
+    "WHITEOUT_PREFIX",
+    "Change",
+    "LayerResult",
+    "Ownership",
+    "diff_overlay",
+    "diff_trees",
+    "write_layer",
+]
+
+_QUEUED_BLOCKS = 4
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_OPEN_PARENT = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFREG: REGULAR,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFCHR: CHARACTER_DEVICE,
+    stat.S_IFBLK: BLOCK_DEVICE,
+    stat.S_IFIFO: FIFO,
+}
+
+
+class Sink(Protocol):
+    """Where the blob goes; `layers.content.Ingest` is one."""
+
+    def write(self, data: bytes | memoryview) -> int: ...
+
+
+class LayerResult(NamedTuple):
+    """A written layer. `size_bytes` is the blob's, `uncompressed_bytes` the tar's."""
+
+    diff_id: Digest
+    digest: Digest
+    size_bytes: int
+    uncompressed_bytes: int
+    media_type: str
+    entries: int
+
+
+class Ownership(NamedTuple):
+    """What the image shall say of a file, where the disk cannot hold it (builds with a single uid).
+
+    `mode` includes the file type; a file stored as another type than it is written as has no data.
+    """
+
+    uid: int
+    gid: int
+    mode: int
+    device: tuple[int, int] | None = None
+    xattrs: dict[str, bytes] | None = None
+
+
+def write_layer(
+    changes: Iterable[Change],
+    root: Path,
+    ingest: Sink,
+    *,
+    compression: Compression = "gzip",
+    level: int | None = None,
+    clamp_mtime: int | None = None,
+    threads: int | None = None,
+    reproducible: bool = False,
+    nanoseconds: bool = False,
+    owners: Callable[[bytes, os.stat_result], Ownership | None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> LayerResult:
+    """Write the layer of `changes`, whose files lie in `root`, to `ingest`; the caller commits or aborts it.
+
+    `clamp_mtime` is SOURCE_DATE_EPOCH in seconds; `threads` None means one for each CPU, and no
+    number changes the bytes; `reproducible` makes them independent of the processor too. `owners`
+    replaces owner, mode, device and attributes of a path, where it answers anything but None.
+    Raises: LayerError (a file changed meanwhile, or fits no tar header), Cancelled, OSError, and
+    what `ingest.write` raises.
+    """
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    pipeline = _Pipeline(ingest, compression, level, threads, reproducible, cancelled)
+    try:
+        tar = TarWriter(pipeline.put, block_bytes=BLOCK_BYTES, clamp_mtime_s=clamp_mtime, nanoseconds=nanoseconds)
+        with _Entries(root, tar, owners) as entries:
+            for change in changes:
+                entries.write(change)
+        uncompressed = tar.finish()
+        diff_id, digest, size = pipeline.finish()
+    finally:
+        pipeline.close()
+    return LayerResult(diff_id, digest, size, uncompressed, media_type(compression), entries.count)
+
+
+class _Entries:
+    """Turns changes into tar entries. The directory of the current file is held open for its neighbours."""
+
+    def __init__(
+        self, root: Path, tar: TarWriter, owners: Callable[[bytes, os.stat_result], Ownership | None] | None
+    ) -> None:
+        self._root = os.fsencode(root)
+        self._tar = tar
+        self._owners = owners
+        self._parent: bytes | None = None
+        self._fd = -1
+        self.count = 0
+
+    def __enter__(self) -> _Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd != -1:
+            os.close(self._fd)
+            self._fd = -1
+
+    def write(self, change: Change) -> None:
+        """Write one change. Raises: LayerError, OSError."""
+        self.count += 1
+        path = change.path
+        parent, _, name = path.rpartition(b"/")
+        if change.kind == "delete":
+            whiteout = parent + b"/" + WHITEOUT_PREFIX + name if parent else WHITEOUT_PREFIX + name
+            self._tar.add(whiteout, REGULAR, mode=0, uid=0, gid=0)
+            return
+        st = change.st
+        assert st is not None
+        if parent != self._parent:
+            self._enter(parent)
+        owner = self._owners(path, st) if self._owners is not None else None
+        if owner is None and change.link is None and stat.S_ISREG(st.st_mode):
+            self._regular(path, name, st, change.xattrs)
+        else:
+            self._other(change, name, st, owner)
+
+    def _enter(self, parent: bytes) -> None:
+        if self._fd != -1:
+            os.close(self._fd)
+            self._fd = -1
+        self._fd = lowerview.at(_open_parent, self._root + b"/" + parent if parent else self._root)
+        self._parent = parent
+
+    def _regular(
+        self, path: bytes, name: bytes, st: os.stat_result, attributes: dict[str, bytes] | None, *, mode: int = -1,
+        uid: int = -1, gid: int = -1,
+    ) -> None:  # fmt: skip
+        size = st.st_size
+        fd = os.open(name, _OPEN_FILE, dir_fd=self._fd)
+        try:
+            names = xattrs.names_of(fd)
+            if names:
+                if any(n.endswith(".overlay.metacopy") for n in names):
+                    raise LayerError(
+                        f"{os.fsdecode(path)!r} holds metadata alone (overlayfs's metacopy), its data is elsewhere",
+                        hint="mount the overlay with metacopy=off",
+                    )
+                if attributes is None:
+                    attributes = xattrs.pick(fd, names)
+            self._tar.add(
+                path,
+                REGULAR,
+                mode=st.st_mode if mode == -1 else mode,
+                uid=st.st_uid if uid == -1 else uid,
+                gid=st.st_gid if gid == -1 else gid,
+                size=size,
+                mtime_ns=st.st_mtime_ns,
+                xattrs=attributes or xattrs.NONE,
+            )
+            if size:
+                if self._tar.copy_from(fd, size) != size:
+                    raise LayerError(
+                        f"{os.fsdecode(path)!r} became shorter while it was read",
+                        hint="something still writes to it; stop that and try again",
+                    )
+                self._tar.pad()
+        finally:
+            os.close(fd)
+
+    def _other(self, change: Change, name: bytes, st: os.stat_result, owner: Ownership | None) -> None:
+        """Links, directories, special files, and whatever has another owner than on disk."""
+        if owner is None:
+            mode, uid, gid, attributes = st.st_mode, st.st_uid, st.st_gid, change.xattrs
+            device = (os.major(st.st_rdev), os.minor(st.st_rdev))
+        else:
+            mode, uid, gid, device, attributes = owner.mode, owner.uid, owner.gid, owner.device or (0, 0), owner.xattrs
+        kind = _KINDS.get(stat.S_IFMT(mode))
+        if kind is None:
+            raise LayerError(f"{os.fsdecode(change.path)!r} is of a type that layers cannot hold")
+        if change.link is not None:
+            self._tar.add(
+                change.path, HARDLINK, mode=mode, uid=uid, gid=gid, mtime_ns=st.st_mtime_ns, linkname=change.link
+            )
+            return
+        if kind == REGULAR and stat.S_ISREG(st.st_mode):
+            self._regular(change.path, name, st, attributes, mode=mode, uid=uid, gid=gid)
+            return
+        if attributes is None:
+            attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (self._fd, name))
+        self._tar.add(
+            change.path,
+            kind,
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=st.st_mtime_ns,
+            linkname=os.readlink(name, dir_fd=self._fd) if kind == SYMLINK else b"",
+            device=device if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else None,
+            xattrs=attributes,
+        )
+
+
+def _open_parent(path: bytes) -> int:
+    return os.open(path, _OPEN_PARENT)
+
+
+class _Pipeline:
+    """Blocks of tar in, a blob and two digests out. `put` is called by one thread; two more start with block two."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        compression: Compression,
+        level: int | None,
+        threads: int,
+        reproducible: bool,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        self._sink = sink
+        self._plain = compression == "none"
+        self._compressor = compressor(compression, level, threads, reproducible=reproducible)
+        self._cancelled = cancelled
+        self._diff = hashlib.sha256()
+        self._blob = hashlib.sha256()
+        self._size = 0
+        self._first: bytearray | None = None
+        self._to_hash: queue.Queue[bytearray | None] = queue.Queue(_QUEUED_BLOCKS)
+        self._to_pack: queue.Queue[bytearray | None] = queue.Queue(_QUEUED_BLOCKS)
+        self._threads: list[threading.Thread] = []
+        self._error: BaseException | None = None
+
+    def put(self, block: bytearray) -> None:
+        """Take over one block of the tar stream. Raises: Cancelled, or what failed behind."""
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled
+        if self._error is not None:
+            raise self._error
+        if self._first is None and not self._threads:
+            self._first = block
+            return
+        if not self._threads:
+            self._start()
+        self._to_hash.put(block)
+        self._to_pack.put(block)
+
+    def finish(self) -> tuple[Digest, Digest, int]:
+        """The DiffID, the blob's digest and its size, when all is written."""
+        if self._threads:
+            self._join()
+            if self._error is not None:
+                raise self._error
+        elif self._first is not None:
+            self._diff.update(self._first)
+            self._emit(self._compressor.write_block(self._first))
+        self._emit(self._compressor.finish())
+        diff_id = Digest.from_hasher(self._diff)
+        return diff_id, diff_id if self._plain else Digest.from_hasher(self._blob), self._size
+
+    def close(self) -> None:
+        """Stop the threads; idempotent."""
+        if self._threads:
+            # Whatever is queued is dropped by the threads, once an error is set.
+            self._error = self._error or Cancelled()
+            self._join()
+        self._compressor.close()
+
+    def _start(self) -> None:
+        for name, work in (("layer-hash", self._hash), ("layer-pack", self._pack)):
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        assert self._first is not None
+        self._to_hash.put(self._first)
+        self._to_pack.put(self._first)
+        self._first = None
+
+    def _join(self) -> None:
+        self._to_hash.put(None)
+        self._to_pack.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _hash(self) -> None:
+        while (block := self._to_hash.get()) is not None:
+            self._diff.update(block)
+
+    def _pack(self) -> None:
+        while (block := self._to_pack.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                self._emit(self._compressor.write_block(block))
+            except BaseException as e:  # noqa: BLE001  # raised again by the thread that puts
+                self._error = e
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            if not self._plain:
+                self._blob.update(data)
+            self._size += len(data)
+            view = memoryview(data)
+            while len(view):
+                written = self._sink.write(view)
+                if written <= 0:
+                    raise LayerError("the layer's destination takes no more data")
+                view = view[written:]
