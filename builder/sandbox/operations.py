@@ -113,7 +113,7 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     source = mount.source
     arguments = mount._asdict()
     if isinstance(source, Mount):
-        arguments["source"] = _overlay(source)
+        arguments["source"] = {**_overlay(source), "type": source.type}
     elif isinstance(source, bytes):
         arguments["source"] = binascii.b2a_base64(source).decode()
     elif source is not None:

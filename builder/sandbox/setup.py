@@ -157,7 +157,10 @@ def op_sys(sandbox: Sandbox, cgroup2: bool) -> None:
     target = sandbox.open_target("/sys", is_file=False)
     try:
         _mount_fs("sysfs", target, _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
-    except PermissionError:
+    except OSError as e:
+        # EPERM: the network namespace belongs to another user namespace; EBUSY: a bound root brought it along.
+        if e.errno not in {errno.EPERM, errno.EBUSY}:
+            raise
         _bind("/sys", linux.AT_FDCWD, target, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY, recursive=True)
         return
     if cgroup2:
@@ -216,11 +219,12 @@ def op_mount(
     noexec: bool,
     recursive: bool,
     optional: bool,
+    subpath: str,
 ) -> None:
     """One mount of the spec."""
     if optional and not os.path.lexists(source):
         return
-    attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind != "overlay" else 0)
+    attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind not in {"overlay", "tree"} else 0)
     attributes |= linux.MOUNT_ATTR_RDONLY if readonly else 0
     attributes |= linux.MOUNT_ATTR_NOEXEC if noexec else 0
     fd = sandbox.open_target(target, is_file=is_file or kind == "file")
@@ -239,6 +243,8 @@ def op_mount(
             )
             _attach(tree, fd)
             os.close(tree)
+        elif kind == "tree":
+            _tree(sandbox, fd, source, subpath, attributes)
         else:
             _file(sandbox, fd, binascii.a2b_base64(source), attributes, 0o400 if mode is None else mode, uid, gid)
     except OSError as e:
@@ -247,6 +253,42 @@ def op_mount(
         raise
     finally:
         os.close(fd)
+
+
+def _tree(sandbox: Sandbox, target_fd: int, source: dict[str, Any], subpath: str, attributes: int) -> None:
+    """Bind a part of a snapshot's tree over the target. Raises: OSError."""
+    if source["type"] == "bind":
+        root = os.open(source["lower"][0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _bind_part(root, subpath, target_fd, attributes)
+        finally:
+            os.close(root)
+        return
+    root = linux.fsmount_overlay(
+        source["lower"], upper=source["upper"], work=source["work"], userxattr=source["userxattr"]
+    )
+    # Kernels before 6.15 bind no part of a mount that is attached nowhere: it gets a place for the while.
+    dev = sandbox.open("/dev")
+    place = f"{_fd_path(dev)}/.tree"
+    os.mkdir(place, 0o700)
+    try:
+        linux.move_mount(root, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        try:
+            _bind_part(root, subpath, target_fd, attributes)
+        finally:
+            linux.umount2(place, linux.MNT_DETACH)
+    finally:
+        os.rmdir(place)
+        os.close(dev)
+        os.close(root)
+
+
+def _bind_part(root_fd: int, subpath: str, target_fd: int, attributes: int) -> None:
+    part = rootfs.open_in(root_fd, subpath)
+    try:
+        _bind("", part, target_fd, attributes)
+    finally:
+        os.close(part)
 
 
 def _tmpfs(target_fd: int, attributes: int, mode: int, uid: int, gid: int, size_bytes: int | None) -> None:

@@ -262,9 +262,10 @@ class _Copier:
         return target
 
     def copy_data(self, name: str, data: bytes, dest: str) -> None:
-        now = time.time()
+        now = time.time_ns()
         # mode, inode, device, links, uid, gid, size, atime, mtime, ctime
-        status = os.stat_result((stat_.S_IFREG | 0o644, 0, 0, 1, 0, 0, len(data), now, now, now))
+        fields = (stat_.S_IFREG | 0o644, 0, 0, 1, 0, 0, len(data), *[now // 1_000_000_000] * 3)
+        status = os.stat_result(fields, {"st_atime_ns": now, "st_mtime_ns": now, "st_ctime_ns": now})
 
         def fill(fd: int) -> int:
             filedata.write_all(fd, data)

@@ -50,7 +50,7 @@ def bind_mount(
     if not mount.readonly:
         active = ctx.store.snapshots.prepare(None)
         cleanup.append(lambda: ctx.store.snapshots.discard(active))
-        tree = Mount("overlay", tree.lower, active.mount.upper or active.path, active.mount.work, False, tree.dialect)
+        tree = Mount("overlay", tree.lower, active.path, active.path.with_name("work"), False, tree.dialect)
     return SandboxMount(
         "tree", mount.target, source=tree, subpath=mount.source, readonly=mount.readonly, is_file=is_file
     )

@@ -35,6 +35,10 @@ _TAIL_BYTES = 8 << 10
 """How much of a command's last output an error carries."""
 
 
+_MAX_SHOWN = 400
+"""How much of a command a message quotes."""
+
+
 class StepContext(NamedTuple):
     """What running a step takes. `launcher` starts the zygote when first called."""
 
@@ -183,7 +187,8 @@ def _execute(ctx: StepContext, step: Step, op: RunOp, spec: SandboxSpec, vertex:
 
 
 def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: bytes) -> StepError:
-    shown = " ".join(op.args) if len(op.args) < 4 else " ".join(op.args[:3]) + " …"
+    shown = " ".join(" ".join(op.args).split())
+    shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
     if status.oom_killed:
         limit = ctx.request.run.limits.memory_bytes
         what = "killed: out of memory" + (f" (limit {limit >> 20} MiB)" if limit else "")
@@ -192,9 +197,9 @@ def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: 
     elif status.signal:
         what = f"killed by signal {status.signal}"
     else:
-        what = f"exit status {status.code}"
+        what = f"exit code: {status.code}"
     return StepError(
-        f"process {shown!r} did not complete successfully: {what}",
+        f'process "{shown}" did not complete successfully: {what}',
         step=step.name,
         exit_status=status.code,
         source=ctx.source,
