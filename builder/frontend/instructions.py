@@ -54,7 +54,7 @@ __all__ = [
 KEYWORDS = (*(name.upper() for name in FORMS), "ONBUILD")
 _T = TypeVar("_T")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*")
-_ONBUILD = re.compile(r"[\t\n\f\r ]*onbuild[\t\n\f\r ]*", re.IGNORECASE)
+_ONBUILD = re.compile(r"^onbuild[\t\n\f\r ]*", re.IGNORECASE)
 _MIN_INTERVAL_NS = 1_000_000
 """Docker's: a shorter interval between health checks is an error."""
 
@@ -361,6 +361,9 @@ def _two_or_more(r: _Reader) -> None:
 def _copy(r: _Reader) -> Copy:
     _two_or_more(r)
     flags = r.flags(texts="chown from chmod", booleans="link parents", lists="exclude")
+    if "$" in flags.get("from", ""):
+        hint = "name the stage or image with a FROM, and its name here"
+        raise r.error("'from' doesn't support variable expansion, define alias stage instead", "--from", hint)
     return Copy(
         from_=flags.get("from") or None,
         chown=flags.get("chown") or None,
@@ -490,12 +493,11 @@ def _stopsignal(r: _Reader) -> StopSignal:
 def _healthcheck(r: _Reader) -> Healthcheck:
     kind, *command = r.several()
     kind = kind.upper()
+    flags = r.flags(texts="interval timeout start-period start-interval retries")
     if kind == "NONE":
         if command:
             raise r.error("HEALTHCHECK NONE takes no arguments")
-        r.flags()
         return Healthcheck(test=("NONE",), **r.common)
-    flags = r.flags(texts="interval timeout start-period start-interval retries")
     if kind != "CMD":
         raise r.error(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)', r.node.args[0])
     if not command:
@@ -534,7 +536,7 @@ def _onbuild(r: _Reader) -> Onbuild:
     if child is None:
         raise r.error("ONBUILD requires at least one argument")
     _check_trigger(child.instruction.upper(), r.source, r.node.range)
-    expression = _ONBUILD.sub("", r.node.original, count=1)
+    expression = _ONBUILD.sub("", r.node.original.lstrip(GO_SPACE), count=1)
     for heredoc in r.node.heredocs:
         expression += "\n" + heredoc.content + heredoc.name
     inner = _convert(child._replace(heredocs=r.node.heredocs), r.source)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 from builder.errors import ParseError
 from builder.frontend.heredoc import Heredoc
 from builder.frontend.source import SourceFile, SourceRange
-from builder.frontend.words import WordError, expand_text, expand_word, expand_words
+from builder.frontend.words import WordError, expand, expand_text, expand_word, expand_words, text_variables
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -86,6 +86,15 @@ class Statement(Record):
             raise self._placed(e) from None
         return self.replace(**changes) if changes else self
 
+    def undefined(self, env: Mapping[str, str], escape: str) -> frozenset[str]:
+        """The variables that `expand` would find no value for; EXPOSE's are not told. Raises: as `expand`."""
+        recorder = _Recorder(env, escape)
+        try:
+            self._expansions(recorder)
+        except ParseError as e:
+            raise self._placed(e) from None
+        return frozenset(recorder.unmatched)
+
     def _expansions(self, expander: _Expander) -> dict[str, Any]:
         return {}
 
@@ -110,11 +119,33 @@ class _Expander:
     def word(self, word: str) -> str:
         return expand_word(word, self.env, self.escape)
 
+    def text(self, text: str) -> str:
+        return expand_text(text, self.env)
+
     def each(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple([expand_word(word, self.env, self.escape) for word in words])
+        return tuple([self.word(word) for word in words])
 
     def pairs(self, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
         return tuple([Pair(self.word(p.name), self.word(p.value), p.legacy) for p in pairs])
+
+
+class _Recorder(_Expander):
+    """An expander that remembers the variables that have no value."""
+
+    __slots__ = ("unmatched",)
+
+    def __init__(self, env: Mapping[str, str], escape: str) -> None:
+        super().__init__(env, escape)
+        self.unmatched: set[str] = set()
+
+    def word(self, word: str) -> str:
+        expansion = expand(word, self.env, self.escape)
+        self.unmatched |= expansion.unmatched
+        return expansion.text
+
+    def text(self, text: str) -> str:
+        self.unmatched |= text_variables(text, self.env)
+        return super().text(text)
 
 
 class Pair(NamedTuple):
@@ -307,7 +338,7 @@ def _expand_transfer(transfer: Copy | Add, expander: _Expander) -> dict[str, Any
         changes["chmod"] = expander.word(transfer.chmod)
     if transfer.heredocs:
         changes["heredocs"] = tuple(
-            [h._replace(content=expand_text(h.content, expander.env)) if h.expand else h for h in transfer.heredocs]
+            [h._replace(content=expander.text(h.content)) if h.expand else h for h in transfer.heredocs]
         )
     return changes
 

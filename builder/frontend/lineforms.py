@@ -156,11 +156,14 @@ def _json(rest: str) -> tuple[str, ...] | None:
         return None
     if not all(isinstance(item, str) for item in value):
         raise NotStrings("when using JSON array syntax, arrays must be comprised of strings only")
-    return tuple(_UNPAIRED.sub("\ufffd", item) for item in value)
+    return tuple([_without_halves(item, rest) for item in value]) if "\\u" in rest else tuple(value)
 
 
-_UNPAIRED = re.compile("[\ud800-\udbff\udfff]|[\udc00-\udc7f\udd00-\udffe]")
-"""Halves of surrogate pairs from `\\uD800` escapes. U+DC80 to U+DCFF are left: raw bytes of the file are kept so."""
+def _without_halves(text: str, source: str) -> str:
+    """Go puts U+FFFD for half a surrogate pair (`\\uD800`). What the file has itself is a raw byte, and stays."""
+    if text.isascii():
+        return text
+    return "".join(["\ufffd" if "\ud800" <= c <= "\udfff" and c not in source else c for c in text])
 
 
 def _no_json(word: str) -> None:

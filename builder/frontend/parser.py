@@ -109,6 +109,8 @@ class _Parser:
                 continue
             if line:
                 self._instruction(line)
+            else:
+                self.comments.clear()
         if not self.nodes:
             raise ParseError(
                 "file with no instructions",

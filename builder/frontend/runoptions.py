@@ -19,6 +19,7 @@ _ALIASES = {"src": "source", "dst": "target", "destination": "target", "ro": "re
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _SIZE_UNITS = {unit: 1 << 10 * power for power, unit in enumerate(" kmgtp")}
+_SIZE_LETTERS = "bikmgtpBIKMGTP"
 
 
 def check_mount(option: str) -> None:
@@ -180,7 +181,7 @@ def _boolean(key: str, value: str) -> bool:
 
 
 def _unsigned(key: str, value: str, base: int) -> int:
-    if value and all("0" <= c < str(base % 10 or 9) or (base == 10 and c == "9") for c in value) and len(value) < 40:
+    if value and not value.strip("0123456789"[:base]) and len(value) <= 32:
         number = int(value, base)
         if number < 1 << 32:
             return number
@@ -190,16 +191,12 @@ def _unsigned(key: str, value: str, base: int) -> int:
 
 def parse_size(text: str) -> int:
     """Bytes from `64m`, `1.5GiB`, `100 KB`, `512`; units are powers of 1024. Raises: ParseError without a place."""
-    body = text.strip()
-    cut = len(body)
-    while cut and not body[cut - 1].isdigit() and body[cut - 1] != ".":
-        cut -= 1
-    number, unit = body[:cut], body[cut:].strip().lower()
-    for suffix in ("ib", "b"):
-        if unit.endswith(suffix):
-            unit = unit.removesuffix(suffix)
-            break
+    number = text.rstrip(_SIZE_LETTERS)
+    unit = text[len(number) :].lower()
+    number = number.removesuffix(" ")
     plain = number.replace(".", "", 1)
-    if not (plain.isascii() and plain.isdigit()) or (unit or " ") not in _SIZE_UNITS or len(plain) > 18:
+    letter, tail = unit[:1] or " ", unit[1:]
+    known = letter in _SIZE_UNITS and tail in ("", "b", "ib") if letter != "b" else not tail
+    if not known or not (plain.isascii() and plain.isdigit()) or len(plain) > 18:
         raise ParseError(f"invalid value for size: {text}", hint="such as 64m or 1g")
-    return int(float(number) * _SIZE_UNITS[unit or " "])
+    return int(float(number) * _SIZE_UNITS.get(letter, 1))
