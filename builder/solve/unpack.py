@@ -78,9 +78,28 @@ def unpack(
         raise ContextError(f"cannot unpack {rootpath.shown(source)}: {e.strerror}") from e
 
 
-def is_archive(file: BinaryIO) -> bool:
-    """Whether what is read from `file` begins like a tar archive, compressed or not. Raises: OSError."""
-    return _open(file) is not None
+def unpack_stream(
+    stream: BinaryIO, dest_fd: int, *, cancelled: Callable[[], bool] = never_cancelled, what: str = "the archive"
+) -> bool:
+    """Extract an archive, compressed or not, into the directory `dest_fd`; False if the stream is not one.
+
+    `stream` needs `read` alone, and is consumed either way. Raises: ContextError; Cancelled.
+    """
+    try:
+        opened = _open(stream)
+        if opened is None:
+            return False
+        reader, rest, first = opened
+        root = rootpath.open_directory(dest_fd, "")
+        try:
+            _Extraction(root, reader, None).run(rest, first, cancelled)
+        finally:
+            os.close(root)
+    except LayerError as e:
+        raise ContextError(f"cannot unpack {what}: {e.message}", hint=e.hint) from e
+    except OSError as e:
+        raise ContextError(f"cannot unpack {what}: {e.strerror}") from e
+    return True
 
 
 def _open(file: BinaryIO) -> tuple[TarReader, Iterator[TarEntry], TarEntry] | None:
@@ -133,7 +152,10 @@ class _Extraction:
                         raise ContextError(f"entry {path!r} of the archive: {e.strerror}") from e
                 entry = next(entries, None)
             for path, mtime_ns in reversed(self.times):
-                fd = rootpath.open_directory(self.root_fd, path)
+                try:
+                    fd = rootpath.open_directory(self.root_fd, path)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # a later entry took its place
                 try:
                     os.utime(fd, ns=(mtime_ns, mtime_ns))
                 finally:
