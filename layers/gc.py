@@ -27,6 +27,8 @@ from layers.oci import (
     MANIFEST_MEDIA_TYPES,
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
+    MEDIA_DOCKER_CONFIG,
+    MEDIA_OCI_CONFIG,
     Descriptor,
     Digest,
     ImageConfig,
@@ -34,7 +36,7 @@ from layers.oci import (
     chain_id,
     parse_manifest,
 )
-from layers.records import decode_descriptor
+from layers.records import CACHE_OWNER, decode_descriptor
 from layers.snapshotters.catalog import KEPT
 from layers.trees import disk_usage, remove_tree
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 _RESUMABLE_S = 7 * 86400
 """How long an interrupted download that can be resumed is kept."""
-CACHE_OWNER = "cache"
+CONFIG_MEDIA_TYPES = frozenset({MEDIA_OCI_CONFIG, MEDIA_DOCKER_CONFIG})
 
 
 class SweepReport(NamedTuple):
@@ -70,14 +72,17 @@ def forget_undurable(store: Store, boot: str) -> None:
             meta = dict(c.execute("SELECT key, value FROM meta"))
             if meta["boot"] == boot:
                 return  # another process was first
+            if not meta["boot"]:
+                store.import_index(c)
             durable = meta["durable_epoch"]
             # Files of these blobs stay: they are hashed when somebody asks for them.
             c.execute("DELETE FROM blobs WHERE epoch > ?", (durable,))
             c.execute("DELETE FROM cache WHERE epoch > ?", (durable,))
+            # What a user works in is kept whatever the disk made of it, as any directory would be.
             gone = c.execute(
-                "SELECT dir FROM snapshots WHERE epoch > ? OR (owner IS NOT NULL AND owner<>?)", (durable, KEPT)
+                "DELETE FROM snapshots WHERE (epoch > ? OR owner IS NOT NULL) AND owner IS NOT ? RETURNING dir",
+                (durable, KEPT),
             ).fetchall()
-            c.execute("DELETE FROM snapshots WHERE epoch > ? OR (owner IS NOT NULL AND owner<>?)", (durable, KEPT))
             _drop_broken_chains(c)
             c.execute("DELETE FROM leases WHERE owner<>?", (CACHE_OWNER,))
             c.execute("DELETE FROM meta WHERE key LIKE 'driver:%'")
@@ -139,9 +144,10 @@ def _sweep_ingests(store: Store) -> int:
 def collect(store: Store) -> GcReport:
     """Remove garbage. What live processes have written or leased is not garbage; nor is this process's."""
     freed = 0
+    marker = _Marker(store)
+    marker.warm()
     with store.lock.exclusive():
-        alive = store.leases.alive()
-        marker = _Marker(store, alive)
+        marker.respect(store.leases.alive())
         with store.database.write(sync=True) as c:
             snapshots = marker.snapshots(c)
             blobs = marker.blobs(c, snapshots)
@@ -166,10 +172,20 @@ def collect(store: Store) -> GcReport:
 
 
 class _Marker:
-    """Finds what is needed. Used within the exclusive lock and the collecting transaction."""
+    """Finds what is needed. Documents are read once: `warm` does most of it before the lock is taken."""
 
-    def __init__(self, store: Store, alive: Iterable[str]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
+        self._owners = [CACHE_OWNER]
+        self._children: dict[Digest, tuple[Descriptor, ...]] = {}
+        self._diff_ids: dict[Digest, tuple[Digest, ...]] = {}
+
+    def warm(self) -> None:
+        for (descriptor,) in self._store.database.rows("SELECT descriptor FROM names"):
+            self._chain_ids(decode_descriptor(str(descriptor)))
+
+    def respect(self, alive: Iterable[str]) -> None:
+        """Count these owners' leases and active snapshots as needed."""
         self._owners = [*alive, CACHE_OWNER]
 
     def snapshots(self, c: sqlite3.Connection) -> set[tuple[str, str]]:
@@ -215,40 +231,52 @@ class _Marker:
         pending = [descriptor]
         while pending:
             current = pending.pop()
-            if current.digest in found:
-                continue
-            found[current.digest] = current
-            if current.media_type not in MANIFEST_MEDIA_TYPES | INDEX_MEDIA_TYPES:
-                continue
-            raw = self._raw(current, MAX_MANIFEST_BYTES)
-            if raw is None:
-                continue
-            try:
-                document = parse_manifest(raw, current.media_type)
-            except ImageError:
-                continue
-            if isinstance(document, Index):
-                pending.extend(document.manifests)
-            else:
-                pending.extend((document.config, *document.layers))
+            if current.digest not in found:
+                found[current.digest] = current
+                pending.extend(self._children_of(current))
         return list(found.values())
+
+    def _children_of(self, descriptor: Descriptor) -> tuple[Descriptor, ...]:
+        if descriptor.media_type not in MANIFEST_MEDIA_TYPES | INDEX_MEDIA_TYPES:
+            return ()
+        known = self._children.get(descriptor.digest)
+        if known is not None:
+            return known
+        raw = self._raw(descriptor, MAX_MANIFEST_BYTES)
+        if raw is None:
+            return ()  # a platform that was not pulled; it may be, later
+        try:
+            document = parse_manifest(raw, descriptor.media_type)
+        except ImageError:
+            return ()
+        children = document.manifests if isinstance(document, Index) else (document.config, *document.layers)
+        self._children[descriptor.digest] = children
+        return children
 
     def _chain_ids(self, descriptor: Descriptor) -> set[str]:
         """The names of the snapshots that a named image unpacks to."""
         ids: set[str] = set()
         for reached in self._reachable(descriptor):
-            if not reached.media_type.endswith((".config.v1+json", ".container.image.v1+json")):
-                continue
-            raw = self._raw(reached, MAX_CONFIG_BYTES)
-            try:
-                diff_ids = ImageConfig.parse(raw).diff_ids if raw is not None else ()
-            except ImageError:
-                continue
-            below: Digest | None = None
-            for diff_id in diff_ids:
-                below = chain_id([diff_id] if below is None else [below, diff_id])
-                ids.add(below)
+            if reached.media_type in CONFIG_MEDIA_TYPES:
+                below: Digest | None = None
+                for diff_id in self._diff_ids_of(reached):
+                    below = chain_id([diff_id] if below is None else [below, diff_id])
+                    ids.add(below)
         return ids
+
+    def _diff_ids_of(self, config: Descriptor) -> tuple[Digest, ...]:
+        known = self._diff_ids.get(config.digest)
+        if known is not None:
+            return known
+        raw = self._raw(config, MAX_CONFIG_BYTES)
+        if raw is None:
+            return ()
+        try:
+            diff_ids = ImageConfig.parse(raw).diff_ids
+        except ImageError:
+            return ()
+        self._diff_ids[config.digest] = diff_ids
+        return diff_ids
 
     def _raw(self, descriptor: Descriptor, limit: int) -> bytes | None:
         """A document as it lies there: whether it is intact is for its readers to say."""

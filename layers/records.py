@@ -13,6 +13,8 @@ from typing import NamedTuple, cast
 from layers.database import EPOCH, Database, Value
 from layers.oci import Descriptor, Digest
 
+CACHE_OWNER = "cache"
+"""Who holds the leases of cache records on blobs: nobody who could die."""
 _CHUNK = 500
 _TOUCH_NS = 600 * 10**9
 """A cache record's time of use is written at most every ten minutes: a cached build writes nothing."""
@@ -172,10 +174,12 @@ class Cache:
         self._driver = driver
         self._clock = clock
 
-    def put(self, key: str, snapshot_id: str | None, record: bytes) -> None:
-        """Remember; replaces an earlier record of that key."""
+    def put(self, key: str, snapshot_id: str | None, record: bytes, *, blobs: Iterable[Digest] = ()) -> None:
+        """Remember; replaces an earlier record of that key. `blobs` live as long as the record."""
         now = self._clock()
         with self._database.write() as c:
+            c.execute("DELETE FROM leases WHERE owner=? AND token=?", (CACHE_OWNER, key))
+            c.executemany("INSERT INTO leases VALUES(?,?,'blob',?)", [(CACHE_OWNER, key, d) for d in set(blobs)])
             c.execute(
                 f"INSERT OR REPLACE INTO cache VALUES(?,?,?,{EPOCH},?,?)",
                 (key, snapshot_id, record, now, now),
@@ -225,8 +229,10 @@ class Cache:
 
     def delete(self, keys: Iterable[str]) -> int:
         """Forget records; how many there were. Their snapshots go with the next gc."""
+        gone = list(keys)
         with self._database.write() as c:
-            return c.executemany("DELETE FROM cache WHERE key=?", [(key,) for key in keys]).rowcount
+            c.executemany("DELETE FROM leases WHERE owner=? AND token=?", [(CACHE_OWNER, key) for key in gone])
+            return c.executemany("DELETE FROM cache WHERE key=?", [(key,) for key in gone]).rowcount
 
 
 class FileStat(NamedTuple):

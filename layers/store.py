@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload
@@ -33,7 +35,7 @@ from layers import faults, linux
 from layers.blobs import BlobDirectory, BlobIngest
 from layers.content import BlobInfo
 from layers.database import Database, boot_id
-from layers.errors import BlobNotFound, StoreError
+from layers.errors import BlobNotFound, ImageError, StoreError
 from layers.leases import Leases, StoreLock
 from layers.oci import (
     INDEX_MEDIA_TYPES,
@@ -141,13 +143,11 @@ class Store:
         self.filestats = FileStats(database)
         self._snapshots: OverlaySnapshotter | NativeSnapshotter | None = None
 
-    def _start(self, *, created: bool) -> None:
+    def _start(self) -> None:
         meta = self.database.meta()
         if meta.get("boot") != self._boot:
             from layers.gc import forget_undurable
 
-            if created:
-                self._import_index()
             forget_undurable(self, self._boot)
             self._write_index()
         elif meta.get("names_generation") != meta.get("index_generation"):
@@ -244,8 +244,7 @@ class Store:
         for name, descriptor in changes.items():
             if descriptor is not None:
                 needed |= self.closure(descriptor, name)
-        owner_is_needed = any(d is not None for d in changes.values())
-        if owner_is_needed and self._is_published(changes, needed):
+        if not changes or self._is_published(changes, needed):
             return
         with self.leases.hold(blobs=needed):
             if self._undurable(needed):
@@ -347,23 +346,26 @@ class Store:
             with self.database.write() as c:
                 c.execute("UPDATE meta SET value=? WHERE key='index_generation'", (generation,))
 
-    def _import_index(self) -> None:
-        """Take the names of an OCI layout, or of a store that has lost its database."""
+    def import_index(self, c: sqlite3.Connection) -> None:
+        """Take the names of an OCI layout, or of a store that has lost its database. Raises: StoreError."""
+        path = self.root / "index.json"
         try:
-            with open(self.root / "index.json", "rb") as f:
-                index = Index.parse(f.read(MAX_MANIFEST_BYTES + 1))
+            with open(path, "rb") as f:
+                document = json.load(f)
+            manifests = [Descriptor.from_json(d) for d in document.get("manifests") or ()]
         except FileNotFoundError:
             return
-        with self.database.write() as c:
-            for descriptor in index.manifests:
-                name = descriptor.annotations.get(REF_NAME)
-                if name:
-                    plain = {k: v for k, v in descriptor.annotations.items() if k != REF_NAME}
-                    text = json.dumps(descriptor.to_json() | {"annotations": plain})
-                    c.execute(
-                        "INSERT OR IGNORE INTO names VALUES(?,?,?,?)", (name, descriptor.digest, text, self._clock())
-                    )
-            c.execute("UPDATE meta SET value=value+1 WHERE key='names_generation'")
+        except (ValueError, AttributeError, TypeError, ImageError) as e:
+            raise StoreError(f"{path} is damaged: {e}", hint="remove it: its names are lost, its blobs are not") from e
+        for descriptor in manifests:
+            name = descriptor.annotations.get(REF_NAME)
+            if name:
+                rest = {k: v for k, v in descriptor.annotations.items() if k != REF_NAME}
+                plain = replace(descriptor, annotations=rest)
+                c.execute(
+                    "INSERT OR IGNORE INTO names VALUES(?,?,?,?)",
+                    (name, plain.digest, encode_descriptor(plain), self._clock()),
+                )
 
     # Life
 
@@ -421,13 +423,12 @@ def _open_store(
     Raises: StoreError (not writable, not a store, of another version, damaged).
     """
     root = Path(os.path.abspath(root))
-    created = not os.path.exists(root / "store.db")
-    if created:
+    if not os.path.exists(root / "store.db"):
         _create(root)
     database = Database(root / "store.db")
     try:
         store = Store(root, database, driver, dialect or default_dialect(), boot or boot_id(), clock)
-        store._start(created=created)
+        store._start()
     except BaseException:
         database.close()
         raise

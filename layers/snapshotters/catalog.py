@@ -131,38 +131,41 @@ class Catalog:
     def commit(self, active: str, *, id: str | None, parent: str | None) -> Entry:
         """Turn a row into a committed one called `id`; if there is such a one, drop this and return that."""
         owner = self._leases.owner()
+        entry = self.get(active, active=True)
+        if entry is None:
+            raise StoreError(f"snapshot {active} is not being written")
+        name = id if id is not None else f"snapshot:{entry.dir}"
+        # The kernel's own directory in it has no permissions; nothing of it belongs to the layer.
+        remove_tree(f"{self._top}/{entry.dir}/work")
+        if faults.ARMED:
+            faults.reach("store.commit.before-row")
         with self._lock.shared():
-            entry = self.get(active, active=True)
-            if entry is None:
-                raise StoreError(f"snapshot {active} is not being written")
-            name = id if id is not None else f"snapshot:{entry.dir}"
-            # The kernel's own directory in it has no permissions; nothing of it belongs to the layer.
-            remove_tree(f"{self._top}/{entry.dir}/work")
-            if faults.ARMED:
-                faults.reach("store.commit.before-row")
-            with self._database.write() as c:
-                there = c.execute(
-                    "SELECT id, parent, dir, owner FROM snapshots WHERE driver=? AND id=? AND owner IS NULL",
-                    (self.label, name),
-                ).fetchone()
-                if there is None:
-                    known = "SELECT 1 FROM snapshots WHERE driver=? AND id=? AND owner IS NULL"
-                    if parent is not None and c.execute(known, (self.label, parent)).fetchone() is None:
-                        raise StoreError(f"snapshot {parent} is not in the store")
-                    c.execute(
-                        f"UPDATE snapshots SET id=?, parent=?, owner=NULL, epoch={EPOCH}"  # noqa: S608
-                        " WHERE driver=? AND id=?",
-                        (name, parent, self.label, active),
-                    )
-                else:
-                    c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, active))
-                c.execute("INSERT OR IGNORE INTO leases VALUES(?,'','snapshot',?)", (owner, name))
+            there = self._commit_row(active, name, parent, owner)
             if faults.ARMED:
                 faults.reach("store.commit.after-row")
-            if there is not None:
-                self._discard_dir(entry.dir)
-                return Entry(*there)
-        return Entry(name, parent, entry.dir, None)
+            trash = self.to_trash(entry.dir) if there is not None else None
+        if trash is not None:
+            remove_tree(trash)
+        return there if there is not None else Entry(name, parent, entry.dir, None)
+
+    def _commit_row(self, active: str, name: str, parent: str | None, owner: str) -> Entry | None:
+        """Rename the row, or delete it if there is one of that name, which is returned."""
+        known = "SELECT id, parent, dir, owner FROM snapshots WHERE driver=? AND id=? AND owner IS NULL"
+        with self._database.write() as c:
+            there = c.execute(known, (self.label, name)).fetchone()
+            if there is None:
+                if parent is not None and c.execute(known, (self.label, parent)).fetchone() is None:
+                    raise StoreError(f"snapshot {parent} is not in the store")
+                changed = c.execute(
+                    f"UPDATE snapshots SET id=?, parent=?, owner=NULL, epoch={EPOCH} WHERE driver=? AND id=?",  # noqa: S608
+                    (name, parent, self.label, active),
+                ).rowcount
+                if changed != 1:
+                    raise StoreError(f"snapshot {active} is not being written")
+            else:
+                c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, active))
+            c.execute("INSERT OR IGNORE INTO leases VALUES(?,'','snapshot',?)", (owner, name))
+        return None if there is None else Entry(*there)
 
     def share(self, id: str, source: Entry, parent: str | None) -> Entry:
         """A committed snapshot `id` on `parent` that has the directory of `source`. Idempotent."""
@@ -201,12 +204,6 @@ class Catalog:
                 c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, id))
                 shared = c.execute("SELECT 1 FROM snapshots WHERE dir=? LIMIT 1", (entry.dir,)).fetchone()
             trash = None if shared is not None else self.to_trash(entry.dir)
-        if trash is not None:
-            remove_tree(trash)
-
-    def _discard_dir(self, dir: str) -> None:
-        """Remove the directory of a row that is gone; what will not go stays in the trash for gc."""
-        trash = self.to_trash(dir)
         if trash is not None:
             remove_tree(trash)
 
