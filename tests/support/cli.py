@@ -37,7 +37,8 @@ class Result(NamedTuple):
 class Pybuild:
     """`python -m builder --root ROOT …`, as this user or as another account.
 
-    Whatever the outcome, a traceback on stderr fails the test: nobody is ever to see one.
+    Whatever the outcome, a traceback or an internal error on stderr fails the test: nobody
+    is ever to see one.
     """
 
     def __init__(self, root: Path, *, account: Account | None = None, env: Mapping[str, str] | None = None) -> None:
@@ -81,6 +82,7 @@ class Pybuild:
         result = Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
         shown = f"$ pybuild {' '.join(map(str, arguments))}\nstatus {result.status}\n{result.stderr}"
         assert "Traceback (most recent call last)" not in result.stderr, shown
+        assert "internal error" not in result.stderr, shown
         if check:
             assert result.status == 0, shown
         return result
