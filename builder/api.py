@@ -88,6 +88,7 @@ def build(
     from builder.plan.planner import plan
     from builder.session import Session
     from builder.solve.layering import LayerBook
+    from builder.solve.remote import RemoteSources
     from builder.solve.solver import Solver
     from builder.solve.sources import ImageSources
     from builder.solve.steps import StepContext
@@ -103,6 +104,7 @@ def build(
         session = Session(request)
         sources = ImageSources(store, transports, policy=request.pull, events=sink, cancelled=stopped)
         layers = LayerBook(store, request, stopped)
+        remotes = RemoteSources(store.root / "remote")
         try:
             graph = plan(request, containerfile, sources)
             ctx = StepContext(
@@ -113,6 +115,7 @@ def build(
                 events=sink,
                 cancelled=stopped,
                 source=request.containerfile,
+                remotes=remotes,
             )
             solver = Solver(
                 ctx, graph, sources, layers, jobs=request.jobs, tick=tick, before_threads=_needs_zygote(graph, zygote)
@@ -125,6 +128,7 @@ def build(
                 store.publish({f"{NAMELESS}{image.image_id}": image.descriptor})
         finally:
             layers.close()
+            remotes.close()
             session.close()
             zygote.close()
     executed = sum(not r.cached for r in results.values())

@@ -95,11 +95,10 @@ def check_file(
 ) -> int:
     """Lint a Containerfile and print the findings; 1 where the file itself asks for that."""
     from builder.frontend.instructions import parse_containerfile
-    from builder.frontend.lint import check_options, lint, render_json, render_text
+    from builder.frontend.lint import check_options, lint, render_json, to_text
 
     del context
     args = dict(request.build_args) if request else {}
-    target = request.target if request else getattr(options, "target", None)
     for text in getattr(options, "build_arg", None) or []:
         key, _, value = text.partition("=")
         args[key] = value
@@ -110,9 +109,9 @@ def check_file(
             raise
         print(json.dumps({"warnings": [], "buildError": {"message": str(e)}}, indent=2))
         return 1
-    findings = lint(containerfile, build_args=args, target=target)
-    print(render_json(findings, source) if as_json else render_text(findings, source))
-    return 1 if findings and check_options(containerfile, args).error else 0
+    findings = lint(containerfile, build_args=args)
+    print(render_json(containerfile, findings) if as_json else to_text(containerfile, findings), end="")
+    return 1 if findings and check_options(containerfile).error else 0
 
 
 def _source(options: Namespace) -> SourceFile:

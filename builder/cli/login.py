@@ -17,7 +17,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("registry", metavar="REGISTRY[/PATH]", nargs="?", default="docker.io", help="(default: docker.io)")
     add("--authfile", metavar="FILE", help="the credentials file (also REGISTRY_AUTH_FILE)")
     if verb == "logout":
-        add("-a", "--all", action="store_true", help="forget all credentials of the file")
         return
     add("-u", "--username", metavar="NAME")
     add("-p", "--password", metavar="PASSWORD", help="visible to other processes: better use --password-stdin")
@@ -33,12 +32,12 @@ def run(verb: str, options: Namespace) -> int:
     store = CredentialStore(os.environ, authfile=options.authfile)
     key = options.registry.removeprefix("https://").removeprefix("http://").rstrip("/")
     if verb == "logout":
-        removed = store.erase_all() if options.all else [key] * store.erase(key)
-        for name in removed:
-            print(f"Removed login credentials for {name}")
+        removed = store.erase(key)
         if not removed:
-            print(f"Not logged in to {key}", file=sys.stderr)
-        return 0 if removed or options.all else 1
+            raise UsageError(f"not logged in to {key}")
+        for place in removed:
+            print(f"Removed login credentials for {key} from {place}")
+        return 0
     if options.get_login:
         known = store.find(key)
         if known is None:

@@ -16,9 +16,9 @@ from typing import Any, Protocol, assert_never, cast
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
+from builder.frontend.gitref import is_git_source, is_http_source, parse_git_ref
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import expand_word
-from builder.plan.gitref import is_git_source, is_http_source
 from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, MountType, Op, ResolvedImage, RunOp
 from builder.plan.request import BuildRequest
 from layers.oci import Platform
@@ -338,6 +338,10 @@ class Dispatcher:
         if is_git_source(source):
             if not add:
                 raise state.fail("source can't be a git ref for COPY", i.range, "use ADD")
+            try:
+                parse_git_ref(source)
+            except ValueError as e:
+                raise state.fail(f"{source}: {e}", i.range) from e
             return CopyItem("git", source)
         if is_http_source(source):
             if not add:

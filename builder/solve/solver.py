@@ -113,9 +113,7 @@ class Solver:
         if item.kind == "path":
             return inputs[0]
         if item.kind in {"http", "git"}:
-            from builder.solve.remote import remote_key
-
-            return remote_key(self._ctx, op, item)
+            return self._ctx.remotes.key(self._ctx, op, item)
         return "inline"
 
     def _digest_tree(self, op: CopyOp, at: int, root: int) -> str:

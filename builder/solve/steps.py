@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from builder.sandbox.spec import SandboxMount, SandboxSpec
     from builder.session import Session
     from builder.solve.fileops import CopyOptions
+    from builder.solve.remote import RemoteSources
     from layers.store import Store
 
 _TAIL_BYTES = 8 << 10
@@ -49,6 +50,7 @@ class StepContext(NamedTuple):
     events: EventSink
     cancelled: Callable[[], bool]
     source: SourceFile
+    remotes: RemoteSources
 
 
 @contextmanager
@@ -92,9 +94,9 @@ def _copy_item(
         fileops.copy_data(dest, item.source, item.data, op.dest, copy_options(ctx, op, item, owner=owner))
         return
     if item.kind in {"http", "git"}:
-        from builder.solve.remote import copy_remote
-
-        copy_remote(ctx, op, item, dest, owner)
+        with ctx.remotes.tree(ctx, op, item) as (fd, path):
+            options = copy_options(ctx, op, item, owner=owner)
+            fileops.copy(fd, path, dest, op.dest, options, cancelled=ctx.cancelled)
         return
     if source is not None:
         with open_mount(source) as fd:
@@ -125,7 +127,7 @@ def copy_options(ctx: StepContext, op: CopyOp, item: CopyItem, *, owner: tuple[i
         include=item.include,
         exclude=op.exclude,
         required=item.required,
-        copy_dir_contents=path,
+        copy_dir_contents=path or item.kind == "git",
         follow_symlinks=path,
         allow_wildcard=path,
         allow_empty_wildcard=path,
