@@ -196,6 +196,7 @@ class _Download:
         self.pacer: Pacer = Pacer(cancelled)
 
     def run(self) -> HttpFile:
+        from registry.errors import RegistryError
         from registry.http import HttpClient
         from registry.retry import RETRYABLE_STATUSES, RetryPolicy, parse_retry_after
 
@@ -213,7 +214,7 @@ class _Download:
                     raise
                 except PybuildError as e:
                     if attempt == _ATTEMPTS or not getattr(e, "retryable", False):
-                        if type(e).__module__ == "registry.errors":
+                        if isinstance(e, RegistryError):
                             raise ContextError(f"ADD {e.message}", hint=e.hint) from e
                         raise
                 self.pacer.wait(delay_s)

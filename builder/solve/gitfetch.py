@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from builder.errors import ContextError
-from builder.frontend.gitref import GitRef
+from builder.frontend.gitref import GitRef, parse_git_ref
 from builder.solve import rootpath
 from builder.solve.fetch import Secrets, no_secrets
 from builder.solve.sourcetree import never_cancelled
@@ -60,13 +60,14 @@ _CONFIG = (
 
 
 class GitTree(NamedTuple):
-    """A checkout: `path` is the wanted directory of it, `commit` what it is of."""
+    """A checkout: `path` is the wanted directory of it, `commit` what it is of, `cache_key` what a step depends on."""
 
     path: Path
     commit: str
+    cache_key: str
 
 
-class GitSource(NamedTuple):
+class GitAccess(NamedTuple):
     """How to reach repositories: `ssh_socket` is an agent's, `known_hosts` the text of such a file."""
 
     secrets: Secrets = no_secrets
@@ -75,56 +76,104 @@ class GitSource(NamedTuple):
     environ: Mapping[str, str] = {}
 
 
+class _Resolved(NamedTuple):
+    """`commit`, the object that names it (an annotated tag, or itself), and the full name to fetch."""
+
+    commit: str
+    object: str
+    name: str
+
+
 def is_commit(ref: str) -> bool:
     """Whether `ref` is the full name of a commit."""
     return _COMMIT.fullmatch(ref) is not None
 
 
-def git_cache_key(commit: str, ref: GitRef, *, keep_git_dir: bool) -> str:
-    """What a step that takes this tree depends on."""
-    key = commit + (".git" if keep_git_dir else "") + ("" if ref.submodules is not False else ".bare")
+def _parse(source: str | GitRef, checksum: str | None) -> GitRef:
+    """The reference, with the checksum of a flag in it. Raises: ContextError."""
+    if isinstance(source, str):
+        try:
+            ref = parse_git_ref(source)
+        except ValueError as e:
+            raise ContextError(f"{source}: {e}") from e
+        if ref is None:
+            raise ContextError(f"{source}: not a reference to a git repository")
+    else:
+        ref = source
+    if checksum:
+        if ref.checksum and ref.checksum != checksum:
+            raise ContextError(f"checksum mismatch {checksum!r} != {ref.checksum!r}")
+        ref = ref._replace(checksum=checksum)
+    if ref.checksum and not re.fullmatch("[0-9a-f]{7,64}", ref.checksum):
+        raise ContextError(f"{ref.checksum!r} is not a commit", hint="give its hexadecimal name, at least 7 digits")
+    return ref
+
+
+def _cache_key(commit: str, ref: GitRef, *, keep: bool) -> str:
+    key = commit + (".git" if keep else "") + ("" if ref.submodules is not False else ".nosubmodules")
     return f"{key}:{ref.subdir}" if ref.subdir else key
 
 
+def _keeps(ref: GitRef, keep_git_dir: bool) -> bool:
+    """Whether `.git` stays: what the reference says counts for more, and a subdirectory has none."""
+    return (keep_git_dir if ref.keep_git_dir is None else ref.keep_git_dir) and not rootpath.clean(ref.subdir)
+
+
 def resolve_git(
-    ref: GitRef, scratch: Path, access: GitSource | None = None, *, cancelled: Callable[[], bool] = never_cancelled
-) -> str:
-    """The commit that `ref` stands for now. A full commit is not asked about. Raises: ContextError; Cancelled."""
+    source: str | GitRef,
+    scratch: Path,
+    *,
+    keep_git_dir: bool = False,
+    checksum: str | None = None,
+    access: GitAccess | None = None,
+    cancelled: Callable[[], bool] = never_cancelled,
+) -> tuple[str, str]:
+    """The commit that `source` stands for now, and the cache key of its tree: one question to the server.
+
+    A full commit is not asked about. `scratch` is a directory for temporary files. Raises: ContextError; Cancelled.
+    """
+    ref = _parse(source, checksum)
     if is_commit(ref.ref):
-        _check(ref, ref.ref)
-        return ref.ref
-    with _Git(ref.remote, scratch, access or GitSource(), cancelled) as git:
-        commit, _ = _resolve(git, ref)
-    _check(ref, commit)
-    return commit
+        resolved = _Resolved(ref.ref, ref.ref, ref.ref)
+    else:
+        with _Git(ref.remote, scratch, access or GitAccess(), cancelled) as git:
+            resolved = _resolve(git, ref)
+    _check(ref, resolved)
+    return resolved.commit, _cache_key(resolved.commit, ref, keep=_keeps(ref, keep_git_dir))
 
 
 def fetch_git(
-    ref: GitRef,
+    source: str | GitRef,
     dest: Path,
     *,
     keep_git_dir: bool = False,
-    access: GitSource | None = None,
+    checksum: str | None = None,
+    secrets: Secrets = no_secrets,
+    ssh_socket: Path | None = None,
+    known_hosts: str | None = None,
+    environ: Mapping[str, str] | None = None,
     cancelled: Callable[[], bool] = never_cancelled,
 ) -> GitTree:
-    """Check out `ref` beneath the directory `dest`, which is the caller's to remove.
+    """Check out `source` in a new directory in `dest`, which is the caller's to remove.
 
-    Submodules come along unless `ref` says no. With `keep_git_dir` the checkout keeps a shallow
-    `.git`, unless a subdirectory is asked for. Raises: ContextError; Cancelled.
+    `checksum` is a commit, or the beginning of one. Submodules come along unless the reference says
+    no. With `keep_git_dir` the checkout keeps a shallow `.git`, unless a subdirectory is asked for.
+    `environ` holds PATH and proxy variables. Raises: ContextError; Cancelled.
     """
-    keep = keep_git_dir and rootpath.clean(ref.subdir) == ""
-    with _Git(ref.remote, dest, access or GitSource(), cancelled) as git:
-        if is_commit(ref.ref):
-            commit, wanted = ref.ref, ref.ref
-        else:
-            commit, wanted = _resolve(git, ref)
-        _check(ref, commit)
-        tree = dest / "tree"
-        tree.mkdir()
+    import tempfile
+
+    ref = _parse(source, checksum)
+    keep = _keeps(ref, keep_git_dir)
+    tree = Path(tempfile.mkdtemp(prefix="git-", dir=dest)) / "tree"
+    with _Git(ref.remote, tree.parent, GitAccess(secrets, ssh_socket, known_hosts, environ or {}), cancelled) as git:
+        resolved = _Resolved(ref.ref, ref.ref, ref.ref) if is_commit(ref.ref) else _resolve(git, ref)
+        commit = resolved.commit
+        _check(ref, resolved)
+        tree.mkdir(mode=0o755)
         git.run("init", "--quiet", str(tree))
         git.directory = tree
         git.run("remote", "add", "origin", ref.remote)
-        _fetch(git, commit, wanted)
+        _fetch(git, commit, resolved.name)
         git.run("checkout", "--quiet", "--force", "--detach", commit)
         if ref.submodules is not False and (tree / ".gitmodules").is_file():
             git.run("submodule", "update", "--init", "--recursive", "--depth=1")
@@ -133,35 +182,32 @@ def fetch_git(
             _tidy(tree / ".git")
     if not keep:
         _drop_git_directories(tree)
-    return GitTree(_subdirectory(tree, ref), commit)
+    return GitTree(_subdirectory(tree, ref), commit, _cache_key(commit, ref, keep=keep))
 
 
-def _check(ref: GitRef, commit: str) -> None:
+def _check(ref: GitRef, found: _Resolved) -> None:
     wanted = ref.checksum
-    if wanted and not commit.startswith(wanted):
+    if wanted and not found.commit.startswith(wanted) and not found.object.startswith(wanted):
         raise ContextError(
-            f"expected checksum to match {wanted}, got {commit}",
+            f"expected checksum to match {wanted}, got {found.commit}",
             hint=f"{ref.ref or 'the default branch'} of {_redacted(ref.remote)} has moved, or was tampered with",
         )
 
 
-def _resolve(git: _Git, ref: GitRef) -> tuple[str, str]:
-    """The commit of a name, and the full name to fetch: branches before tags, as in git itself."""
+def _resolve(git: _Git, ref: GitRef) -> _Resolved:
+    """What a name stands for: branches before tags, as in git itself."""
     name = ref.ref or "HEAD"
     if name.startswith("-"):
         raise ContextError(f"{name!r} is not a git reference")
-    lines = git.run("ls-remote", ref.remote, name, f"{name}^{{}}").splitlines()
-    partial = f"refs/{name.removeprefix('refs/')}"
-    heads = f"refs/heads/{name.removeprefix('refs/')}"
-    tags = f"refs/tags/{name.removeprefix('refs/')}"
+    short = name.removeprefix("refs/")
     found: dict[str, str] = {}
-    for line in lines:
+    for line in git.run("ls-remote", ref.remote, name, f"{name}^{{}}").splitlines():
         commit, _, full = line.partition("\t")
         if is_commit(commit):
             found[full] = commit
-    for candidate in (name, partial, heads, tags):
+    for candidate in (name, f"refs/{short}", f"refs/heads/{short}", f"refs/tags/{short}"):
         if candidate in found:
-            return found.get(f"{candidate}^{{}}", found[candidate]), candidate
+            return _Resolved(found.get(f"{candidate}^{{}}", found[candidate]), found[candidate], candidate)
     raise ContextError(
         f"repository {_redacted(ref.remote)} does not contain ref {name}",
         hint="branches, tags, full reference names and full commits can be given",
@@ -231,7 +277,7 @@ def _redacted(remote: str) -> str:
 class _Git:
     """The program, with its environment; a context manager that removes its private files."""
 
-    def __init__(self, remote: str, scratch: Path, access: GitSource, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, remote: str, scratch: Path, access: GitAccess, cancelled: Callable[[], bool]) -> None:
         self.remote = remote
         self.access = access
         self.cancelled = cancelled

@@ -70,11 +70,18 @@ def open_remote_context(
         return _from_stream(stdin, dest, cancelled, "the archive on stdin")
     git = _git(text)
     if git is not None:
-        from builder.solve.gitfetch import GitSource, fetch_git
+        from builder.solve.gitfetch import fetch_git
 
-        source = GitSource(access.secrets, access.ssh_socket, access.known_hosts, access.environ)
-        keep = access.keep_git_dir if git.keep_git_dir is None else git.keep_git_dir
-        tree = fetch_git(git, dest, keep_git_dir=keep, access=source, cancelled=cancelled)
+        tree = fetch_git(
+            git,
+            dest,
+            keep_git_dir=access.keep_git_dir,
+            secrets=access.secrets,
+            ssh_socket=access.ssh_socket,
+            known_hosts=access.known_hosts,
+            environ=access.environ,
+            cancelled=cancelled,
+        )
         return RemoteContext(tree.path, commit=tree.commit)
     from builder.solve.fetch import fetch_http
 
