@@ -67,8 +67,11 @@ class GitTree(NamedTuple):
     cache_key: str
 
 
-class GitAccess(NamedTuple):
-    """How to reach repositories: `ssh_socket` is an agent's, `known_hosts` the text of such a file."""
+class GitSource(NamedTuple):
+    """How to reach repositories.
+
+    `ssh_socket` is an agent's, `known_hosts` the text of such a file, `environ` holds PATH and proxy variables.
+    """
 
     secrets: Secrets = no_secrets
     ssh_socket: Path | None = None
@@ -109,8 +112,10 @@ def _parse(source: str | GitRef, checksum: str | None) -> GitRef:
     return ref
 
 
-def _cache_key(commit: str, ref: GitRef, *, keep: bool) -> str:
-    key = commit + (".git" if keep else "") + ("" if ref.submodules is not False else ".nosubmodules")
+def git_cache_key(commit: str, ref: GitRef, *, keep_git_dir: bool) -> str:
+    """What a step that takes this tree depends on."""
+    key = commit + (".git" if _keeps(ref, keep_git_dir) else "")
+    key += ".nosubmodules" if ref.submodules is False else ""
     return f"{key}:{ref.subdir}" if ref.subdir else key
 
 
@@ -122,13 +127,12 @@ def _keeps(ref: GitRef, keep_git_dir: bool) -> bool:
 def resolve_git(
     source: str | GitRef,
     scratch: Path,
+    access: GitSource | None = None,
     *,
-    keep_git_dir: bool = False,
     checksum: str | None = None,
-    access: GitAccess | None = None,
     cancelled: Callable[[], bool] = never_cancelled,
-) -> tuple[str, str]:
-    """The commit that `source` stands for now, and the cache key of its tree: one question to the server.
+) -> str:
+    """The commit that `source` stands for now, by one question to the server.
 
     A full commit is not asked about. `scratch` is a directory for temporary files. Raises: ContextError; Cancelled.
     """
@@ -136,10 +140,10 @@ def resolve_git(
     if is_commit(ref.ref):
         resolved = _Resolved(ref.ref, ref.ref, ref.ref)
     else:
-        with _Git(ref.remote, scratch, access or GitAccess(), cancelled) as git:
+        with _Git(ref.remote, scratch, access or GitSource(), cancelled) as git:
             resolved = _resolve(git, ref)
     _check(ref, resolved)
-    return resolved.commit, _cache_key(resolved.commit, ref, keep=_keeps(ref, keep_git_dir))
+    return resolved.commit
 
 
 def fetch_git(
@@ -148,24 +152,21 @@ def fetch_git(
     *,
     keep_git_dir: bool = False,
     checksum: str | None = None,
-    secrets: Secrets = no_secrets,
-    ssh_socket: Path | None = None,
-    known_hosts: str | None = None,
-    environ: Mapping[str, str] | None = None,
+    access: GitSource | None = None,
     cancelled: Callable[[], bool] = never_cancelled,
 ) -> GitTree:
     """Check out `source` in a new directory in `dest`, which is the caller's to remove.
 
     `checksum` is a commit, or the beginning of one. Submodules come along unless the reference says
     no. With `keep_git_dir` the checkout keeps a shallow `.git`, unless a subdirectory is asked for.
-    `environ` holds PATH and proxy variables. Raises: ContextError; Cancelled.
+    Raises: ContextError; Cancelled.
     """
     import tempfile
 
     ref = _parse(source, checksum)
     keep = _keeps(ref, keep_git_dir)
     tree = Path(tempfile.mkdtemp(prefix="git-", dir=dest)) / "tree"
-    with _Git(ref.remote, tree.parent, GitAccess(secrets, ssh_socket, known_hosts, environ or {}), cancelled) as git:
+    with _Git(ref.remote, tree.parent, access or GitSource(), cancelled) as git:
         resolved = _Resolved(ref.ref, ref.ref, ref.ref) if is_commit(ref.ref) else _resolve(git, ref)
         commit = resolved.commit
         _check(ref, resolved)
@@ -182,7 +183,7 @@ def fetch_git(
             _tidy(tree / ".git")
     if not keep:
         _drop_git_directories(tree)
-    return GitTree(_subdirectory(tree, ref), commit, _cache_key(commit, ref, keep=keep))
+    return GitTree(_subdirectory(tree, ref), commit, git_cache_key(commit, ref, keep_git_dir=keep_git_dir))
 
 
 def _check(ref: GitRef, found: _Resolved) -> None:
@@ -277,7 +278,7 @@ def _redacted(remote: str) -> str:
 class _Git:
     """The program, with its environment; a context manager that removes its private files."""
 
-    def __init__(self, remote: str, scratch: Path, access: GitAccess, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, remote: str, scratch: Path, access: GitSource, cancelled: Callable[[], bool]) -> None:
         self.remote = remote
         self.access = access
         self.cancelled = cancelled

@@ -70,16 +70,13 @@ def open_remote_context(
         return _from_stream(stdin, dest, cancelled, "the archive on stdin")
     git = _git(text)
     if git is not None:
-        from builder.solve.gitfetch import fetch_git
+        from builder.solve.gitfetch import GitSource, fetch_git
 
         tree = fetch_git(
             git,
             dest,
             keep_git_dir=access.keep_git_dir,
-            secrets=access.secrets,
-            ssh_socket=access.ssh_socket,
-            known_hosts=access.known_hosts,
-            environ=access.environ,
+            access=GitSource(access.secrets, access.ssh_socket, access.known_hosts, access.environ),
             cancelled=cancelled,
         )
         return RemoteContext(tree.path, commit=tree.commit)
