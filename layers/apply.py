@@ -57,12 +57,16 @@ class Limits(NamedTuple):
 
 
 class ApplyResult(NamedTuple):
-    """An applied layer. `size_bytes` is the uncompressed tar's, `unpacked_bytes` that of all files."""
+    """An applied layer. `size_bytes` is the uncompressed tar's, `unpacked_bytes` that of all files.
+
+    `independent`: the lower layers had no influence on what was made, so that it is the same over any.
+    """
 
     diff_id: Digest
     size_bytes: int
     entries: int
     unpacked_bytes: int
+    independent: bool
 
 
 def apply_layer(
@@ -100,7 +104,7 @@ def apply_layer(
             reader = TarReader(feed)  # type: ignore[arg-type]  # `read` is all it needs
             unpacker.run(reader)
             feed.drain()
-            return ApplyResult(feed.diff_id(), feed.size, unpacker.entries, unpacker.unpacked)
+            return ApplyResult(feed.diff_id(), feed.size, unpacker.entries, unpacker.unpacked, unpacker.independent)
         finally:
             unpacker.close()
     finally:
@@ -211,6 +215,7 @@ class _Unpacker:
         self._umask = _umask()
         self._probed = False
         self._always_chown = False
+        self._opaque = False
         self.entries = 0
         self.unpacked = 0
         self._tree = ConfinedTree(
@@ -224,6 +229,11 @@ class _Unpacker:
 
     def close(self) -> None:
         self._tree.close()
+
+    @property
+    def independent(self) -> bool:
+        """Whether nothing of the lower layers was needed. One that lacks them fails on links to their files."""
+        return self._tree.implicit == 0 and not self._opaque
 
     def run(self, reader: TarReader) -> None:
         """Apply every entry. Raises: LayerError, Cancelled."""
@@ -527,6 +537,7 @@ class _Unpacker:
 
     def _opaque_root(self, directory: Directory) -> None:
         """overlayfs knows no opaque root: hide each name beneath it."""
+        self._opaque = True
         for name in sorted(lowerview.names(self._tree.lower)):
             try:
                 st: os.stat_result | None = os.lstat(name, dir_fd=directory.fd)
