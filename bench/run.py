@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Measure pybuild beside buildah, skopeo and umoci in one interleaved run.
+
+  bench/run.py [--only NAME,…] [--rounds N] [--json FILE]
+
+Needs root, docker-registry, busybox-static, mmdebstrap and, to compare with, buildah, runc, skopeo and
+umoci from Debian's packages. Prints a table of medians with each peer's time and the ratio to it; the
+samples go to bench/out/. Times depend on the machine, ratios in one run much less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOP))
+
+from bench.tools import Buildah, Pybuild, Skopeo, Umoci, available  # noqa: E402
+from bench.workloads import WORKLOADS, Workload  # noqa: E402
+from tests.support.registries import RegistryServer  # noqa: E402
+
+OUT = TOP / "bench" / "out"
+
+
+class Cp:
+    """The machine's own limit where a copy is what is measured."""
+
+    name = "cp"
+
+
+class Driver:
+    """Runs commands and remembers the largest memory that each tool took."""
+
+    def __init__(self, work: Path, registry: RegistryServer) -> None:
+        self.work = work
+        self.host = registry.host
+        self.busybox = f"{registry.host}/base/busybox:1"
+        self.debian = f"{registry.host}/base/debian:1"
+        self.debian_layout = OUT / "bases" / "debian"
+        self.peak_kib = 0
+        self._environ = {**os.environ, "PYTHONPATH": str(TOP), "CI": "", "TMPDIR": str(work)}
+
+    def _run(self, argv: list[str]) -> float:
+        with tempfile.TemporaryFile() as log:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ, cwd=self.work
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            took = time.perf_counter() - began
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                log.seek(0)
+                raise RuntimeError(f"$ {' '.join(argv)}\n{log.read().decode(errors='replace')[-2000:]}")
+        self.peak_kib = max(self.peak_kib, usage.ru_maxrss)
+        return took
+
+    def timed(self, argv: list[str]) -> float:
+        return self._run(argv)
+
+    def quiet(self, argv: list[str]) -> None:
+        self._run(argv)
+
+
+def measure(driver: Driver, workload: Workload, tools: dict[str, Any], rounds: int | None) -> dict[str, Any]:
+    """All rounds of one workload, the tools taking turns; a tool that fails is named and left out."""
+    samples: dict[str, list[float]] = {name: [] for name in workload.tools if name in tools}
+    peaks = dict.fromkeys(samples, 0)
+    failed: dict[str, str] = {}
+    for turn in range(rounds or workload.rounds):
+        for name in samples:
+            if name in failed:
+                continue
+            driver.peak_kib = 0
+            try:
+                samples[name].append(workload.run(driver, tools[name], turn))
+            except RuntimeError as e:
+                failed[name] = str(e)
+                print(f"{workload.name}: {name} failed: {e}", file=sys.stderr)
+            peaks[name] = max(peaks[name], driver.peak_kib)
+    return {
+        "median_s": {name: statistics.median(values) for name, values in samples.items() if values},
+        "samples_s": samples,
+        "peak_mib": {name: round(peak / 1024, 1) for name, peak in peaks.items() if samples[name]},
+        "failed": failed,
+        "target": workload.target,
+    }
+
+
+def show(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table; the ratio is to the fastest peer."""
+    head = ("workload", "pybuild", "MiB", "buildah", "buildah-chroot", "skopeo", "umoci", "cp", "ratio", "target")
+    rows: list[tuple[str, ...]] = [head]
+    for workload in WORKLOADS:
+        result = results.get(workload.name)
+        if result is None:
+            continue
+        median = result["median_s"]
+        peers = [value for name, value in median.items() if name not in {"pybuild", "cp"}]
+        ours = median.get("pybuild")
+        ratio = f"{ours / min(peers):.2f}" if ours and peers else "-"
+        rows.append(
+            (
+                workload.what,
+                show(ours),
+                str(result["peak_mib"].get("pybuild", "-")),
+                *(show(median.get(name)) for name in head[3:8]),
+                ratio,
+                f"{workload.target:.2f}" if workload.target else "-",
+            )
+        )
+    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="workloads to run, by name: " + ", ".join(w.name for w in WORKLOADS))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--json", type=Path, help="write the results there, too")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("needs root: buildah is measured with overlay and runc")
+    wanted = set(options.only.split(",")) if options.only else {w.name for w in WORKLOADS}
+    unknown = wanted - {w.name for w in WORKLOADS}
+    if unknown:
+        parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    OUT.mkdir(exist_ok=True)
+    for kind in ("busybox", "debian"):
+        maker = TOP / "Containerfile.examples" / "make_base.py"
+        subprocess.run([sys.executable, str(maker), kind, str(OUT / "bases" / kind)], check=True, stdout=sys.stderr)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=OUT))
+    tools: dict[str, Any] = {"pybuild": Pybuild(work), "cp": Cp()}
+    if available("buildah"):
+        tools["buildah-chroot"] = Buildah(work, "chroot")
+        if available("runc"):
+            tools["buildah"] = Buildah(work)
+    tools.update({tool.name: tool for tool in (Skopeo(), Umoci()) if available(tool.name)})
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        with RegistryServer(work / "registry") as registry:
+            for kind in ("busybox", "debian"):
+                registry.push_layout(OUT / "bases" / kind, f"base/{kind}", "1")
+            driver = Driver(work, registry)
+            for workload in WORKLOADS:
+                if workload.name in wanted:
+                    print(f"{workload.name}: {workload.what}", file=sys.stderr, flush=True)
+                    results[workload.name] = measure(driver, workload, tools, options.rounds)
+    finally:
+        for tool in tools.values():
+            if hasattr(tool, "reset"):
+                tool.reset()
+        shutil.rmtree(work, ignore_errors=True)
+    document = {
+        "machine": f"{os.cpu_count()} CPUs, {platform.release()}, Python {platform.python_version()}",
+        "results": results,
+    }
+    for path in filter(None, (OUT / "latest.json", options.json)):
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{document['machine']}; medians of interleaved rounds; MiB is pybuild's peak; ratio to the fastest peer\n")
+    print(table(results))
+    return int(any("pybuild" in result["failed"] for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
