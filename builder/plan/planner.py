@@ -33,6 +33,9 @@ from layers.oci import Platform
 from registry.reference import Reference
 
 
+_SCRATCH_IMAGE = "docker-image://scratch"
+
+
 class Resolver(Protocol):
     """Finds base images. May reach the network; called once per image and platform."""
 
@@ -370,6 +373,9 @@ class _PlatformPlan:
         return None
 
     def _start_from_context(self, state: StageState, value: str, from_: ins.From) -> None:
+        if value == _SCRATCH_IMAGE:
+            state.start_from_image(None, None)
+            return
         image = self._context_image(value, state.platform, from_.range)
         if image is not None:
             state.start_from_image(image, self._source_step(image, state, from_.range))
@@ -398,6 +404,8 @@ class _PlatformPlan:
         if name == "scratch":
             return None, None
         value = self._context(name)
+        if value == _SCRATCH_IMAGE:
+            return None, None
         if value is not None:
             image = self._context_image(value, self._platform, range)
             if image is None:

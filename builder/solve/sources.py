@@ -7,28 +7,33 @@ name of an image is written to the store once all of its layers are there, never
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.plan.graph import ResolvedImage
 from builder.plan.request import PullPolicy
-from layers.errors import BlobNotFound, ImageError, NameNotFound, PybuildError
-from layers.events import EventSink, Vertex
+from layers.errors import BlobNotFound, Cancelled, DigestMismatch, ImageError, NameNotFound, PybuildError
+from layers.events import EventSink, Vertex, VertexStatus
 from layers.oci import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     Descriptor,
+    Digest,
     ImageConfig,
     Index,
     Platform,
+    chain_id,
     parse_manifest,
 )
+from layers.snapshot import ActiveSnapshot
 from registry.reference import Reference
 
 if TYPE_CHECKING:
     from layers.store import Store
-    from registry.transport import ImageLocation, TransportContext
+    from registry.transport import ImageLocation, ImageSource, TransportContext
 
 _PARALLEL_LAYERS = 4
 
@@ -155,16 +160,44 @@ class ImageSources:
         self._publish(image)
 
     def _fetch(self, image: ResolvedImage, vertex: str, title: str) -> None:
-        from registry.transport import BlobInput
+        layers = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
+        with self._source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
+            list(pool.map(lambda d: self._fetch_layer(source, d, vertex), layers))
 
-        location = self._location(image)
-        source = location.source(self._context)
+    @contextmanager
+    def _source(self, image: ResolvedImage) -> Iterator[ImageSource]:
+        source = self._location(image).source(self._context)
         try:
-            missing = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
-            with ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
-                list(pool.map(lambda d: self._fetch_layer(BlobInput, source, d, vertex), missing))
+            yield source
         finally:
             source.close()
+
+    def _fetch_layer(self, source: ImageSource, layer: Descriptor, vertex: str) -> None:
+        """One blob into the store, verified, continued where an earlier process stopped."""
+        if self._store.stat(layer.digest) is not None:
+            return
+        name = layer.digest
+        started = time.time_ns()
+        self._events.emit(VertexStatus(vertex, name, name, 0, layer.size_bytes, started))
+        with self._store.flight(f"layer-{layer.digest}"):
+            if self._store.stat(layer.digest) is None:
+                self._transfer(source, layer, vertex, started)
+        size = layer.size_bytes
+        self._events.emit(VertexStatus(vertex, name, name, size, size, started, time.time_ns()))
+
+    def _transfer(self, source: ImageSource, layer: Descriptor, vertex: str, started: int) -> None:
+        name = layer.digest
+        with self._store.ingest(expected=layer, media_type=layer.media_type, ref=f"layer-{layer.digest}") as ingest:
+            stream = source.open_blob(layer, ingest.offset)
+            try:
+                while data := stream.read(1 << 20):
+                    if self._cancelled():
+                        raise Cancelled
+                    ingest.write(data)
+                    self._events.emit(VertexStatus(vertex, name, name, ingest.offset, layer.size_bytes, started))
+            finally:
+                stream.close()
+            ingest.commit()
 
     def _location(self, image: ResolvedImage) -> ImageLocation:
         from registry.transport import parse_location
@@ -184,8 +217,68 @@ class ImageSources:
         self._store.publish({name: descriptor})
 
     def unpack(self, image: ResolvedImage, vertex: str, title: str) -> str | None:
-        """Fetch what is missing and unpack all layers; the snapshot of the whole, None for an empty image."""
-        raise NotImplementedError
+        """Fetch what is missing and unpack all layers; the snapshot of the whole, None for an empty image.
+
+        Raises: what `ensure_layers` raises; LayerError; DigestMismatch if a layer is not the config's.
+        """
+        if not image.manifest.layers:
+            return None
+        top = chain_id(image.config.diff_ids)
+        if self._store.snapshots.get(top) is not None:
+            return top
+        started = time.time_ns()
+        self._events.emit(Vertex(vertex, title, (), started))
+        try:
+            self._unpack_layers(image, vertex)
+        except PybuildError as e:
+            self._events.emit(Vertex(vertex, title, (), started, time.time_ns(), error=e.message))
+            raise
+        self._events.emit(Vertex(vertex, title, (), started, time.time_ns()))
+        return top
+
+    def _unpack_layers(self, image: ResolvedImage, vertex: str) -> None:
+        parent: str | None = None
+        with self._source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
+            fetched = [pool.submit(self._fetch_layer, source, d, vertex) for d in image.manifest.layers]
+            try:
+                for layer, diff_id, ready in zip(image.manifest.layers, image.config.diff_ids, fetched, strict=True):
+                    ready.result()
+                    parent = self._import_layer(parent, layer, diff_id)
+            except BaseException:
+                for future in fetched:
+                    future.cancel()
+                raise
+
+    def _import_layer(self, parent: str | None, layer: Descriptor, diff_id: Digest) -> str:
+        from layers.apply import apply_layer
+        from layers.records import LayerRecord
+
+        snapshots = self._store.snapshots
+        size = 0
+
+        def fill(active: ActiveSnapshot, lower: Sequence[Path]) -> None:
+            nonlocal size
+            with self._store.open(layer.digest) as stream:
+                result = apply_layer(
+                    stream,
+                    active.path,
+                    whiteouts="delete" if snapshots.driver == "native" else "overlay",
+                    dialect=snapshots.dialect,
+                    lower=lower,
+                    media_type=layer.media_type,
+                    cancelled=self._cancelled,
+                )
+            size = result.size_bytes
+            if result.diff_id != diff_id:
+                raise DigestMismatch(
+                    f"layer {layer.digest} unpacks to {result.diff_id}, but the image's config says {diff_id}"
+                )
+
+        with self._store.flight(f"unpack-{parent}-{diff_id}"):
+            snapshot = snapshots.import_layer(parent, diff_id, fill)
+        if size:
+            self._store.layers.record(snapshot.id, LayerRecord(diff_id, layer, size))
+        return snapshot.id
 
 
 def _platform_name(name: str, platform: Platform) -> str:
