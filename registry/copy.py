@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from layers.errors import Cancelled, ImageError
 from layers.events import EventSink, NullSink, Vertex, VertexStatus
@@ -59,8 +60,7 @@ _MAX_INDEX_DEPTH = 4
 _CONFIGS = frozenset({MEDIA_OCI_CONFIG, MEDIA_DOCKER_CONFIG})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyOptions:
+class CopyOptions(NamedTuple):
     """How the copy may differ from the original.
 
     `platform` narrows an index to one image; `all_platforms` keeps it whole; with neither the
@@ -79,8 +79,7 @@ class CopyOptions:
     force_compression: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyResult:
+class CopyResult(NamedTuple):
     """What was done: `descriptor` is the copy's manifest or index, `source_digest` the original's."""
 
     descriptor: Descriptor

@@ -289,9 +289,11 @@ class VerifyingStream:
 
     def read(self, size: int = -1, /) -> bytes:
         """Raises: DigestMismatch, SizeMismatch."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(CHUNK_BYTES), b""))
         if self._left == 0 or size == 0:
             return b""
-        data = self._stream.read(self._left if size < 0 else min(size, self._left))
+        data = self._stream.read(min(size, self._left))
         if not data:
             have = self._descriptor.size_bytes - self._left
             raise SizeMismatch(

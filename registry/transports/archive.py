@@ -181,7 +181,7 @@ def _scan(fd: int, name: str) -> dict[str, Member]:
             if kind in {b"1", b"2", b"3", b"4", b"5", b"6"}:
                 size = 0
         position = data + (size + _BLOCK - 1) // _BLOCK * _BLOCK
-    if not count and end:
+    if 0 < end < _BLOCK:
         raise ImageError(f"{name} is not a tar archive")
     return members
 

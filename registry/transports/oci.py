@@ -229,7 +229,10 @@ class LayoutDir:
     def link_blob(self, path: Path, descriptor: Descriptor) -> bool:
         """Make the blob a hard link of the verified file `path`, if the file system allows."""
         name = _temporary(descriptor.digest.encoded)
-        directory = self._blob_dir(descriptor.digest, create=True)
+        try:
+            directory = self._blob_dir(descriptor.digest, create=True)
+        except OSError as e:
+            raise StoreError(f"cannot write blob {descriptor.digest} to {self.path}: {e.strerror}") from e
         try:
             os.link(path, name, dst_dir_fd=directory, follow_symlinks=False)
             info = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -304,12 +307,17 @@ class _LayoutIngest:
         self._layout = layout
         self._descriptor = descriptor
         self.name = f"{descriptor.digest.algorithm}-{descriptor.digest.encoded}"
-        self.directory = _open_dir(_INGEST, layout.fd, create=True)
-        try:
-            self.fd = self._open_locked()
-        except BaseException:
-            os.close(self.directory)
-            raise
+        while True:
+            try:
+                self.directory = _open_dir(_INGEST, layout.fd, create=True)
+                try:
+                    self.fd = self._open_locked()
+                    return
+                except BaseException:
+                    os.close(self.directory)
+                    raise
+            except FileNotFoundError:
+                continue  # another writer's sweep removed the directory under us
 
     def _open_locked(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

@@ -82,7 +82,7 @@ def find_image(store: Store, text: str) -> Descriptor:
             return found
     match = _ID.match(text)
     if match is not None:
-        fits = {d.digest: d for d in _by_prefix(store, match[1])}
+        fits = _by_prefix(store, match[1])
         if len(fits) == 1:
             return next(iter(fits.values()))
         if fits:
@@ -98,13 +98,13 @@ def _by_digest(store: Store, digest: Digest) -> Descriptor | None:
     return Descriptor(media_type=media_type, digest=digest, size_bytes=info.size_bytes)
 
 
-def _by_prefix(store: Store, prefix: str) -> list[Descriptor]:
-    return [
-        named.descriptor
-        for named in store.names.list()
-        if named.descriptor.digest.encoded.startswith(prefix)
-        or any(m.config.digest.encoded.startswith(prefix) for m in _manifests(store, named.descriptor))
-    ]
+def _by_prefix(store: Store, prefix: str) -> dict[Digest, Descriptor]:
+    """The images by those of their digests and IDs that begin so; of several under one ID, the newest."""
+    found: dict[Digest, Descriptor] = {}
+    for named in sorted(store.names.list(), key=lambda n: n.created_ns):
+        ids = [named.descriptor.digest, *(m.config.digest for m in _manifests(store, named.descriptor))]
+        found.update((id_, named.descriptor) for id_ in ids if id_.encoded.startswith(prefix))
+    return found
 
 
 def _manifests(store: Store, descriptor: Descriptor) -> list[Manifest]:
