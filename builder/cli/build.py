@@ -167,6 +167,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
     from builder.cli.progress import make_progress, resolve_mode
 
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
+    root = store_root(options)  # before this process becomes root of a user namespace
     api.prepare_namespaces()
     launcher = None
     if resolve_mode(mode, sys.stderr, os.environ) == "tty":
@@ -178,7 +179,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
         with make_progress(mode, sys.stderr, os.environ) as progress:
             result = api.build(
                 request,
-                root=store_root(options),
+                root=root,
                 events=progress,
                 registry=registry_options(options),
                 launcher=launcher,
