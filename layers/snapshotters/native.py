@@ -13,7 +13,7 @@ from layers.errors import StoreError
 from layers.oci import Digest, chain_id
 from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
-from layers.snapshotters.overlay import LayerApplier
+from layers.snapshotters.overlay import LayerApplier, rebased_id
 from layers.trees import copy_tree
 
 
@@ -75,6 +75,41 @@ class NativeSnapshotter:
 
     def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
         return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
+
+    def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
+        """See Snapshotter.rebase: what the snapshot changed is packed as a layer and unpacked onto the other parent."""
+        source = self._catalog.get(snapshot)
+        if source is None:
+            raise StoreError(f"snapshot {snapshot} is not in the store")
+        if source.parent == parent:
+            return self._snapshot(source)
+        id = rebased_id(snapshot, parent)
+        there = self._catalog.get(id)
+        if there is not None:
+            return self._snapshot(there)
+        active = self.prepare(parent)
+        try:
+            self._replay(source, active)
+        except BaseException as e:
+            self.discard(active)
+            if isinstance(e, OSError):
+                raise disk_error(e, str(active.path)) from e
+            raise
+        return self.commit(active, id=id)
+
+    def _replay(self, source: Entry, active: ActiveSnapshot) -> None:
+        from layers.apply import apply_layer
+        from layers.changeset import write_layer
+        from layers.layerdiff import diff_trees
+
+        below = self._catalog.get(source.parent) if source.parent is not None else None
+        old = None if below is None else self._catalog.fs(below.dir)
+        new = self._catalog.fs(source.dir)
+        fd = os.open(active.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with open(fd, "w+b") as layer:
+            write_layer(diff_trees(old, new), new, layer, compression="none", nanoseconds=True)
+            layer.seek(0)
+            apply_layer(layer, active.path, whiteouts="delete", dialect=self._dialect)
 
     def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
         """See OverlaySnapshotter.import_layer; `apply` changes a copy of the parent's tree."""

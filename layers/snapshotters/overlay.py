@@ -53,7 +53,7 @@ class OverlaySnapshotter:
         entry = self._catalog.begin(parent, work=True, keep=keep)
         active = self._active(entry, lower)
         if lower:
-            _copy_root(lower[0], active.path)
+            copy_root(lower[0], active.path)
         return active
 
     def kept(self, keep: str) -> ActiveSnapshot | None:
@@ -89,8 +89,7 @@ class OverlaySnapshotter:
             raise StoreError(f"snapshot {snapshot} is not in the store")
         if source.parent == parent:
             return self._snapshot(source)
-        id = "rebased:" + Digest.of(f"{snapshot}\n{parent or ''}".encode()).encoded
-        return self._snapshot(self._catalog.share(id, source, parent))
+        return self._snapshot(self._catalog.share(rebased_id(snapshot, parent), source, parent))
 
     def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
         """The snapshot of a base layer on `parent`, a chain ID; `apply` fills it if it is not there.
@@ -173,6 +172,11 @@ class OverlaySnapshotter:
         return self._catalog.fs(there.dir)
 
 
+def rebased_id(snapshot: str, parent: str | None) -> str:
+    """The name of a snapshot's changes on another parent: the same for whoever asks."""
+    return "rebased:" + Digest.of(f"{snapshot}\n{parent or ''}".encode()).encoded
+
+
 def open_tree(mount: Mount) -> int:
     """The root of what `mount` describes, as an O_PATH descriptor, without mounting it anywhere.
 
@@ -213,7 +217,7 @@ def overlay_works(directory: Path, dialect: Dialect) -> bool:
         remove_tree(probe)
 
 
-def _copy_root(source: Path, target: Path) -> None:
+def copy_root(source: Path, target: Path) -> None:
     """The upper directory's own attributes are those that `/` has: take the parent's."""
     status = os.stat(source)
     if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):

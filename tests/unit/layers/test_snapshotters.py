@@ -187,6 +187,25 @@ def test_a_failed_import_leaves_nothing(snapshots: OverlaySnapshotter | NativeSn
     assert os.listdir(store.root / "snapshots") == []
 
 
+def test_rebase_shows_the_changes_on_the_other_parent(snapshots: OverlaySnapshotter | NativeSnapshotter) -> None:
+    one, other = commit(snapshots, None, "one", "both"), commit(snapshots, None, "other", "both")
+    active = snapshots.prepare(one)
+    (active.path / "copied").write_text("copied")
+    copied = snapshots.commit(active).id
+    moved = snapshots.rebase(copied, other)
+    assert snapshots.rebase(copied, other) == moved
+    assert snapshots.rebase(copied, one).id == copied
+    assert moved.parent == other
+    if snapshots.driver == "native":
+        assert sorted(os.listdir(moved.path)) == ["both", "copied", "other"]
+    else:
+        assert [sorted(os.listdir(p)) for p in snapshots.view(moved.id).lower] == [["copied"], ["both", "other"]]
+    with pytest.raises(StoreError, match="absent"):
+        snapshots.rebase("absent", None)
+    with pytest.raises(StoreError, match="absent"):
+        snapshots.rebase(copied, "absent")
+
+
 class TestOverlay:
     @pytest.fixture
     def snapshots(self, tmp_path: Path) -> Iterator[OverlaySnapshotter]:
@@ -218,12 +237,6 @@ class TestOverlay:
         assert on_other.path.is_dir(), "the last one still needs it"
         snapshots.remove(on_other.id)
         assert not on_other.path.exists()
-
-    def test_rebase_of_nothing(self, snapshots: OverlaySnapshotter) -> None:
-        with pytest.raises(StoreError, match="absent"):
-            snapshots.rebase("absent", None)
-        with pytest.raises(StoreError, match="absent"):
-            snapshots.rebase(commit(snapshots, None), "absent")
 
     def test_side_by_side_layers_are_stacked_afterwards(self, snapshots: OverlaySnapshotter) -> None:
         low, high = snapshots.prepare(None), snapshots.prepare(None)
@@ -258,3 +271,12 @@ class TestNative:
         (active.path / "a").write_text("changed")
         found = snapshots.get(base)
         assert found is not None and (found.path / "a").read_text() == "a"
+
+    def test_rebase_replays_deletions(self, snapshots: NativeSnapshotter) -> None:
+        one, other = commit(snapshots, None, "a", "b"), commit(snapshots, None, "a", "c")
+        active = snapshots.prepare(one)
+        (active.path / "a").unlink()
+        (active.path / "b").write_text("changed")
+        moved = snapshots.rebase(snapshots.commit(active).id, other)
+        assert sorted(os.listdir(moved.path)) == ["b", "c"]
+        assert (moved.path / "b").read_text() == "changed"

@@ -295,7 +295,7 @@ class TestBlobs:
                     blob = store.put(b"shared %d" % (i % 5), "x")
                     assert store.read(blob.digest, 100)
                     store.cache.put(f"{number}-{i}", None, b"")
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001 - raised in the main thread
                 failures.append(e)
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
