@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ class Launcher:
         request = json.dumps(
             {
                 "flags": _clone_flags(spec),
-                "operations": operations(spec, self._host),
+                "operations": operations(spec, self._host._replace(seccomp=_seccomp(spec))),
                 "args": list(spec.args),
                 "env": spec.environment(),
             }
@@ -251,6 +252,20 @@ def _host() -> Host:
         tty_gid=5 if any(first <= 5 < first + count for first, count in _mapped("gid_map")) else None,
         setgroups=_read("/proc/self/setgroups") != "deny",
     )
+
+
+def _seccomp(spec: SandboxSpec) -> bytes | None:
+    """The compiled filter. Raises: SandboxError."""
+    if spec.privileged or spec.seccomp == "unconfined":
+        return None
+    from builder.sandbox import seccomp
+
+    machine = linux.machine()
+    if spec.seccomp == "default":
+        return seccomp.default_program(spec.capabilities, machine)
+    major, minor = os.uname().release.split(".")[:2]
+    kernel = (int(major), int("".join(digit for digit in minor if digit.isdigit())))
+    return seccomp.compile_profile(seccomp.load_profile(Path(spec.seccomp), spec.capabilities, machine, kernel))
 
 
 def _mapped(name: str) -> list[tuple[int, int]]:

@@ -48,9 +48,13 @@ def mount_root(
     """Mount the root in this process's mount namespace, with every target present. Raises: OSError."""
     undo: list[dict[str, Any]] = []
     if type == "bind":
-        tree = linux.open_tree(
-            linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE
-        )
+        flags = linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE
+        try:
+            tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags)
+        except OSError as e:
+            if e.errno != errno.EINVAL:  # a user namespace may not look beneath mounts that it was given
+                raise
+            tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags | linux.AT_RECURSIVE)
         linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
     else:
         tree = _overlay(lower, upper, work, userxattr)
