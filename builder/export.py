@@ -14,35 +14,14 @@ from builder.plan.graph import BuildGraph, ImagePlan
 from builder.plan.request import BuildRequest
 from builder.solve.layering import LayerBook
 from builder.solve.sources import ImageSources
-from layers.oci import (
-    MEDIA_DOCKER_CONFIG,
-    MEDIA_DOCKER_LAYER,
-    MEDIA_DOCKER_LAYER_GZIP,
-    MEDIA_DOCKER_LAYER_ZSTD,
-    MEDIA_DOCKER_MANIFEST,
-    MEDIA_OCI_CONFIG,
-    MEDIA_OCI_LAYER,
-    MEDIA_OCI_LAYER_GZIP,
-    MEDIA_OCI_LAYER_ZSTD,
-    MEDIA_OCI_MANIFEST,
-    Descriptor,
-    Digest,
-    ImageConfig,
-    Index,
-    Manifest,
-)
+from layers.image import write_image
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, ImageConfig, Index, Manifest
 
 if TYPE_CHECKING:
     from builder.solve.solver import StepResult
     from layers.store import Store
 
 HISTORY_COMMENT = "buildkit.dockerfile.v0"
-_OCI_TO_DOCKER = {
-    MEDIA_OCI_LAYER: MEDIA_DOCKER_LAYER,
-    MEDIA_OCI_LAYER_GZIP: MEDIA_DOCKER_LAYER_GZIP,
-    MEDIA_OCI_LAYER_ZSTD: MEDIA_DOCKER_LAYER_ZSTD,
-}
-_DOCKER_TO_OCI = {docker: oci for oci, docker in _OCI_TO_DOCKER.items()}
 
 
 class ExportedImage(NamedTuple):
@@ -74,7 +53,7 @@ class Exporter:
                 Descriptor(media_type=d.media_type, digest=d.digest, size_bytes=d.size_bytes, platform=plan.platform)
             )
         index = Index.build(manifests, annotations=self._request.annotations)
-        descriptor = self._write(index.raw, index.media_type)
+        descriptor = self._store.put(index.raw, index.media_type)
         return ExportedImage(descriptor, descriptor.digest, ())
 
     def _image(
@@ -104,35 +83,10 @@ class Exporter:
 
     def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
         docker = self._request.format == "docker"
-        config = ImageConfig.build(document)
-        config_descriptor = self._write(config.raw, MEDIA_DOCKER_CONFIG if docker else MEDIA_OCI_CONFIG)
-        table = _OCI_TO_DOCKER if docker else _DOCKER_TO_OCI
-        typed = tuple(
-            Descriptor(
-                media_type=table.get(d.media_type, d.media_type),
-                digest=d.digest,
-                size_bytes=d.size_bytes,
-                urls=d.urls,
-                annotations=d.annotations,
-            )
-            for d in layers
-        )
-        manifest = Manifest.build(
-            config=config_descriptor,
-            layers=typed,
-            annotations=None if docker else self._request.annotations,
-            media_type=MEDIA_DOCKER_MANIFEST if docker else MEDIA_OCI_MANIFEST,
-        )
-        descriptor = self._write(manifest.raw, manifest.media_type)
-        return ExportedImage(descriptor, config_descriptor.digest, typed)
-
-    def _write(self, data: bytes, media_type: str) -> Descriptor:
-        descriptor = Descriptor.of(data, media_type)
-        if self._store.stat(descriptor.digest) is None:
-            with self._store.ingest(expected=descriptor, media_type=media_type) as ingest:
-                ingest.write(data)
-                ingest.commit()
-        return descriptor
+        annotations = None if docker else self._request.annotations
+        descriptor = write_image(self._store, document, layers, annotations=annotations, format=self._request.format)
+        manifest = Manifest.parse(self._store.read(descriptor.digest, MAX_MANIFEST_BYTES))
+        return ExportedImage(descriptor, manifest.config.digest, manifest.layers)
 
     def _history(self, plan: ImagePlan, made_ns: Mapping[int, int]) -> tuple[list[dict[str, Any]], str]:
         """The base's history and ours, and the time of the whole: that of the last step that made something."""

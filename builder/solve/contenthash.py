@@ -147,19 +147,22 @@ class _Hasher:
     def _add_tree(self, top: str) -> None:
         shown: list[Directory] = []  # the directories open now whose own line was written
         walk = self.tree.walk(top, self.selection, cancelled=self.cancelled)
-        for directory, leaving in walk:
-            if leaving:
-                if shown and shown[-1] is directory:
-                    shown.pop()
-                continue
-            if directory.included or directory.entries:
-                self._add_directories(directory, shown)
-            if not directory.entries:
-                continue
-            place = f"{top}/{directory.path}" if top and directory.path else top or directory.path
-            prefix = f"{directory.path}/" if directory.path else ""
-            for name, status in directory.entries:
-                self._add(directory.fd, place, name, prefix, status)
+        try:
+            for directory, leaving in walk:
+                if leaving:
+                    if shown and shown[-1] is directory:
+                        shown.pop()
+                    continue
+                if directory.included or directory.entries:
+                    self._add_directories(directory, shown)
+                if not directory.entries:
+                    continue
+                place = f"{top}/{directory.path}" if top and directory.path else top or directory.path
+                prefix = f"{directory.path}/" if directory.path else ""
+                for name, status in directory.entries:
+                    self._add(directory.fd, place, name, prefix, status)
+        finally:
+            walk.close()
 
     def _add_directories(self, directory: Directory, shown: list[Directory]) -> None:
         """Add a directory, and those above it that so far had nothing selected in them."""

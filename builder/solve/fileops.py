@@ -318,6 +318,7 @@ class _Copier:
                 else:
                     self._enter(directory)
         finally:
+            walk.close()
             for target_directory in self.targets:
                 if target_directory.fd is not None:
                     os.close(target_directory.fd)

@@ -7,28 +7,25 @@ name of an image is written to the store once all of its layers are there, never
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.plan.graph import ResolvedImage
 from builder.plan.request import PullPolicy
-from layers.errors import BlobNotFound, Cancelled, DigestMismatch, ImageError, NameNotFound, PybuildError
+from layers.errors import BlobNotFound, Cancelled, ImageError, NameNotFound, PybuildError
 from layers.events import EventSink, Vertex, VertexStatus
 from layers.oci import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     Descriptor,
-    Digest,
     ImageConfig,
     Index,
     Platform,
     chain_id,
     parse_manifest,
 )
-from layers.snapshot import ActiveSnapshot
 from registry.reference import Reference
 
 if TYPE_CHECKING:
@@ -211,16 +208,15 @@ class ImageSources:
         name = self._names.pop(image.digest, None)
         if name is None or name.startswith("oci-layout:"):
             return
-        descriptor = Descriptor(
-            media_type=image.manifest.media_type, digest=image.digest, size_bytes=len(image.manifest.raw)
-        )
-        self._store.publish({name: descriptor})
+        self._store.publish({name: _descriptor(image)})
 
     def unpack(self, image: ResolvedImage, vertex: str, title: str) -> str | None:
         """Fetch what is missing and unpack all layers; the snapshot of the whole, None for an empty image.
 
         Raises: what `ensure_layers` raises; LayerError; DigestMismatch if a layer is not the config's.
         """
+        from layers.image import Image, UnpackOptions, unpack_image
+
         if not image.manifest.layers:
             return None
         top = chain_id(image.config.diff_ids)
@@ -228,57 +224,23 @@ class ImageSources:
             return top
         started = time.time_ns()
         self._events.emit(Vertex(vertex, title, (), started))
+        descriptor = _descriptor(image)
         try:
-            self._unpack_layers(image, vertex)
+            with self._source(image) as source:
+                unpack_image(
+                    self._store,
+                    Image(descriptor, image.manifest, image.config),
+                    UnpackOptions(fetch=lambda d: self._fetch_layer(source, d, vertex), cancelled=self._cancelled),
+                )
         except PybuildError as e:
             self._events.emit(Vertex(vertex, title, (), started, time.time_ns(), error=e.message))
             raise
         self._events.emit(Vertex(vertex, title, (), started, time.time_ns()))
         return top
 
-    def _unpack_layers(self, image: ResolvedImage, vertex: str) -> None:
-        parent: str | None = None
-        with self._source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
-            fetched = [pool.submit(self._fetch_layer, source, d, vertex) for d in image.manifest.layers]
-            try:
-                for layer, diff_id, ready in zip(image.manifest.layers, image.config.diff_ids, fetched, strict=True):
-                    ready.result()
-                    parent = self._import_layer(parent, layer, diff_id)
-            except BaseException:
-                for future in fetched:
-                    future.cancel()
-                raise
 
-    def _import_layer(self, parent: str | None, layer: Descriptor, diff_id: Digest) -> str:
-        from layers.apply import apply_layer
-        from layers.records import LayerRecord
-
-        snapshots = self._store.snapshots
-        size = 0
-
-        def fill(active: ActiveSnapshot, lower: Sequence[Path]) -> None:
-            nonlocal size
-            with self._store.open(layer.digest) as stream:
-                result = apply_layer(
-                    stream,
-                    active.path,
-                    whiteouts="delete" if snapshots.driver == "native" else "overlay",
-                    dialect=snapshots.dialect,
-                    lower=lower,
-                    media_type=layer.media_type,
-                    cancelled=self._cancelled,
-                )
-            size = result.size_bytes
-            if result.diff_id != diff_id:
-                raise DigestMismatch(
-                    f"layer {layer.digest} unpacks to {result.diff_id}, but the image's config says {diff_id}"
-                )
-
-        with self._store.flight(f"unpack-{parent}-{diff_id}"):
-            snapshot = snapshots.import_layer(parent, diff_id, fill)
-        if size:
-            self._store.layers.record(snapshot.id, LayerRecord(diff_id, layer, size))
-        return snapshot.id
+def _descriptor(image: ResolvedImage) -> Descriptor:
+    return Descriptor(media_type=image.manifest.media_type, digest=image.digest, size_bytes=len(image.manifest.raw))
 
 
 def _platform_name(name: str, platform: Platform) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple, Protocol
 
 from builder.errors import ContextError
@@ -175,10 +175,10 @@ class SourceTree:
         selection: Selection | None = None,
         *,
         cancelled: Callable[[], bool] = never_cancelled,
-    ) -> Iterator[tuple[Directory, bool]]:
+    ) -> Generator[tuple[Directory, bool], None, None]:
         """Walk the directory at canonical `top`, each directory twice: on entering, and (True) on leaving it.
 
-        Its entries are complete on entering; subdirectories follow in order of name. `cancelled` is
+        Its entries are complete on entering; subdirectories follow in order of name. Close it if not exhausted. `cancelled` is
         asked once a directory. Raises: ContextError, naming the path; Cancelled.
         """
         current: Directory | None = None
