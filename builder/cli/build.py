@@ -288,12 +288,15 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
     """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
     context = options.context
-    if context == "-" or (context and "://" in context) or (context and context.startswith("git@")):
-        from builder.cli.contexts import fetch_context
+    from builder.cli.contexts import fetch_context, is_remote
 
+    if context and is_remote(context):
+        if context == "-" and options.file == "-":
+            raise UsageError("the context and the Containerfile cannot both come from stdin")
         directory, text = fetch_context(context, stack, options.file)
         if text is not None:
-            return SourceFile("-", text), directory, None
+            return SourceFile("-", text), None, None
+        assert directory is not None
         path = directory / (options.file or _default_name(directory))
         return _read(path), directory, _ignore_for(path, options.ignorefile)
     if options.file == "-":

@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
     )
     parser.add_argument("--root", metavar="DIR", help="the local store (also PYBUILD_ROOT)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debugging lines")
-    command: Command = import_module(f"builder.cli.{VERBS[verb].module}")  # type: ignore[assignment]
+    command: Command = import_module(f"builder.cli.{VERBS[verb].module}")
     command.configure(verb, parser)
     options = parser.parse_intermixed_args(rest)
     if options.debug:
@@ -179,7 +179,7 @@ def _print_error(error: BaseException) -> None:
     from builder.errors import ParseError, StepError
 
     hint = getattr(error, "hint", None)
-    notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
     if isinstance(error, ParseError):
         text = error.render()
         print(f"error: {text}", file=sys.stderr)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+from builder.errors import ParseError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
 from builder.solve import cachekey
 from builder.solve.layering import LayerBook
@@ -95,7 +96,11 @@ class Solver:
                 case MkdirOp():
                     key = cachekey.mkdir_key(step.op, parent, self._ctx.request.source_date_epoch)
                 case CopyOp():
-                    content = [self._item_key(step.op, at, inputs) for at in range(len(step.op.items))]
+                    try:
+                        content = [self._item_key(step.op, at, inputs) for at in range(len(step.op.items))]
+                    except PybuildError as e:
+                        self._locate(e, step)
+                        raise
                     self._content[step.number] = content
                     key = cachekey.copy_key(step.op, parent, content, self._ctx.request.source_date_epoch)
                     if step.op.link:
@@ -218,9 +223,15 @@ class Solver:
             raise
         except PybuildError as e:
             ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), error=e.message))
+            self._locate(e, step)
             raise
         ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), cached=cached))
         return result
+
+    def _locate(self, error: PybuildError, step: Step) -> None:
+        """Let an error that knows no place in the Containerfile tell the step's."""
+        if step.range is not None and not isinstance(error, (ParseError, StepError)):
+            error.add_note(f"{self._ctx.source.name}:{step.range.start_line}")
 
     def _solve_step(
         self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...], started: int
