@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from builder.errors import SandboxError
 from builder.sandbox.operations import Host, operations
 from builder.sandbox.spec import SandboxSpec
+from builder.sandbox.userns import threads
 from layers import linux
 
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -158,24 +159,23 @@ class Launcher:
 
     @classmethod
     def start(cls) -> Launcher:
-        """Start the zygote. Call it before any thread is started.
+        """Start the zygote. Best called before any thread is started: afterwards a new interpreter has to be.
 
         Raises: SandboxError where the kernel refuses namespaces.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+            pid = _clone_zygote(ours, theirs) if threads() == 1 else _spawn_zygote(theirs)
         except OSError as e:
             ours.close()
+            raise SandboxError(
+                f"cannot make namespaces: {os.strerror(e.errno or 0)}",
+                operation="clone",
+                errno=e.errno,
+                hint="as an ordinary user, enter a user namespace first; `pybuild doctor` tells what is missing",
+            ) from e
+        finally:
             theirs.close()
-            raise SandboxError(f"cannot make namespaces: {e.strerror}", operation="clone", errno=e.errno) from e
-        if pid == 0:
-            from builder.sandbox import zygote
-
-            ours.close()
-            zygote.serve(theirs)
-        theirs.close()
-        os.close(pidfd)
         return cls(ours, pid, _host())
 
     def run(self, spec: SandboxSpec, *, stdin_fd: int | None = None, stdout_fd: int, stderr_fd: int) -> Running:
@@ -243,6 +243,32 @@ class Launcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
+    """Clone the zygote off this process. Raises: OSError."""
+    pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+    if pid == 0:
+        from builder.sandbox import zygote
+
+        ours.close()
+        zygote.serve(theirs)
+    os.close(pidfd)
+    return pid
+
+
+def _spawn_zygote(theirs: socket.socket) -> int:
+    """Start the zygote in an interpreter of its own, as a process with threads may not be cloned. Raises: OSError."""
+    import sys
+
+    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {package_root!r}); from builder.sandbox import zygote; zygote.main(3)"
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-S", "-c", code],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+    )
 
 
 def _host() -> Host:

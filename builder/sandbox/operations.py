@@ -33,8 +33,7 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     steps: list[Operation] = [["keyring", {}], ["hostname", {"name": spec.hostname}]]
     if spec.network != "host":
         steps.append(["loopback", {}])
-    root = _overlay(spec.root)
-    root["type"] = spec.root.type
+    root = _tree(spec.root)
     scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
     targets = [["/proc", False], ["/sys", False], ["/dev", False]]
     targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
@@ -113,7 +112,7 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     source = mount.source
     arguments = mount._asdict()
     if isinstance(source, Mount):
-        arguments["source"] = {**_overlay(source), "type": source.type}
+        arguments["source"] = _tree(source)
     elif isinstance(source, bytes):
         arguments["source"] = binascii.b2a_base64(source).decode()
     elif source is not None:
@@ -121,8 +120,9 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     return arguments
 
 
-def _overlay(mount: Mount) -> dict[str, Any]:
+def _tree(mount: Mount) -> dict[str, Any]:
     return {
+        "type": mount.type,
         "lower": [str(path) for path in mount.lower],
         "upper": None if mount.upper is None else str(mount.upper),
         "work": None if mount.work is None else str(mount.work),

@@ -47,17 +47,8 @@ def mount_root(
 ) -> Root:
     """Mount the root in this process's mount namespace, with every target present. Raises: OSError."""
     undo: list[dict[str, Any]] = []
-    if type == "bind":
-        flags = linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE
-        try:
-            tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags)
-        except OSError as e:
-            if e.errno != errno.EINVAL:  # a user namespace may not look beneath mounts that it was given
-                raise
-            tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags | linux.AT_RECURSIVE)
-        linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
-    else:
-        tree = _overlay(lower, upper, work, userxattr)
+    tree = detached(type=type, lower=lower, upper=upper, work=work, userxattr=userxattr)
+    if type == "overlay":
         absent = missing(tree, targets)
         if absent and scratch is not None:
             stubs = f"{scratch}/stubs-{os.urandom(6).hex()}"
@@ -71,6 +62,21 @@ def mount_root(
     # Any directory serves as the place: nobody else sees this namespace, and the layers are held open.
     linux.move_mount(tree, "", linux.AT_FDCWD, upper or lower[0], linux.MOVE_MOUNT_F_EMPTY_PATH)
     return Root(tree, undo)
+
+
+def detached(*, type: str, lower: list[str], upper: str | None, work: str | None, userxattr: bool) -> int:
+    """A tree as a mount that is attached nowhere yet, devices in it shut. Raises: OSError."""
+    if type == "overlay":
+        return _overlay(lower, upper, work, userxattr)
+    flags = linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE
+    try:
+        tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags)
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # a user namespace may not look beneath mounts that it was given
+            raise
+        tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags | linux.AT_RECURSIVE)
+    linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
+    return tree
 
 
 def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: bool) -> int:

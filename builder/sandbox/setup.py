@@ -224,7 +224,7 @@ def op_mount(
     """One mount of the spec."""
     if optional and not os.path.lexists(source):
         return
-    attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind not in {"overlay", "tree"} else 0)
+    attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind != "tree" else 0)
     attributes |= linux.MOUNT_ATTR_RDONLY if readonly else 0
     attributes |= linux.MOUNT_ATTR_NOEXEC if noexec else 0
     fd = sandbox.open_target(target, is_file=is_file or kind == "file")
@@ -233,16 +233,6 @@ def op_mount(
             _bind(source, linux.AT_FDCWD, fd, attributes, recursive=recursive)
         elif kind == "tmpfs":
             _tmpfs(fd, attributes, 0o1777 if mode is None else mode, uid, gid, size_bytes)
-        elif kind == "overlay":
-            tree = linux.fsmount_overlay(
-                source["lower"],
-                upper=source["upper"],
-                work=source["work"],
-                userxattr=source["userxattr"],
-                attributes=attributes,
-            )
-            _attach(tree, fd)
-            os.close(tree)
         elif kind == "tree":
             _tree(sandbox, fd, source, subpath, attributes)
         else:
@@ -256,39 +246,26 @@ def op_mount(
 
 
 def _tree(sandbox: Sandbox, target_fd: int, source: dict[str, Any], subpath: str, attributes: int) -> None:
-    """Bind a part of a snapshot's tree over the target. Raises: OSError."""
-    if source["type"] == "bind":
-        root = os.open(source["lower"][0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _bind_part(root, subpath, target_fd, attributes)
-        finally:
-            os.close(root)
-        return
-    root = linux.fsmount_overlay(
-        source["lower"], upper=source["upper"], work=source["work"], userxattr=source["userxattr"]
-    )
+    """Bind a part of another tree over the target. Raises: OSError."""
+    tree = rootfs.detached(**source)
     # Kernels before 6.15 bind no part of a mount that is attached nowhere: it gets a place for the while.
     dev = sandbox.open("/dev")
     place = f"{_fd_path(dev)}/.tree"
     os.mkdir(place, 0o700)
     try:
-        linux.move_mount(root, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        linux.move_mount(tree, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
         try:
-            _bind_part(root, subpath, target_fd, attributes)
+            part = rootfs.open_in(tree, subpath)
+            try:
+                _bind("", part, target_fd, attributes)
+            finally:
+                os.close(part)
         finally:
             linux.umount2(place, linux.MNT_DETACH)
     finally:
         os.rmdir(place)
         os.close(dev)
-        os.close(root)
-
-
-def _bind_part(root_fd: int, subpath: str, target_fd: int, attributes: int) -> None:
-    part = rootfs.open_in(root_fd, subpath)
-    try:
-        _bind("", part, target_fd, attributes)
-    finally:
-        os.close(part)
+        os.close(tree)
 
 
 def _tmpfs(target_fd: int, attributes: int, mode: int, uid: int, gid: int, size_bytes: int | None) -> None:

@@ -61,13 +61,13 @@ class SandboxMount(NamedTuple):
     """One mount inside the sandbox.
 
     `target` is a path in the image, hostile: it is resolved with the image as its root. `source` is
-    a host path (bind), a `Mount` (overlay: changes go to its upper; tree: a part of one), bytes (file) or
-    None (tmpfs).
+    a host path (bind), a `Mount` of which `subpath` is shown (tree: changes go to its upper), bytes
+    (file) or None (tmpfs).
     `uid`, `gid` and `mode` are those of a new tmpfs or file; a bind keeps what its source has.
     Missing targets appear without a trace in the image: `is_file` says what to make.
     """
 
-    kind: Literal["bind", "tmpfs", "overlay", "tree", "file"]
+    kind: Literal["bind", "tmpfs", "tree", "file"]
     target: str
     source: Path | Mount | bytes | None = None
     readonly: bool = False

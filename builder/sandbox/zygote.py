@@ -65,6 +65,22 @@ def serve(server: socket.socket) -> NoReturn:
         os._exit(status)
 
 
+def main(fd: int) -> NoReturn:
+    """The zygote for a launcher with threads: an interpreter of its own, that clones it and waits."""
+    server = socket.socket(fileno=fd)
+    server.set_inheritable(False)
+    try:
+        pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+    except OSError as e:
+        _tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
+        os._exit(1)
+    if pid == 0:
+        serve(server)
+    server.close()
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
 def _settle(server: socket.socket) -> None:
     """Leave the parent behind: its terminal, its signals, its descriptors, its mounts."""
     gc.disable()
