@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class RegistryServer:
         self.stop()
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self, method: str, path: str, body: bytes | BufferedReader | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """One plain-HTTP request: status, headers (lower-case names) and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -134,13 +135,21 @@ class RegistryServer:
         )
         return document
 
-    def push_blob(self, repository: str, data: bytes) -> str:
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    def push_blob(self, repository: str, data: bytes | BufferedReader) -> str:
+        """Push bytes or a file; its digest."""
+        if isinstance(data, bytes):
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            size = len(data)
+        else:
+            digest = f"sha256:{hashlib.file_digest(data, 'sha256').hexdigest()}"
+            size = data.tell()
+            data.seek(0)
         status, headers, body = self.request("POST", f"/v2/{repository}/blobs/uploads/")
         assert status == 202, body
         location = headers["location"].split("/v2/", 1)[1]
         path = f"/v2/{location}{'&' if '?' in location else '?'}digest={digest}"
-        status, _, body = self.request("PUT", path, data, {"Content-Type": "application/octet-stream"})
+        sent = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        status, _, body = self.request("PUT", path, data, sent)
         assert status == 201, body
         return digest
 
@@ -150,7 +159,8 @@ class RegistryServer:
         raw = (layout / "blobs" / entry["digest"].replace(":", "/")).read_bytes()
         document = json.loads(raw)
         for blob in (document["config"], *document["layers"]):
-            self.push_blob(repository, (layout / "blobs" / blob["digest"].replace(":", "/")).read_bytes())
+            with (layout / "blobs" / blob["digest"].replace(":", "/")).open("rb") as file:
+                self.push_blob(repository, file)
         headers = {"Content-Type": entry["mediaType"]}
         status, _, body = self.request("PUT", f"/v2/{repository}/manifests/{tag}", raw, headers)
         assert status == 201, body

@@ -28,7 +28,7 @@ RUN mknod /t/null c 1 3 && rm /t/link && mkdir /t/link && touch -d '2001-02-03 0
 def buildah(tmp_path: Path) -> Iterator[list[str]]:
     """Buildah with storage of its own."""
     need_root()
-    need_tool("buildah", "skopeo", "umoci")
+    need_tool("buildah", "runc", "skopeo", "umoci")
     storage = tmp_path / "storage"
     command = ["buildah", "--root", f"{storage}/root", "--runroot", f"{storage}/run", "--storage-driver", "overlay"]
     yield command
@@ -50,7 +50,7 @@ def test_what_buildah_builds(
     tmp_path: Path,
 ) -> None:
     context = write_context(tmp_path / "c", f"ARG BASE\nFROM $BASE\n{CHANGES}")
-    environ = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+    environ = {**os.environ, "BUILDAH_ISOLATION": "oci", "BUILDAH_RUNTIME": "runc"}
 
     def run(*argv: str) -> str:
         done = subprocess.run([*buildah, *argv], check=False, capture_output=True, text=True, env=environ)
