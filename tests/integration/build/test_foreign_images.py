@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ RUN mkdir -p /t/a/b /t/gone /t/opaque && echo one > /t/a/one && echo two > /t/a/
  && echo old > /t/opaque/old && ln /t/a/one /t/a/hard && ln -s a/one /t/link && mkfifo /t/fifo && chmod 4755 /t/a/one
 RUN rm -r /t/gone /t/opaque && mkdir /t/opaque && echo new > /t/opaque/new && rm /t/a/b/two \\
  && chown -R 33:33 /t/a && chmod 700 /t/a/b && rm /bin/ls && ln /bin/busybox /bin/ls
-RUN mknod /t/null c 1 3 && rm /t/link && mkdir /t/link && touch -d '2001-02-03 04:05:06' /t/link/old
+ADD device.tar /t/
+RUN rm /t/link && mkdir /t/link && touch -d '2001-02-03 04:05:06' /t/link/old
 """
 
 
@@ -50,6 +52,10 @@ def test_what_buildah_builds(
     tmp_path: Path,
 ) -> None:
     context = write_context(tmp_path / "c", f"ARG BASE\nFROM $BASE\n{CHANGES}")
+    device = tarfile.TarInfo("null")
+    device.type, device.devmajor, device.devminor, device.mode = tarfile.CHRTYPE, 1, 3, 0o620
+    with tarfile.open(context / "device.tar", "w") as archive:
+        archive.addfile(device)
     environ = {**os.environ, "BUILDAH_ISOLATION": "oci", "BUILDAH_RUNTIME": "runc"}
 
     def run(*argv: str) -> str:
