@@ -121,7 +121,7 @@ def resolve_owner(root_fd: int | None, owner: str, *, warn: Callable[[str], None
         entry = next((p for p in _passwd(_image(root_fd, user)) if p.name == user), None)
         if entry is not None:
             uid, gid = entry.uid, entry.gid
-        elif warn is not None:
+        elif user and warn is not None:
             warn(f"user {user!r} is not in /etc/passwd of the image: root is used")
     if colon:
         number = _plain_id(group)

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from builder.errors import ContextError
-from builder.solve import filedata, rootpath, wildcard
-from builder.solve.sourcetree import Directory, Matcher, Selection, SourceTree, never_cancelled
+from builder.solve import filedata, rootpath
+from builder.solve.sourcetree import Directory, Matcher, Selection, SourceTree, never_cancelled, split_wildcards
 from layers.errors import Cancelled
 
 
@@ -65,7 +65,7 @@ def selection(options: CopyOptions) -> Selection | None:
 
     include = IgnoreMatcher.from_patterns(options.include, "--parents") if options.include else None
     exclude = IgnoreMatcher.from_patterns(options.exclude, "--exclude") if options.exclude else None
-    heads = tuple(wildcard.split(rootpath.clean(pattern.strip()))[0] for pattern in options.include)
+    heads = tuple(split_wildcards(rootpath.clean(pattern.strip()))[0] for pattern in options.include)
     return Selection(include, exclude, heads)
 
 

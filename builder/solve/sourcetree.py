@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator
 from typing import NamedTuple, Protocol
 
 from builder.errors import ContextError
-from builder.solve import rootpath, wildcard
+from builder.frontend.pathpattern import check_go_pattern, go_match
+from builder.solve import rootpath
 from layers.errors import Cancelled
 
 # Two descriptors a level stay within the usual 1024 of a process.
@@ -70,6 +71,18 @@ class Directory:
         self.included = True
         self.entries: list[tuple[str, os.stat_result]] = []
         self.subdirectories: list[tuple[str, os.stat_result, bool]] = []
+
+
+def split_wildcards(path: str) -> tuple[str, list[str]]:
+    """Part a cleaned `path` into its literal head and the components from the first unescaped wildcard on."""
+    parts = path.split("/")
+    for index, part in enumerate(parts):
+        at = 0
+        while at < len(part):
+            if part[at] in "*?[":
+                return "/".join(parts[:index]), parts[index:]
+            at += 2 if part[at] == "\\" else 1
+    return path, []
 
 
 def never_cancelled() -> bool:
@@ -131,13 +144,13 @@ class SourceTree:
         Raises: ContextError where the path, or the literal head of the pattern, is not there.
         """
         path = rootpath.clean(pattern)
-        head, tail = wildcard.split(path) if wildcards else (path, [])
+        head, tail = split_wildcards(path) if wildcards else (path, [])
         if not tail:
             if self.lstat(rootpath.resolve(self.root_fd, path, follow_last=follow)) is None:
                 raise rootpath.not_found(pattern)
             return [path]
         for component in tail:
-            wildcard.match(component, "")  # a malformed pattern fails even where there is nothing to match
+            check_go_pattern(component)  # it fails even where there is nothing to match
         top = rootpath.resolve(self.root_fd, head, follow_last=follow)
         status = self.lstat(top)
         if status is None:
@@ -155,7 +168,7 @@ class SourceTree:
                 listed = sorted(
                     (entry.name, entry.is_dir(follow_symlinks=False))
                     for entry in entries
-                    if wildcard.match(tail[0], entry.name)
+                    if go_match(tail[0], entry.name)
                 )
         finally:
             os.close(fd)
@@ -178,8 +191,8 @@ class SourceTree:
     ) -> Generator[tuple[Directory, bool], None, None]:
         """Walk the directory at canonical `top`, each directory twice: on entering, and (True) on leaving it.
 
-        Its entries are complete on entering; subdirectories follow in order of name. Close it if not exhausted. `cancelled` is
-        asked once a directory. Raises: ContextError, naming the path; Cancelled.
+        Its entries are complete on entering; subdirectories follow in order of name. Close it if not
+        exhausted. `cancelled` is asked once a directory. Raises: ContextError, naming the path; Cancelled.
         """
         current: Directory | None = None
         try:
