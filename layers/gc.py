@@ -83,7 +83,7 @@ def forget_undurable(store: Store, boot: str) -> None:
                 "DELETE FROM snapshots WHERE (epoch > ? OR owner IS NOT NULL) AND owner IS NOT ? RETURNING dir",
                 (durable, KEPT),
             ).fetchall()
-            _drop_broken_chains(c)
+            drop_broken_chains(c)
             c.execute("DELETE FROM leases WHERE owner<>?", (CACHE_OWNER,))
             c.execute("DELETE FROM meta WHERE key LIKE 'driver:%'")
             c.execute("UPDATE meta SET value=max(value, ?)+1 WHERE key='epoch'", (durable,))
@@ -93,7 +93,7 @@ def forget_undurable(store: Store, boot: str) -> None:
     _empty_trash(store)
 
 
-def _drop_broken_chains(c: sqlite3.Connection) -> None:
+def drop_broken_chains(c: sqlite3.Connection) -> None:
     """Rows whose parent is gone, and those that build on them."""
     while c.execute(
         "DELETE FROM snapshots WHERE parent IS NOT NULL AND NOT EXISTS"
@@ -144,7 +144,7 @@ def _sweep_ingests(store: Store) -> int:
 def collect(store: Store) -> GcReport:
     """Remove garbage. What live processes have written or leased is not garbage; nor is this process's."""
     freed = 0
-    marker = _Marker(store)
+    marker = Marker(store)
     marker.warm()
     with store.lock.exclusive():
         marker.respect(store.leases.alive())
@@ -171,7 +171,7 @@ def collect(store: Store) -> GcReport:
     return GcReport(len(garbage), len(dirs), ingests, freed)
 
 
-class _Marker:
+class Marker:
     """Finds what is needed. Documents are read once: `warm` does most of it before the lock is taken."""
 
     def __init__(self, store: Store) -> None:
@@ -188,10 +188,11 @@ class _Marker:
         """Count these owners' leases and active snapshots as needed."""
         self._owners = [*alive, CACHE_OWNER]
 
-    def snapshots(self, c: sqlite3.Connection) -> set[tuple[str, str]]:
-        """(driver, id) of all snapshots to keep."""
-        wanted = {str(r[0]) for r in c.execute("SELECT snapshot FROM cache WHERE snapshot IS NOT NULL")}
-        wanted |= self._leased(c, "snapshot")
+    def snapshots(self, c: sqlite3.Connection, *, cache: bool = True) -> set[tuple[str, str]]:
+        """(driver, id) of all snapshots to keep; without `cache`, of those that no cache record keeps alone."""
+        wanted = self._leased(c, "snapshot", cache=cache)
+        if cache:
+            wanted |= {str(r[0]) for r in c.execute("SELECT snapshot FROM cache WHERE snapshot IS NOT NULL")}
         for (descriptor,) in c.execute("SELECT descriptor FROM names").fetchall():
             wanted |= self._chain_ids(decode_descriptor(descriptor))
         rows = c.execute("SELECT driver, id, parent, owner FROM snapshots").fetchall()
@@ -209,21 +210,26 @@ class _Marker:
             pending.append((key[0], f"flat:{key[1]}"))
         return keep
 
-    def _leased(self, c: sqlite3.Connection, kind: str) -> set[str]:
+    def _leased(self, c: sqlite3.Connection, kind: str, *, cache: bool = True) -> set[str]:
+        owners = [owner for owner in self._owners if cache or owner != CACHE_OWNER]
         rows = c.execute(
             "SELECT resource FROM leases WHERE kind=? AND owner IN (SELECT value FROM json_each(?))",
-            (kind, json.dumps(self._owners)),
+            (kind, json.dumps(owners)),
         )
         return {str(r[0]) for r in rows}
 
-    def blobs(self, c: sqlite3.Connection, snapshots: set[tuple[str, str]]) -> set[str]:
+    def blobs(self, c: sqlite3.Connection, snapshots: set[tuple[str, str]], *, cache: bool = True) -> set[str]:
         """Digests of all blobs to keep."""
         ids = {id for _, id in snapshots}
         keep = {str(d) for s, d in c.execute("SELECT snapshot, digest FROM layers") if s in ids}
-        keep |= self._leased(c, "blob")
+        return keep | self._leased(c, "blob", cache=cache) | self.named_blobs(c)
+
+    def named_blobs(self, c: sqlite3.Connection) -> set[str]:
+        """Digests of all that names lead to, whether it is here or not."""
+        named: set[str] = set()
         for (descriptor,) in c.execute("SELECT descriptor FROM names").fetchall():
-            keep |= {d.digest for d in self._reachable(decode_descriptor(descriptor))}
-        return keep
+            named |= {d.digest for d in self._reachable(decode_descriptor(descriptor))}
+        return named
 
     def _reachable(self, descriptor: Descriptor) -> list[Descriptor]:
         """Everything that a descriptor leads to, itself included; damaged documents lead nowhere."""

@@ -54,6 +54,8 @@ from layers.snapshotters.overlay import OverlaySnapshotter, overlay_works
 
 if TYPE_CHECKING:
     from layers.gc import GcReport, SweepReport
+    from layers.prune import PruneReport, UsageReport
+    from layers.records import CacheRecord
     from layers.snapshotters.native import NativeSnapshotter
 
 Driver = Literal["auto", "overlay", "native"]
@@ -149,9 +151,9 @@ class Store:
             from layers.gc import forget_undurable
 
             forget_undurable(self, self._boot)
-            self._write_index()
+            self.refresh_index()
         elif meta.get("names_generation") != meta.get("index_generation"):
-            self._write_index()  # a process died between its commit and the new index.json
+            self.refresh_index()  # a process died between its commit and the new index.json
         if self.leases.dead():
             self.sweep()
 
@@ -256,7 +258,7 @@ class Store:
                 self._commit_names(changes)
         if faults.ARMED:
             faults.reach("store.publish.before-index")
-        self._write_index()
+        self.refresh_index()
 
     def _is_published(self, changes: dict[str, Descriptor | None], needed: set[Digest]) -> bool:
         same = all(d is not None and self.names.get(name) == d for name, d in changes.items())
@@ -277,18 +279,21 @@ class Store:
             if faults.ARMED:
                 faults.reach("store.publish.before-commit")
 
-    def closure(self, descriptor: Descriptor, name: str = "") -> set[Digest]:
-        """All blobs that a manifest or index needs and that are here.
+    def closure(
+        self, descriptor: Descriptor, name: str = "", *, present: Callable[[Digest], object] | None = None
+    ) -> set[Digest]:
+        """All blobs that a manifest or index needs and that are here, or of which `present` says so.
 
         Raises: BlobNotFound for a missing config or layer; a missing platform of an index is passed over.
         """
+        there = present or self.stat
         found: set[Digest] = set()
         pending = [(descriptor, True)]
         while pending:
             current, required = pending.pop()
             if current.digest in found:
                 continue
-            if self.stat(current.digest) is None:
+            if not there(current.digest):
                 if required:
                     shown = name or descriptor.digest
                     raise BlobNotFound(f"{shown} needs blob {current.digest}, which is not in the store")
@@ -332,7 +337,7 @@ class Store:
         with self.database.write(sync=True) as c:
             c.execute("UPDATE meta SET value=max(value, ?) WHERE key='durable_epoch'", (epoch,))
 
-    def _write_index(self) -> None:
+    def refresh_index(self) -> None:
         """Bring index.json up to the names, for the tools that read OCI layouts."""
         with self.leases.flight("index.json"):
             generation = self.database.meta()["names_generation"]
@@ -393,6 +398,25 @@ class Store:
 
         return collect(self)
 
+    def usage(self) -> UsageReport:
+        """How much disk the store takes. See `layers.prune.usage`."""
+        from layers.prune import usage
+
+        return usage(self)
+
+    def prune(
+        self,
+        *,
+        all: bool = False,
+        until_ns: int | None = None,
+        keep_bytes: int | None = None,
+        match: Callable[[CacheRecord], bool] | None = None,
+    ) -> PruneReport:
+        """Forget cache records and remove what only they needed. See `layers.prune.prune`."""
+        from layers.prune import prune
+
+        return prune(self, all=all, until_ns=until_ns, keep_bytes=keep_bytes, match=match)
+
     def close(self) -> None:
         """End this process's leases and close the database. Idempotent."""
         try:
@@ -445,17 +469,27 @@ def _create(root: Path) -> None:
                 f"{root} is neither empty nor a pybuild store (it has {strangers[0]!r})",
                 hint="choose an empty directory with --root or PYBUILD_ROOT",
             )
-        for name in _DIRECTORIES:
-            os.makedirs(root / name, mode=0o755, exist_ok=True)
-        # Snapshots hold set-id programs and whatever a build had: nobody else's business.
-        os.chmod(root / "snapshots", 0o700)
-        os.chmod(root / "empty", 0o755)  # noqa: S103 - it is the root directory of an empty image
-        if not os.path.exists(root / "oci-layout"):
-            write_file(root / "oci-layout", _LAYOUT)
+        create_directories(root)
     except OSError as e:
         raise StoreError(
             f"{e.filename or root}: cannot create the store: {e.strerror}", hint="use --root or PYBUILD_ROOT"
         ) from e
+
+
+def create_directories(root: Path, *, only_check: bool = False) -> list[str]:
+    """Make what a store's directory must have; what was missing of it."""
+    missing = [name for name in (*_DIRECTORIES, "oci-layout") if not os.path.exists(root / name)]
+    for name in missing:
+        if only_check:
+            continue
+        if name == "oci-layout":
+            write_file(root / name, _LAYOUT)
+            continue
+        os.makedirs(root / name, mode=0o755, exist_ok=True)
+        # Snapshots hold set-id programs and whatever a build had: nobody else's business. The umask
+        # must not make the root directory of an empty image any other.
+        os.chmod(root / name, 0o700 if name == "snapshots" else 0o755)
+    return missing
 
 
 _OWN = frozenset({"blobs", "ingest", "snapshots", "leases", "flights", "trash", "empty", "lock", "index.json"})
