@@ -287,18 +287,13 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
 
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
     """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
-    context = options.context
-    from builder.cli.contexts import fetch_context, is_remote
+    from builder.solve.remotecontext import is_remote_context
 
-    if context and is_remote(context):
+    context = options.context
+    if context and is_remote_context(context):
         if context == "-" and options.file == "-":
             raise UsageError("the context and the Containerfile cannot both come from stdin")
-        directory, text = fetch_context(context, stack, options.file)
-        if text is not None:
-            return SourceFile("-", text), None, None
-        assert directory is not None
-        path = directory / (options.file or _default_name(directory))
-        return _read(path), directory, _ignore_for(path, options.ignorefile)
+        return _remote_inputs(options, stack)
     if options.file == "-":
         data = sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1)
         return (
@@ -312,7 +307,24 @@ def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | No
     path = Path(options.file) if options.file else directory / _default_name(directory)
     if options.file and not path.exists() and not path.is_absolute() and (directory / path).exists():
         path = directory / path
-    return _read(path), directory, _ignore_for(path, options.ignorefile)
+    return _read(path), directory, ignore_file_for(path, options.ignorefile)
+
+
+def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
+    """The same for a tar on stdin, a URL or a repository, fetched into a directory that goes with the command."""
+    import tempfile
+
+    from builder.solve.remotecontext import ContextAccess, open_remote_context
+
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-context-")))
+    agent = os.environ.get("SSH_AUTH_SOCK")
+    keep = boolean(_build_args(options).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "false"))
+    access = ContextAccess(ssh_socket=Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
+    remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
+    if remote.containerfile is not None:
+        return _source("-" if options.context == "-" else options.context, remote.containerfile), remote.path, None
+    path = remote.path / (options.file or _default_name(remote.path))
+    return _read(path), remote.path, ignore_file_for(path, options.ignorefile)
 
 
 def _default_name(directory: Path) -> str:
@@ -338,7 +350,8 @@ def _source(name: str, data: bytes) -> SourceFile:
     return SourceFile(name, data.decode("utf-8", "surrogateescape"))
 
 
-def _ignore_for(path: Path, explicit: str | None) -> Path | None:
+def ignore_file_for(path: Path, explicit: str | None) -> Path | None:
+    """The ignore file that belongs to a Containerfile, if it has one of its own. Raises: ContextError."""
     if explicit:
         if not Path(explicit).is_file():
             raise ContextError(f"cannot read the ignore file {explicit}")

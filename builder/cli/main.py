@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
     "check": Verb("language", "lint a Containerfile"),
     "outline": Verb("language", "list a Containerfile's ARGs and secrets"),
     "targets": Verb("language", "list a Containerfile's stages"),
+    "context": Verb("contextlist", "list what of a build context is sent, and why"),
     "login": Verb("login", "keep credentials for a registry"),
     "logout": Verb("login", "forget credentials for a registry"),
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
