@@ -60,8 +60,8 @@ def rewrite(path: Path, text: str) -> None:
         lambda top: ((top / "d/l").unlink(), (top / "d/l").symlink_to("s")),
         lambda top: ((top / "d/l").unlink(), (top / "d/l").write_text("f")),
         lambda top: ((top / "d/f").unlink(), (top / "d/f").mkdir()),
-        lambda top: ((top / "d/f").unlink(), os.link(top / "d/s/g", top / "d/f")),
-        lambda top: ((top / "d/f").unlink(), os.mkfifo(top / "d/f")),
+        lambda top: ((top / "d/f").unlink(), (top / "d/f").hardlink_to(top / "d/s/g")),
+        lambda top: [(top / "d/f").unlink(), os.mkfifo(top / "d/f")],  # type: ignore[func-returns-value]
         lambda top: os.setxattr(top / "d/f", "user.note", b"1"),
         lambda top: os.setxattr(top / "d/s", "user.note", b"1"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -458,9 +459,16 @@ def test_the_destination_has_to_exist_where_it_is_not_to_be_made(trees: Trees) -
 def test_cancelled(trees: Trees) -> None:
     trees.given({"d/f": "1", "d/s/g": "2"})
     for after in range(2):
-        answers = iter([False] * after)
+        answers = [False] * after
         with pytest.raises(Cancelled):
-            copy(trees.source_fd, "d", trees.dest_fd, "/x", CopyOptions(), cancelled=lambda a=answers: next(a, True))
+            copy(
+                trees.source_fd,
+                "d",
+                trees.dest_fd,
+                "/x",
+                CopyOptions(),
+                cancelled=partial(lambda left: left.pop() if left else True, answers),
+            )
 
 
 def test_deep_trees_end_in_an_error_not_in_exhaustion(trees: Trees) -> None:
