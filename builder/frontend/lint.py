@@ -42,7 +42,8 @@ from layers.oci import Platform
 
 _RESERVED = frozenset({"context", "scratch"})
 _NOT_IN_ENV = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
-_SECRET_WORDS = "apikey|auth|credentials?|key|password|pword|passwd|secret|token"
+_SECRET = re.compile("(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE)
+_PUBLIC = re.compile("(?:_|^)public(?:_|$)", re.IGNORECASE)
 _REPOSITORY = re.compile(
     r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
     r"(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
@@ -306,9 +307,10 @@ class _StageLinter:
                 self._undefined(instruction, self.scope.set_arg(instruction, self.linter.build_args))
                 continue
             self._undefined(instruction, instruction.undefined(self.scope.env, self.scope.escape))
+            expanded = instruction.expand(self.scope.env, self.scope.escape)
             if isinstance(instruction, Expose):
                 self._ports(instruction)
-            self._meaning(instruction.expand(self.scope.env, self.scope.escape))
+            self._meaning(expanded)
 
     def _meaning(self, instruction: Instruction) -> None:
         """The rules that look at an expanded instruction."""
@@ -344,10 +346,7 @@ class _StageLinter:
             self.report("UndefinedVar", instruction.range, name=name, suggestion=suggestion)
 
     def _secret(self, command: str, name: str, instruction: Instruction) -> None:
-        def has_word(words: str) -> bool:
-            return re.search(f"(?:_|^)(?:{words})(?:_|$)", name, re.IGNORECASE) is not None
-
-        if has_word(_SECRET_WORDS) and not has_word("public"):
+        if _SECRET.search(name) and not _PUBLIC.search(name):
             self.report("SecretsUsedInArgOrEnv", instruction.range, command=command, name=name)
 
     def _ports(self, expose: Expose) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from builder.errors import ParseError
 from builder.frontend.instructions import Arg, Containerfile, Copy, Env, Instruction, Run, Stage, description_of
 from builder.frontend.scope import (
     BaseImage,
@@ -115,7 +116,10 @@ class _Walk:
         scope = StageScope(stage, above, BaseImage({}), self.global_scope, self.file.escape)
         self.scopes[stage.index] = scope
         for word in filter(None, (stage.from_.image, stage.from_.platform)):
-            self.used_globals |= expand(word, self.global_scope.values, self.file.escape).used
+            try:
+                self.used_globals |= expand(word, self.global_scope.values, self.file.escape).used
+            except ParseError as e:
+                raise stage.from_.error(e.message) from None
         for instruction in stage.instructions:
             if isinstance(instruction, Arg):
                 scope.set_arg(instruction, self.build_args)

@@ -135,9 +135,9 @@ class IgnorePattern:
 
     def __init__(self, pattern: str) -> None:
         check_go_pattern(pattern)
-        self.kind, pieces = _ignore_pieces(pattern)
+        self.kind, source = _ignore_source(pattern)
         self.text = {"suffix": pattern[2:], "prefix": pattern[:-2]}.get(self.kind, pattern)
-        self.regex = _ignore_regex(pattern, pieces) if self.kind == "regex" else ""
+        self.regex = _ignore_regex(pattern, source) if self.kind == "regex" else ""
 
     def tester(self) -> Callable[[str], bool]:
         """A function from a path to whether it matches."""
@@ -155,11 +155,11 @@ class IgnorePattern:
 _ANY_DIRS, _ANYTHING, _STAR = "(?:.*/)?", ".*", "*"
 
 
-def _ignore_pieces(pattern: str) -> tuple[str, list[str]]:
-    """The kind of a pattern, and what it is made of: stars, `**` in its two forms, single characters.
+def _ignore_source(pattern: str) -> tuple[str, str]:
+    """The kind of a pattern, and the Go regular expression that moby makes of it.
 
-    moby builds a Go regular expression character by character, blind to brackets; so do we, and read
-    it as Go would.
+    moby builds it character by character, blind to brackets: `[*]` becomes a class that holds a
+    bracket, a caret and a slash. So do we, and then read the result as Go would.
     """
     kind = "exact"
     source: list[str] = []
@@ -171,17 +171,17 @@ def _ignore_pieces(pattern: str) -> tuple[str, list[str]]:
             at += 1
             at += pattern.startswith("/", at)
             if at < len(pattern):
-                source.append(_ANY_DIRS)
+                source.append("(.*/)?")
                 kind = "regex"
             elif kind == "exact":
                 kind = "prefix"
             else:
-                source.append(_ANYTHING)
+                source.append(".*")
                 kind = "regex"
             if first:
                 kind = "suffix"
         elif char in "*?":
-            source.append(_STAR if char == "*" else _NOT_SLASH)
+            source.append("[^/]*" if char == "*" else _NOT_SLASH)
             kind = "regex"
         elif char == "\\":
             source.append("\\" + pattern[at : at + 1])
@@ -190,67 +190,38 @@ def _ignore_pieces(pattern: str) -> tuple[str, list[str]]:
         else:
             if char in "[]":
                 kind = "regex"
-            source.append(char)
-    return kind, source
+            source.append("\\" + char if char in ".+()|{}$" else char)
+    return kind, "".join(source)
 
 
-def _ignore_regex(pattern: str, source: list[str]) -> str:
-    """Python's form of what Go would compile. Raises: BadPattern."""
+_WILDCARDS = (("(.*/)?", _ANY_DIRS), ("[^/]*", _STAR), (_NOT_SLASH, _NOT_SLASH), (".*", _ANYTHING))
+
+
+def _ignore_regex(pattern: str, source: str) -> str:
+    """Python's form of a Go regular expression that `_ignore_source` made. Raises: BadPattern."""
     pieces: list[str] = []
     wide = False
     at = 0
     while at < len(source):
-        piece = source[at]
-        at += 1
-        if piece == "[":
-            rest = "".join(_as_go(p) for p in source[at:])
-            body, used, crosses = _regex_class(pattern, rest)
+        wildcard = next((w for w in _WILDCARDS if source.startswith(w[0], at)), None)
+        char = source[at]
+        if wildcard:
+            at += len(wildcard[0])
+            pieces.append(wildcard[1])
+        elif char == "[":
+            piece, at, crosses = _regex_class(pattern, source, at + 1)
             wide = wide or crosses
-            pieces.append(body)
-            # Brackets may have swallowed pieces that are wildcards elsewhere; what is left is read again.
-            source = [*source[:at], *_resplit(rest[used:])]
-        elif piece.startswith("\\"):
-            pieces.append(_regex_escape(pattern, piece[1:]))
-        elif piece in (_ANY_DIRS, _ANYTHING, _STAR, _NOT_SLASH):
             pieces.append(piece)
-        elif piece == "^":
-            pieces.append("^")
-        elif piece == "*?":  # a star right after brackets that swallowed its `[^/]` repeats them
+        elif char == "\\":
+            pieces.append(_regex_escape(pattern, source[at + 1 : at + 2]))
+            at += 2
+        elif char == "*":  # left over where brackets swallowed its `[^/]`: it repeats them
             pieces[-1] += "*"
+            at += 1
         else:
-            pieces.append(re.escape(piece))
+            pieces.append("^" if char == "^" else re.escape(char))
+            at += 1
     return _assemble(pattern, pieces, wide) + r"\Z"
-
-
-def _as_go(piece: str) -> str:
-    """A piece as the text of a Go regular expression."""
-    if piece == _STAR:
-        return "[^/]*"
-    if piece == _ANY_DIRS:
-        return "(.*/)?"
-    if len(piece) == 1 and piece in ".+()|{}$":
-        return "\\" + piece
-    return piece
-
-
-def _resplit(text: str) -> list[str]:
-    """Take the text of a Go regular expression apart again."""
-    pieces: list[str] = []
-    at = 0
-    while at < len(text):
-        for go, piece in (("(.*/)?", _ANY_DIRS), ("[^/]*", _STAR), ("[^/]", _NOT_SLASH), (".*", _ANYTHING)):
-            if text.startswith(go, at):
-                pieces.append(piece)
-                at += len(go)
-                break
-        else:
-            width = 2 if text[at] == "\\" else 1
-            piece = text[at : at + width]
-            at += width
-            if width == 2 and piece[1] in ".+()|{}$":
-                piece = piece[1]
-            pieces.append("*?" if piece == "*" else piece)
-    return pieces
 
 
 _POSIX = {
@@ -260,23 +231,23 @@ _POSIX = {
 }  # fmt: skip
 
 
-def _regex_class(pattern: str, rest: str) -> tuple[str, int, bool]:
-    """The class that `rest` continues after its bracket, how much of `rest` it is, and if it can match `/`."""
-    negated = rest.startswith("^")
-    at = int(negated)
+def _regex_class(pattern: str, source: str, at: int) -> tuple[str, int, bool]:
+    """The class that a bracket opened before `at`, where it ends, and whether it can match `/`."""
+    negated = source.startswith("^", at)
+    at += negated
     body: list[str] = []
-    while not (body and rest.startswith("]", at)):
-        if rest.startswith("[:", at) and (end := rest.find(":]", at)) > 0:
-            name = rest[at + 2 : end]
+    while not (body and source.startswith("]", at)):
+        if source.startswith("[:", at) and (end := source.find(":]", at, at + 12)) > 0:
+            name = source[at + 2 : end]
             if name not in _POSIX:
                 raise BadPattern(pattern, f"unknown class [:{name}:]")
             body.append(_POSIX[name])
             at = end + 2
             continue
-        low, at = _regex_class_char(pattern, rest, at)
+        low, at = _regex_class_char(pattern, source, at)
         high = low
-        if rest.startswith("-", at) and rest[at + 1 : at + 2] not in ("]", ""):
-            high, at = _regex_class_char(pattern, rest, at + 1)
+        if source.startswith("-", at) and source[at + 1 : at + 2] not in ("]", ""):
+            high, at = _regex_class_char(pattern, source, at + 1)
         if high < low:
             raise BadPattern(pattern, f"the range {low}-{high} runs backwards")
         body.append(f"{re.escape(low)}-{re.escape(high)}")
@@ -284,11 +255,11 @@ def _regex_class(pattern: str, rest: str) -> tuple[str, int, bool]:
     return text, at + 1, re.match(text, "/") is not None
 
 
-def _regex_class_char(pattern: str, rest: str, at: int) -> tuple[str, int]:
-    char = rest[at : at + 1]
+def _regex_class_char(pattern: str, source: str, at: int) -> tuple[str, int]:
+    char = source[at : at + 1]
     if char == "\\":
         at += 1
-        char = rest[at : at + 1]
+        char = source[at : at + 1]
         if char.isalnum():
             raise BadPattern(pattern, f"\\{char} has no meaning within brackets")
     if not char:
@@ -321,7 +292,7 @@ def _assemble(pattern: str, pieces: list[str], wide: bool) -> str:
             sections.append([])
         else:
             sections[-1].append(piece)
-    loose = sum(piece in (_STAR, _ANYTHING) for piece in pieces) if wide else pieces.count(_ANYTHING) - 1
+    loose = pieces.count(_STAR) if wide else 0
     result: list[str] = []
     for i, section in enumerate(sections):
         text = _section(section, wide)

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 def nearest(word: str, options: Iterable[str], *, match_case: bool = False) -> str | None:
     """The option that `word` was most likely meant to be; None if none is near or it is one already.
 
-    An edit is an insertion, deletion, substitution or a swap of neighbours; one is allowed in three
-    letters. Ties go to the first option.
+    An edit is an insertion, deletion, substitution or a swap of neighbours; one is allowed in a short
+    word, two from four letters on, three from nine. Ties go to the first option.
     """
     wanted = word if match_case else word.lower()
     if not 0 < len(wanted) <= 64:
         return None
-    allowed = max(1, len(wanted) // 3)
+    allowed = 1 + (len(wanted) >= 4) + (len(wanted) >= 9)
     best: str | None = None
     for option in options:
         candidate = option if match_case else option.lower()

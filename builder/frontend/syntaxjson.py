@@ -45,7 +45,7 @@ def words_json(line: str) -> str:
         return _answer({"error": f"not JSON: {e}"})
     if not isinstance(request, dict) or not isinstance(request.get("word"), str):
         return _answer({"error": 'expected an object with a "word"'})
-    env, mode, escape = request.get("env") or {}, request.get("mode", "word"), request.get("escape", "\\")
+    env, mode, escape = request.get("env", {}), request.get("mode", "word"), request.get("escape", "\\")
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
         return _answer({"error": '"env" must map names to strings'})
     if mode not in ("word", "words") or escape not in ("\\", "`"):
@@ -58,4 +58,4 @@ def words_json(line: str) -> str:
 
 
 def _answer(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
