@@ -25,6 +25,8 @@ MAX_EXPANSION_CHARS = 16 << 20
 _MAX_NESTING = 100
 _SPECIAL_PARAMETERS = frozenset("@*#?-$!0")
 _PLAIN = re.compile(r"""[^$'"<\\`}/]+""")
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*+)(?![^\x00-\x7f])|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+"""The common forms, `$name` and `${name}`; a letter of another alphabet would belong to the name."""
 _SPACES = re.compile(f"[{GO_SPACE}]+")
 _EMPTY: Mapping[str, str] = {}
 
@@ -255,6 +257,12 @@ class _Lexer:
         return value
 
     def _dollar(self) -> str:
+        if common := _VARIABLE.match(self.text, self.at):
+            self.at = common.end()
+            value = self._lookup(common[1] or common[2])
+            if value is None:
+                return common[0] if self.skip_unset else ""
+            return value
         self.at += 1
         if self._peek() != "{":
             name = self._name()
