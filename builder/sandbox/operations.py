@@ -1,4 +1,6 @@
-"""From a `SandboxSpec` to the list of setup operations that `setup` executes: pure, no system calls.
+"""From a `SandboxSpec` to the list of setup operations that `setup` executes.
+
+Nothing is changed here; all that is looked at is whether the sources of optional mounts exist.
 
 A debug print of a sandbox is this list, one `describe` a line.
 """
@@ -6,6 +8,7 @@ A debug print of a sandbox is this list, one `describe` a line.
 from __future__ import annotations
 
 import binascii
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,12 +108,13 @@ def _mounts(spec: SandboxSpec) -> list[SandboxMount]:
             mounts.append(
                 SandboxMount("bind", target, source, readonly=spec.files_readonly, is_file=True, optional=True)
             )
-    return mounts
+    return [mount for mount in mounts if not mount.optional or os.path.lexists(str(mount.source))]
 
 
 def _mount(mount: SandboxMount) -> dict[str, Any]:
     source = mount.source
     arguments = mount._asdict()
+    del arguments["optional"]
     if isinstance(source, Mount):
         arguments["source"] = _tree(source)
     elif isinstance(source, bytes):

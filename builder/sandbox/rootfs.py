@@ -97,7 +97,11 @@ def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: b
 
 def open_in(root_fd: int, path: str, flags: int = os.O_PATH) -> int:
     """Open a path of the image; no link of it leads out. Raises: OSError."""
-    return linux.openat2(root_fd, path.lstrip("/") or ".", flags, 0, IN_IMAGE)
+    try:
+        return linux.openat2(root_fd, path.lstrip("/") or ".", flags, 0, IN_IMAGE)
+    except OSError as e:
+        e.filename = path
+        raise
 
 
 def walk(root_fd: int, path: str) -> tuple[list[str], bool]:
@@ -206,12 +210,16 @@ def _make_in_place(root_fd: int, base: str | None, absent: list[tuple[list[str],
         raise OSError(errno.EROFS, "the image lacks this mount point, and its root is read-only", path)
     base_fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     before: dict[str, os.stat_result | None] = {}
+    whiteouts: dict[str, os.stat_result] = {}
     made: list[str] = []
     for parts, is_file in absent:
-        for depth in range(len(parts)):
+        for depth in range(len(parts) + 1):
             name = "/".join(parts[:depth]) or "."
-            if name not in before and name not in made:
-                before[name] = _lstat(base_fd, name)
+            status = _lstat(base_fd, name)
+            if status is not None and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                whiteouts[name] = status
+            elif name not in before and name not in made and depth < len(parts):
+                before[name] = status
         made.extend(make_in(root_fd, parts, is_file=is_file))
     parents = []
     for name, status in before.items():
@@ -222,7 +230,9 @@ def _make_in_place(root_fd: int, base: str | None, absent: list[tuple[list[str],
     entries = []
     for name in made:
         now = _lstat(base_fd, name)
-        entries.append([name, 0 if now is None else now.st_ino])
+        old = whiteouts.get(name)
+        times = None if old is None else [old.st_atime_ns, old.st_mtime_ns]
+        entries.append([name, 0 if now is None else now.st_ino, times])
     os.close(base_fd)
     return [{"base": base, "made": entries, "parents": parents}]
 
@@ -275,9 +285,9 @@ def _undo_in_place(step: dict[str, Any]) -> None:
             with contextlib.suppress(OSError):
                 if os.fstat(directory(name)).st_ctime_ns == ctime_ns:
                     untouched.append((name, times))
-        for name, inode in reversed(step["made"]):
+        for name, inode, whiteout in reversed(step["made"]):
             with contextlib.suppress(OSError):
-                _remove_made(directory(os.path.dirname(name) or "."), os.path.basename(name), inode)
+                _remove_made(directory(os.path.dirname(name) or "."), os.path.basename(name), inode, whiteout)
         for name, times in sorted(untouched, reverse=True):
             with contextlib.suppress(OSError):
                 if times is not None:
@@ -290,7 +300,8 @@ def _undo_in_place(step: dict[str, Any]) -> None:
             os.close(fd)
 
 
-def _remove_made(parent_fd: int, name: str, inode: int) -> None:
+def _remove_made(parent_fd: int, name: str, inode: int, whiteout: list[int] | None) -> None:
+    """Remove one mount point that is still ours; a whiteout that it replaced comes back."""
     status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
     if status.st_ino != inode:
         return
@@ -298,3 +309,8 @@ def _remove_made(parent_fd: int, name: str, inode: int) -> None:
         os.rmdir(name, dir_fd=parent_fd)
     elif status.st_size == 0:
         os.unlink(name, dir_fd=parent_fd)
+    else:
+        return
+    if whiteout is not None:
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent_fd)
+        os.utime(name, ns=(whiteout[0], whiteout[1]), dir_fd=parent_fd, follow_symlinks=False)

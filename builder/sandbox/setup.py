@@ -57,6 +57,7 @@ class Sandbox:
     def __init__(self, undo_fd: int = -1) -> None:
         self.root_fd = -1
         self.undo_fd = undo_fd
+        self.chrooted = False
         self.undo: list[dict[str, Any]] = []
 
     def open(self, path: str, flags: int = os.O_PATH) -> int:
@@ -218,12 +219,9 @@ def op_mount(
     is_file: bool,
     noexec: bool,
     recursive: bool,
-    optional: bool,
     subpath: str,
 ) -> None:
     """One mount of the spec."""
-    if optional and not os.path.lexists(source):
-        return
     attributes = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if kind != "tree" else 0)
     attributes |= linux.MOUNT_ATTR_RDONLY if readonly else 0
     attributes |= linux.MOUNT_ATTR_NOEXEC if noexec else 0
@@ -335,6 +333,10 @@ def op_enter(sandbox: Sandbox, isolation: str) -> None:
             linux.umount2(".", linux.MNT_DETACH)
             os.chdir("/")
             return
+        # Over the old root, so that there is nothing to come back to for whoever leaves a chroot.
+        with contextlib.suppress(OSError):
+            linux.move_mount(sandbox.root_fd, "", linux.AT_FDCWD, "/", linux.MOVE_MOUNT_F_EMPTY_PATH)
+    sandbox.chrooted = True
     os.chroot(".")
     os.chdir("/")
 
@@ -373,6 +375,9 @@ def op_identity(
         if uid and stat.S_ISFIFO(os.fstat(fd).st_mode):
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, uid, -1)
+    if sandbox.chrooted:
+        # Whoever may chroot(2) can leave a chroot.
+        capabilities &= ~(1 << linux.CAPABILITIES.index("SYS_CHROOT"))
     program = None if seccomp is None else binascii.a2b_base64(seccomp)
     if no_new_privs:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)

@@ -193,9 +193,9 @@ def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], undo
     status = 125
     try:
         os.setsid()
-        for number in _STOPPED_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        for number in signal.valid_signals():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         for fd, source in enumerate(stdio):
             os.dup2(source, fd)
         sandbox = setup.Sandbox(undo_fd)
