@@ -50,7 +50,7 @@ venv() {
     say "making .venv with $python"
     "$python" -m venv --clear .venv
     [ "$kind" = run ] || spec='.[dev]'
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e "$spec" >&2
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -e "$spec" >&2
     echo "$stamp" >.venv/stamp-run
     [ "$kind" = run ] || echo "$stamp" >.venv/stamp-dev
 }
