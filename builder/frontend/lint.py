@@ -40,6 +40,7 @@ from builder.frontend.words import expand, expand_words
 from layers.errors import ImageError
 from layers.oci import Platform
 
+CHECK_ARG = "BUILDKIT_DOCKERFILE_CHECK"
 _RESERVED = frozenset({"context", "scratch"})
 _NOT_IN_ENV = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
 _SECRET = re.compile("(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE)
@@ -106,6 +107,37 @@ def check_options(file: Containerfile) -> CheckOptions:
     return CheckOptions()
 
 
+def effective_options(file: Containerfile, build_args: Mapping[str, str] | None = None) -> CheckOptions:
+    """The options in force: the build argument BUILDKIT_DOCKERFILE_CHECK, or else the file's own.
+
+    Raises: ParseError.
+    """
+    override = (build_args or {}).get(CHECK_ARG)
+    if not override:
+        return check_options(file)
+    try:
+        return parse_check_options(override)
+    except ParseError as e:
+        raise ParseError(f"--build-arg {CHECK_ARG}: {e.message}", hint=e.hint) from None
+
+
+def enforce(file: Containerfile, findings: Iterable[Finding]) -> None:
+    """Refuse to build if there are findings of level `error`, that is, where check=error=true holds.
+
+    Raises: ParseError at the first of them.
+    """
+    fatal = [finding for finding in findings if finding.level == "error"]
+    if fatal:
+        names = ", ".join(sorted({finding.rule for finding in fatal}))
+        first = fatal[0]
+        raise ParseError(
+            f"lint violation found for rules: {names}",
+            source=file.source,
+            range=first.range,
+            hint=f"{first.detail}; `# check=skip={first.rule};error=true` allows it",
+        )
+
+
 def lint(
     file: Containerfile,
     *,
@@ -119,7 +151,7 @@ def lint(
 ) -> list[Finding]:
     """Apply the rules, in the order of the lines.
 
-    `options` replace the file's own. `base_image(name, platform)` tells of the images that stages
+    `options` replace those that `effective_options` finds. `base_image(name, platform)` tells of the images that stages
     begin from; for one it does not know, UndefinedVar is not applied, while without `base_image` at
     all a base has no variables but PATH. `stages` limits what needs evaluation to those indexes.
 
@@ -127,7 +159,7 @@ def lint(
     cannot be evaluated: a build would fail there, too.
     """
     host = Platform.host()
-    linter = _Linter(file, options or check_options(file), dict(build_args or {}), ignore)
+    linter = _Linter(file, options or effective_options(file, build_args), dict(build_args or {}), ignore)
     linter.target = target_platform or host
     linter.check_text()
     if "all" not in linter.options.skip:

@@ -13,6 +13,7 @@ from builder.frontend.lint import (
     CheckOptions,
     Finding,
     check_options,
+    enforce,
     lint,
     parse_check_options,
     render_json,
@@ -200,12 +201,26 @@ class TestOptions:
 
     def test_in_the_file(self) -> None:
         assert rules("# check=skip=StageNameCasing\nFROM a AS X\nMAINTAINER y") == [("MaintainerDeprecated", 3)]
-        assert rules("# check=skip=all\nFROM a AS X:$Y".replace(":$Y", "")) == []
+        assert rules("# check=skip=all\nFROM a AS X") == []
         assert [f.level for f in findings("# check=error=true\nFROM a AS X")] == ["error"]
         assert [f.level for f in findings("FROM a AS X")] == ["warning"]
 
     def test_of_the_caller_replace_those_of_the_file(self) -> None:
         assert rules("# check=skip=all\nFROM a AS X", options=CheckOptions()) == [("StageNameCasing", 2)]
+
+    def test_a_build_argument_replaces_those_of_the_file(self) -> None:
+        text = "# check=error=true\nFROM a AS X"
+        assert rules(text, build_args={"BUILDKIT_DOCKERFILE_CHECK": "skip=all"}) == []
+        assert [f.level for f in findings(text, build_args={"BUILDKIT_DOCKERFILE_CHECK": "error=false"})] == ["warning"]
+        with pytest.raises(ParseError, match="--build-arg BUILDKIT_DOCKERFILE_CHECK: invalid check option"):
+            rules(text, build_args={"BUILDKIT_DOCKERFILE_CHECK": "x=y"})
+
+    def test_error_true_refuses_the_build(self) -> None:
+        file = parse_containerfile(SourceFile("C", "# check=error=true\nFROM a AS X\nMAINTAINER y"))
+        with pytest.raises(ParseError, match="rules: MaintainerDeprecated, StageNameCasing") as caught:
+            enforce(file, lint(file))
+        assert str(caught.value).startswith("C:2:1: ")
+        enforce(file, lint(file, options=CheckOptions()))
 
     def test_an_error_names_the_line(self) -> None:
         file = parse_containerfile(SourceFile("C", "# syntax=x\n# check=skp=A\nFROM a"))
