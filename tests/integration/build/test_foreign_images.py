@@ -54,8 +54,8 @@ def test_what_buildah_builds(
     context = write_context(tmp_path / "c", f"ARG BASE\nFROM $BASE\n{CHANGES}")
     device = tarfile.TarInfo("null")
     device.type, device.devmajor, device.devminor, device.mode = tarfile.CHRTYPE, 1, 3, 0o620
-    with tarfile.open(context / "device.tar", "w") as archive:
-        archive.addfile(device)
+    with tarfile.open(context / "device.tar", "w") as packed:
+        packed.addfile(device)
     environ = {**os.environ, "BUILDAH_ISOLATION": "oci", "BUILDAH_RUNTIME": "runc"}
 
     def run(*argv: str) -> str:
