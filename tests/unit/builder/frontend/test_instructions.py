@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pytest
 
@@ -19,7 +19,6 @@ from builder.frontend.instructions import (
     Env,
     Expose,
     Healthcheck,
-    Instruction,
     Label,
     Maintainer,
     Onbuild,
@@ -37,9 +36,10 @@ from builder.frontend.instructions import (
     parse_instruction,
     parse_onbuild,
 )
+from builder.frontend.language import Statement
 from builder.frontend.source import SourceFile, SourceRange
 
-Kind = TypeVar("Kind", bound=Instruction)
+Kind = TypeVar("Kind", bound=Statement)
 ENV = {"V": "value", "P": "81", "S": "a b"}
 
 
@@ -48,9 +48,11 @@ def file_of(text: str) -> Containerfile:
 
 
 def only(text: str, kind: type[Kind]) -> Kind:
+    instruction: Statement
     (instruction,) = file_of("FROM scratch\n" + text).stages[0].instructions
-    assert isinstance(instruction, kind)
-    return cast(Kind, instruction)
+    if not isinstance(instruction, kind):
+        raise TypeError(f"expected {kind.__name__}, read {instruction!r}")
+    return instruction
 
 
 def expanded(text: str, kind: type[Kind]) -> Kind:
