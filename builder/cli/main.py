@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -92,6 +92,14 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debugging lines")
     command: Command = import_module(f"builder.cli.{VERBS[verb].module}")
     command.configure(verb, parser)
+
+    def refuse(message: str) -> NoReturn:
+        # argparse would print some thirty lines of usage before the one that matters.
+        from builder.errors import UsageError
+
+        raise UsageError(message, hint=f"see `pybuild {verb} --help`")
+
+    parser.error = refuse  # type: ignore[method-assign]
     options = parser.parse_intermixed_args(rest)
     if options.debug:
         import logging
