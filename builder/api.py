@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from builder.plan.request import BuildRequest
+from layers.errors import PybuildError
 from layers.events import EventSink, NullSink
 from layers.oci import Descriptor, Digest, Platform
 
 if TYPE_CHECKING:
+    from builder.frontend.instructions import Containerfile
+    from builder.frontend.lint import CheckOptions, Finding
     from builder.plan.graph import BuildGraph
     from builder.sandbox.launcher import Launcher
+    from builder.session import Session
+    from builder.solve.sources import ImageSources
     from layers.oci import ImageConfig
     from layers.store import Store
     from registry.copy import CopyOptions, CopyResult
@@ -106,6 +111,7 @@ def build(
         layers = LayerBook(store, request, stopped)
         remotes = RemoteSources(store.root / "remote")
         try:
+            _enforce_checks(request, containerfile, session, sources)
             graph = plan(request, containerfile, sources)
             ctx = StepContext(
                 store=store,
@@ -133,6 +139,68 @@ def build(
             zygote.close()
     executed = sum(not r.cached for r in results.values())
     return BuildResult(image.descriptor, image.image_id, tuple(map(str, names)), executed, len(graph.steps) - executed)
+
+
+def check(request: BuildRequest, *, root: Path, options: CheckOptions | None = None) -> list[Finding]:
+    """Lint the request's Containerfile without building it; base images are looked up in the store alone.
+
+    Raises: ParseError, ContextError, StoreError.
+    """
+    from builder.frontend.instructions import parse_containerfile
+    from builder.session import Session
+    from builder.solve.sources import ImageSources
+
+    containerfile = parse_containerfile(request.containerfile)
+    session = Session(request)
+    try:
+        with open_store(root) as store, _transports(lambda: store, None) as transports:
+            sources = ImageSources(store, transports, policy="never", events=NullSink(), cancelled=_never)
+            return _lint(request, containerfile, session, sources, options)
+    finally:
+        session.close()
+
+
+def _enforce_checks(
+    request: BuildRequest, containerfile: Containerfile, session: Session, sources: ImageSources
+) -> None:
+    """Refuse a file that asks for that when a lint rule finds something (`# check=error=true`)."""
+    asked = any(d.name == "check" for d in containerfile.directives)
+    if not asked and "BUILDKIT_DOCKERFILE_CHECK" not in request.build_args:
+        return
+    from builder.frontend.lint import effective_options, enforce
+
+    options = effective_options(containerfile, request.build_args)
+    enforce(containerfile, _lint(request, containerfile, session, sources, options))
+
+
+def _lint(
+    request: BuildRequest,
+    containerfile: Containerfile,
+    session: Session,
+    sources: ImageSources,
+    options: CheckOptions | None,
+) -> list[Finding]:
+    from builder.frontend.lint import effective_options, lint
+    from builder.frontend.scope import BaseImage
+
+    target = request.platforms[0] if request.platforms else Platform.host()
+
+    def base_image(name: str, platform: str | None) -> BaseImage | None:
+        try:
+            image = sources.resolve_image(name, Platform.parse(platform) if platform else target)
+        except PybuildError:
+            return None
+        env = dict(entry.partition("=")[::2] for entry in image.config.config.get("Env") or [])
+        return BaseImage(env, bool(image.config.config.get("Shell")), image.config.platform)
+
+    return lint(
+        containerfile,
+        options=options or effective_options(containerfile, request.build_args),
+        build_args=request.build_args,
+        target_platform=target,
+        ignore=session.context("").ignore if request.context is not None else None,
+        base_image=base_image,
+    )
 
 
 def _never() -> bool:

@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from builder.errors import ContextError
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.plan.request import BuildRequest, SecretSource
 
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
 MAX_SECRET_BYTES = 500 << 10
 """BuildKit's ceiling for one secret."""
 _MAX_IGNORE_BYTES = 8 << 20
+
+
+def _looks_remote(value: str) -> bool:
+    return ":/" in value or value.startswith(("git@", "github.com/"))
 
 
 class ContextTree(NamedTuple):
@@ -35,6 +42,7 @@ class Session:
         self._request = request
         self._lock = threading.Lock()
         self._trees: dict[str, ContextTree] = {}
+        self._places: list[TemporaryDirectory[str]] = []
 
     def context(self, name: str) -> ContextTree:
         """The build context of that name; "" is the main one.
@@ -57,11 +65,24 @@ class Session:
                 "this build has no context to take files from" if not name else f"no build context named {name!r}",
                 hint="give a directory as the last argument" if not name else f"add --build-context {name}=DIR",
             )
+        if name and _looks_remote(str(path)):
+            path = self._fetch(self._request.contexts[name])
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise ContextError(f"cannot open the build context {path}: {e.strerror}") from e
         return ContextTree(fd=fd, path=path, ignore=self._matcher(path, main=not name))
+
+    def _fetch(self, value: str) -> Path:
+        """A context behind a URL or in a repository, as a directory that goes with the session."""
+        import tempfile
+
+        from builder.solve.remotecontext import ContextAccess, open_remote_context
+
+        place = tempfile.TemporaryDirectory(prefix="pybuild-context-")
+        self._places.append(place)
+        access = ContextAccess(self.secret, self.ssh_socket("default"), None, self._request.environ)
+        return open_remote_context(value, Path(place.name), Path(place.name) / "download", access=access).path
 
     def _matcher(self, root: Path, *, main: bool) -> IgnoreMatcher | None:
         """The ignore file that counts: the given one, else the context's own."""
@@ -108,3 +129,5 @@ class Session:
             for tree in self._trees.values():
                 os.close(tree.fd)
             self._trees.clear()
+        for place in self._places:
+            place.cleanup()

@@ -155,9 +155,9 @@ def run(verb: str, options: Namespace) -> int:
     with ExitStack() as stack:
         request = make_request(options, stack)
         if options.check:
-            from builder.cli.language import check_file
+            from builder.cli.language import print_findings
 
-            return check_file(request.containerfile, as_json=False, request=request)
+            return print_findings(request, root=store_root(options), as_json=False)
         return _build(options, request)
 
 
@@ -282,6 +282,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         omit_history=options.omit_history,
         source_date_epoch=epoch,
         jobs=options.jobs,
+        environ=dict(os.environ),
     )
 
 

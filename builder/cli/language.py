@@ -41,7 +41,7 @@ def run(verb: str, options: Namespace) -> int:
         case "parse":
             return _words() if options.words else _parse(options.file or "-")
         case "check":
-            return check_file(_source(options), as_json=options.json, context=options.context, options=options)
+            return _check(options)
         case _:
             return _outline(verb, options)
 
@@ -65,53 +65,58 @@ def _words() -> int:
 
 def _outline(verb: str, options: Namespace) -> int:
     from builder.frontend.instructions import parse_containerfile
-    from builder.frontend.outline import outline, targets
+    from builder.frontend.outline import outline, targets, to_text
 
     containerfile = parse_containerfile(_source(options))
-    document: Any = targets(containerfile) if verb == "targets" else outline(containerfile, options.target)
-    if options.json:
-        print(json.dumps(document, indent=2))
-        return 0
-    _print_tree(document)
+    document: Any
+    if verb == "targets":
+        document = targets(containerfile)
+    else:
+        document = outline(containerfile, options.target, build_args=_build_args(options))
+    print(json.dumps(document, indent=2) if options.json else to_text(document), end="\n" if options.json else "")
     return 0
 
 
-def _print_tree(document: Any, indent: str = "") -> None:
-    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
-        if isinstance(value, (dict, list)) and value:
-            print(f"{indent}{key}:")
-            _print_tree(value, indent + "  ")
-        elif value not in (None, "", [], {}):
-            print(f"{indent}{key}: {value}")
+def _build_args(options: Namespace) -> dict[str, str]:
+    return dict(text.partition("=")[::2] for text in options.build_arg)
 
 
-def check_file(
-    source: SourceFile,
-    *,
-    as_json: bool,
-    context: str | None = None,
-    options: Namespace | None = None,
-    request: BuildRequest | None = None,
-) -> int:
-    """Lint a Containerfile and print the findings; 1 where the file itself asks for that."""
+def print_findings(request: BuildRequest, *, root: Path, as_json: bool) -> int:
+    """Lint the request's Containerfile and print what is found; 1 where the file itself asks for that."""
+    from builder import api
     from builder.frontend.instructions import parse_containerfile
-    from builder.frontend.lint import check_options, lint, render_json, to_text
+    from builder.frontend.lint import effective_options, render_json, to_text
 
-    del context
-    args = dict(request.build_args) if request else {}
-    for text in getattr(options, "build_arg", None) or []:
-        key, _, value = text.partition("=")
-        args[key] = value
     try:
-        containerfile = parse_containerfile(source)
+        containerfile = parse_containerfile(request.containerfile)
+        options = effective_options(containerfile, request.build_args)
+        findings = api.check(request, root=root, options=options)
     except ParseError as e:
         if not as_json:
             raise
         print(json.dumps({"warnings": [], "buildError": {"message": str(e)}}, indent=2))
         return 1
-    findings = lint(containerfile, build_args=args)
-    print(render_json(containerfile, findings) if as_json else to_text(containerfile, findings), end="")
-    return 1 if findings and check_options(containerfile).error else 0
+    print(render_json(containerfile, findings) if as_json else to_text(containerfile, findings), end="\n" * as_json)
+    if not as_json and not findings:
+        print("Check complete, no warnings found.")
+    return 1 if findings and options.error else 0
+
+
+def _check(options: Namespace) -> int:
+    from builder.cli.build import ignore_file_for
+    from builder.cli.options import store_root
+    from builder.plan.request import BuildRequest
+
+    source = _source(options)
+    directory = Path(options.context or ".")
+    request = BuildRequest(
+        containerfile=source,
+        context=directory if directory.is_dir() else None,
+        ignore_file=None if source.name == "-" else ignore_file_for(Path(source.name), None),
+        build_args=_build_args(options),
+        target=options.target,
+    )
+    return print_findings(request, root=store_root(options), as_json=options.json)
 
 
 def _source(options: Namespace) -> SourceFile:

@@ -32,7 +32,6 @@ from layers.errors import PybuildError
 from layers.oci import Platform
 from registry.reference import Reference
 
-
 _SCRATCH_IMAGE = "docker-image://scratch"
 
 

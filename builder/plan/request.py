@@ -69,7 +69,8 @@ class BuildRequest:
     """One build. `context` is a directory, or None where there is none (`-f -` with no context).
 
     `contexts` maps a name to a directory or an image (`docker-image://…`, `oci-layout://…`).
-    `platforms` empty means the host's. `source_date_epoch` is in seconds.
+    `platforms` empty means the host's. `source_date_epoch` is in seconds. `environ` is what programs
+    and downloads on the host's side see of an environment: PATH, proxies, certificates.
     """
 
     containerfile: SourceFile
@@ -101,3 +102,4 @@ class BuildRequest:
     source_date_epoch: int | None = None
     rewrite_timestamp: bool = False
     jobs: int = 0
+    environ: Mapping[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, assert_never, cast
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
+from builder.frontend.filemode import parse_mode
 from builder.frontend.gitref import is_git_source, is_http_source, parse_git_ref
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import expand_word
@@ -310,6 +311,11 @@ class Dispatcher:
             raise state.fail("checksum can't be specified for multiple sources", i.range)
         if checksum and items[0].kind not in {"http", "git"}:
             raise state.fail("checksum requires HTTP(S) or Git sources", i.range)
+        if i.chmod:
+            try:
+                parse_mode(i.chmod)
+            except ValueError as e:
+                raise state.fail(str(e), i.range) from e
         needs_tree = any(item.kind == "path" for item in items)
         op = CopyOp(
             items=tuple(items),

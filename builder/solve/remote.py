@@ -74,7 +74,7 @@ class RemoteSources:
                     self._root,
                     checksum=op.checksum or None,
                     secrets=ctx.session.secret,
-                    environ=os.environ,
+                    environ=ctx.request.environ,
                     cancelled=ctx.cancelled,
                 )
             return self._files[key]
@@ -89,7 +89,7 @@ class RemoteSources:
     def _access(self, ctx: StepContext) -> GitSource:
         from builder.solve.gitfetch import GitSource
 
-        return GitSource(ctx.session.secret, ctx.session.ssh_socket("default"), None, os.environ)
+        return GitSource(ctx.session.secret, ctx.session.ssh_socket("default"), None, ctx.request.environ)
 
     def _git_key(self, ctx: StepContext, op: CopyOp, item: CopyItem) -> str:
         from builder.solve.gitfetch import git_cache_key, resolve_git
