@@ -7,12 +7,14 @@ thread-safe. Each run has a control socket of its own, so that no thread waits o
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import json
 import os
 import select
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +37,9 @@ class Usage(NamedTuple):
     user_s: float = 0.0
     system_s: float = 0.0
     max_rss_bytes: int = 0
+    """The largest process; with limits of memory, the peak of all together."""
+    read_bytes: int = 0
+    written_bytes: int = 0
 
 
 class ExitStatus(NamedTuple):
@@ -59,6 +64,7 @@ class Running:
         self._control = control
         self._pidfd = -1
         self._status: ExitStatus | None = None
+        self.trace: tuple[tuple[str, float], ...] = ()
         self._started = time.monotonic()
         self._await_start()
 
@@ -145,6 +151,8 @@ class Running:
         """Raises: SandboxError if the message is one."""
         if "error" in message:
             raise _error(message)
+        if "trace" in message:
+            self.trace = tuple((name, seconds) for name, seconds in message["trace"])
         if "exit" in message:
             self._status = _status(message)
 
@@ -156,6 +164,8 @@ class Launcher:
         self._server = server
         self._pid = pid
         self._host = host
+        self._lock = threading.Lock()
+        self._programs: dict[bytes, int] = {}
 
     @classmethod
     def start(cls) -> Launcher:
@@ -178,19 +188,58 @@ class Launcher:
             theirs.close()
         return cls(ours, pid, _host())
 
-    def run(self, spec: SandboxSpec, *, stdin_fd: int | None = None, stdout_fd: int, stderr_fd: int) -> Running:
+    def run(
+        self,
+        spec: SandboxSpec,
+        *,
+        stdin_fd: int | None = None,
+        stdout_fd: int,
+        stderr_fd: int,
+        trace: bool = False,
+    ) -> Running:
         """Start a sandbox with these descriptors as 0, 1 and 2 (stdin None: /dev/null). Thread-safe.
 
-        The caller keeps its descriptors. Raises: SandboxError.
+        The caller keeps its descriptors. With `trace`, `Running.trace` tells the time of each setup
+        operation. Raises: SandboxError.
         """
-        request = json.dumps(
-            {
-                "flags": _clone_flags(spec),
-                "operations": operations(spec, self._host._replace(seccomp=_seccomp(spec))),
-                "args": list(spec.args),
-                "env": spec.environment(),
-            }
-        ).encode()
+        program = _seccomp(spec)
+        with self._lock:
+            # Requests that name a filter for the first time bring it along, and must not be overtaken.
+            number, programs = self._number(program)
+            request = json.dumps(
+                {
+                    "flags": _clone_flags(spec),
+                    "trace": trace,
+                    "limits": {key: value for key, value in spec.resources._asdict().items() if value is not None},
+                    "programs": programs,
+                    "operations": operations(spec, self._host._replace(seccomp=number)),
+                    "args": list(spec.args),
+                    "env": spec.environment(),
+                }
+            ).encode()
+            try:
+                ours = self._send(request, stdin_fd, stdout_fd, stderr_fd)
+            except BaseException:
+                if programs and program is not None:
+                    del self._programs[program]
+                raise
+        try:
+            return Running(spec, ours)
+        except _ZygoteDied:
+            raise self._epitaph() from None
+
+    def _number(self, program: bytes | None) -> tuple[int | None, dict[int, str]]:
+        """The number of a filter, and what the zygote must be told about it."""
+        if program is None:
+            return None, {}
+        known = self._programs.get(program)
+        if known is not None:
+            return known, {}
+        number = self._programs[program] = len(self._programs)
+        return number, {number: binascii.b2a_base64(program, newline=False).decode()}
+
+    def _send(self, request: bytes, stdin_fd: int | None, stdout_fd: int, stderr_fd: int) -> socket.socket:
+        """Send a request; returns our end of its control socket. Raises: SandboxError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         extra: list[int] = []
         try:
@@ -216,10 +265,7 @@ class Launcher:
             theirs.close()
             for fd in extra:
                 os.close(fd)
-        try:
-            return Running(spec, ours)
-        except _ZygoteDied:
-            raise self._epitaph() from None
+        return ours
 
     def _epitaph(self) -> SandboxError:
         """Why the zygote is gone, in its own last words if it had time for any."""
@@ -314,10 +360,12 @@ def _clone_flags(spec: SandboxSpec) -> int:
 
 def _status(message: dict[str, Any]) -> ExitStatus:
     status: int = message["exit"]
-    usage = Usage(message["user_s"], message["system_s"], message["max_rss_bytes"])
+    usage = Usage(*(message[name] for name in Usage._fields))
+    oom = message.get("oom_kills", 0) > 0
     if os.WIFSIGNALED(status):
-        return ExitStatus(128 + os.WTERMSIG(status), os.WTERMSIG(status), usage=usage)
-    return ExitStatus(os.WEXITSTATUS(status), usage=usage)
+        return ExitStatus(128 + os.WTERMSIG(status), os.WTERMSIG(status), oom, usage=usage)
+    # A shell survives the kill of what it ran, and tells by its own status.
+    return ExitStatus(os.WEXITSTATUS(status), oom_killed=oom and os.WEXITSTATUS(status) != 0, usage=usage)
 
 
 def _error(message: dict[str, Any]) -> SandboxError:
@@ -329,4 +377,5 @@ def _error(message: dict[str, Any]) -> SandboxError:
         operation=operation,
         errno=message.get("errno"),
         path=path,
+        hint=message.get("hint"),
     )

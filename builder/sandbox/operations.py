@@ -26,7 +26,8 @@ class Host(NamedTuple):
     cgroup2: bool = False
     tty_gid: int | None = 5
     setgroups: bool = True
-    seccomp: bytes | None = None
+    seccomp: int | None = None
+    """The number under which the zygote knows the filter; None for none."""
 
 
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
@@ -63,11 +64,7 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
 def describe(operation: Operation) -> str:
     """One line for people; contents of files and programs are left out."""
     name, arguments = operation
-    shown = {
-        key: f"<{len(value)} bytes>" if key in {"seccomp"} and value else value
-        for key, value in arguments.items()
-        if value not in (None, [], False)
-    }
+    shown = {key: value for key, value in arguments.items() if value not in (None, [], False)}
     if name == "mount" and arguments["kind"] == "file":
         shown["source"] = f"<{len(arguments['source'])} bytes>"
     return " ".join([name, *(f"{key}={value}" for key, value in shown.items())])
@@ -83,7 +80,6 @@ def capability_mask(names: frozenset[str]) -> int:
 
 
 def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
-    program = None if spec.privileged or host.seccomp is None else binascii.b2a_base64(host.seccomp).decode()
     mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
     return {
         "uid": spec.uid,
@@ -91,7 +87,7 @@ def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
         "groups": list(spec.groups) if host.setgroups else None,
         "capabilities": mask,
         "no_new_privs": spec.no_new_privs,
-        "seccomp": program,
+        "seccomp": host.seccomp,
     }
 
 

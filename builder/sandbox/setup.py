@@ -20,10 +20,11 @@ import resource
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
-from builder.sandbox import rootfs
+from builder.sandbox import cgroup, rootfs
 from layers import linux
 
 _MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
@@ -52,11 +53,13 @@ class SetupError(Exception):
 
 
 class Sandbox:
-    """What the operations share: the root's descriptor, and where the zygote reads what it must undo."""
+    """What the operations share: the root's descriptor, compiled filters by number, and where the zygote
+    reads what it must undo."""
 
-    def __init__(self, undo_fd: int = -1) -> None:
+    def __init__(self, undo_fd: int = -1, programs: dict[int, bytes] | None = None) -> None:
         self.root_fd = -1
         self.undo_fd = undo_fd
+        self.programs = programs or {}
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
 
@@ -111,7 +114,23 @@ def _bind(source: str, source_dirfd: int, target_fd: int, attributes: int, *, re
         os.close(tree)
 
 
+def trace(sandbox: Sandbox, operations: list[list[Any]]) -> list[tuple[str, float]]:
+    """`execute` with a clock: (operation, seconds) for each, and the moment of the end as ("at", monotonic)."""
+    spans = []
+    for operation in operations:
+        started = time.monotonic()
+        execute(sandbox, [operation])
+        spans.append((operation[0], time.monotonic() - started))
+    return [*spans, ("at", time.monotonic())]
+
+
 # ---- operations: namespaces -------------------------------------------------------------------
+
+
+def op_cgroup(sandbox: Sandbox, directories: list[str]) -> None:
+    """Enter the groups with the limits, and make them the roots of a cgroup namespace."""
+    cgroup.join(directories)
+    linux.unshare(linux.CLONE_NEWCGROUP)
 
 
 def op_keyring(sandbox: Sandbox) -> None:
@@ -174,10 +193,12 @@ def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: 
     target = sandbox.open_target("/dev", is_file=False)
     _mount_fs("tmpfs", target, linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64k")
     dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+    place = _fd_path(dev)
     for name in _DEVICES:
-        _device(dev, name, f"/dev/{name}")
+        os.mknod(name, 0o644, dir_fd=dev)
+        linux.mount(f"/dev/{name}", f"{place}/{name}", None, linux.MS_BIND)
     for path in devices:
-        _device(dev, path.removeprefix("/dev/"), path)
+        _device(dev, path)
     for link, destination in _DEV_LINKS:
         os.symlink(destination, link, dir_fd=dev)
     for name in ("pts", "shm", "mqueue"):
@@ -185,23 +206,25 @@ def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: 
     gid = "" if tty_gid is None else f",gid={tty_gid}"
     linux.mount(
         "devpts",
-        f"{_fd_path(dev)}/pts",
+        f"{place}/pts",
         "devpts",
         linux.MS_NOSUID | linux.MS_NOEXEC,
         f"newinstance,ptmxmode=0666,mode=0620{gid}",
     )
-    linux.mount("shm", f"{_fd_path(dev)}/shm", "tmpfs", _MS_PRIVATE_FLAGS, f"mode=1777,size={shm_size_bytes}")
+    linux.mount("shm", f"{place}/shm", "tmpfs", _MS_PRIVATE_FLAGS, f"mode=1777,size={shm_size_bytes}")
     with contextlib.suppress(OSError):  # kernels without POSIX message queues
-        linux.mount("mqueue", f"{_fd_path(dev)}/mqueue", "mqueue", _MS_PRIVATE_FLAGS)
+        linux.mount("mqueue", f"{place}/mqueue", "mqueue", _MS_PRIVATE_FLAGS)
 
 
-def _device(dev: int, name: str, source: str) -> None:
-    if "/" in name:
-        os.makedirs(os.path.join(_fd_path(dev), os.path.dirname(name)), 0o755, exist_ok=True)
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=dev))
-    target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dev)
+def _device(dev: int, path: str) -> None:
+    """One more of the host's nodes, or a directory of them. Raises: OSError."""
+    name = path.removeprefix("/dev/")
+    rootfs.make_in(
+        dev, [part for part in name.split("/") if part not in {"", ".", ".."}], is_file=not os.path.isdir(path)
+    )
+    target = rootfs.open_in(dev, name)
     try:
-        _bind(source, linux.AT_FDCWD, target, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC)
+        _bind(path, linux.AT_FDCWD, target, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, recursive=True)
     finally:
         os.close(target)
 
@@ -286,10 +309,13 @@ def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mod
     dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
     name = ".pybuild"
     fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=dev)
-    with open(fd, "wb") as stream:
-        stream.write(content)
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+    if uid or gid:
         os.fchown(fd, uid, gid)
-        os.fchmod(fd, mode)
+    os.fchmod(fd, mode)
+    os.close(fd)
     _bind(name, dev, target_fd, attributes)
     os.unlink(name, dir_fd=dev)
     os.close(dev)
@@ -297,15 +323,16 @@ def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mod
 
 def op_mask(sandbox: Sandbox, paths: list[str]) -> None:
     """Hide files behind /dev/null and directories behind an empty read-only tmpfs, as runc does."""
+    null = _fd_path(sandbox.open("/dev/null"))
     for path in paths:
         try:
             fd = sandbox.open(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         if stat.S_ISDIR(os.fstat(fd).st_mode):
-            _tmpfs(fd, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY, 0o755, 0, 0, 0)
+            _mount_fs("tmpfs", fd, _MS_PRIVATE_FLAGS | linux.MS_RDONLY, "size=0,mode=755")
         else:
-            _bind("dev/null", sandbox.root_fd, fd, 0)
+            linux.mount(null, _fd_path(fd), None, linux.MS_BIND)
         os.close(fd)
 
 
@@ -364,7 +391,7 @@ def op_identity(
     groups: list[int] | None,
     capabilities: int,
     no_new_privs: bool,
-    seccomp: str | None,
+    seccomp: int | None,
 ) -> None:
     """Filter, capabilities and ids, in runc's order.
 
@@ -378,15 +405,18 @@ def op_identity(
     if sandbox.chrooted:
         # Whoever may chroot(2) can leave a chroot.
         capabilities &= ~(1 << linux.CAPABILITIES.index("SYS_CHROOT"))
-    program = None if seccomp is None else binascii.a2b_base64(seccomp)
+    program = None if seccomp is None else sandbox.programs[seccomp]
     if no_new_privs:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     elif program is not None:
         linux.seccomp_filter(program)
     for number in range(len(linux.CAPABILITIES)):
         if not capabilities >> number & 1:
-            with contextlib.suppress(OSError):  # EINVAL: newer than the kernel
+            try:
                 linux.prctl(linux.PR_CAPBSET_DROP, number)
+            except OSError as e:
+                if e.errno != errno.EINVAL:  # newer than the kernel
+                    raise
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     if groups is not None:
         os.setgroups(groups)

@@ -15,6 +15,7 @@ Only `layers.linux`, `setup` and cheap parts of the stdlib are imported.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import gc
 import json
@@ -24,7 +25,7 @@ import signal
 import socket
 from typing import Any, NoReturn
 
-from builder.sandbox import rootfs, setup
+from builder.sandbox import cgroup, rootfs, setup
 from layers import linux
 
 _MSG_CMSG_CLOEXEC = 0x40000000
@@ -35,11 +36,12 @@ _STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 class _Child:
     """One running sandbox: its first process, and the socket that tells about it."""
 
-    def __init__(self, pid: int, pidfd: int, control: socket.socket, undo_fd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, control: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.control = control
         self.undo_fd = undo_fd
+        self.group = group
 
     def undo(self) -> None:
         """Remove what the setup left on disk for as long as the sandbox ran."""
@@ -57,7 +59,9 @@ def serve(server: socket.socket) -> NoReturn:
     status = 70
     try:
         _settle(server)
-        _Zygote(server).loop()
+        zygote = _Zygote(server)
+        zygote.loop()
+        zygote.clear()
         status = 0
     except BaseException as e:  # noqa: BLE001 - the process boundary: the launcher reads this as its epitaph
         _tell(server, error_message("zygote", getattr(e, "errno", None), None, f"{type(e).__name__}: {e}"))
@@ -105,6 +109,8 @@ class _Zygote:
         self.server = server
         self.poll = select.poll()
         self.poll.register(server, select.POLLIN)
+        self.groups = 0
+        self.programs: dict[int, bytes] = {}
         self.by_pidfd: dict[int, _Child] = {}
         self.by_control: dict[int, _Child] = {}
 
@@ -120,6 +126,15 @@ class _Zygote:
                 elif fd in self.by_control:
                     self.abandon(self.by_control[fd])
 
+    def clear(self) -> None:
+        """Kill and bury every sandbox: the launcher is gone."""
+        children = list(self.by_pidfd.values())
+        for child in children:
+            with contextlib.suppress(OSError):
+                linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        for child in children:
+            self.bury(child)
+
     def accept(self) -> bool:
         """Take one request; False at the end of the socket."""
         data, fds, _flags, _address = socket.recv_fds(self.server, _MAX_REQUEST_BYTES, 8, _MSG_CMSG_CLOEXEC)
@@ -131,6 +146,9 @@ class _Zygote:
                 with open(fds[4], "rb", closefd=False) as stream:
                     data = stream.read()
             self.start(json.loads(data), control, fds[1:4])
+        except cgroup.CgroupError as e:
+            _tell(control, error_message("cgroup", e.errno, e.filename, e.strerror or str(e), e.hint))
+            control.close()
         except OSError as e:
             _tell(control, error_message("clone", e.errno, None, e.strerror or str(e)))
             control.close()
@@ -140,14 +158,27 @@ class _Zygote:
         return True
 
     def start(self, request: dict[str, Any], control: socket.socket, stdio: list[int]) -> None:
+        for number, program in request.get("programs", {}).items():
+            self.programs[int(number)] = binascii.a2b_base64(program)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        pid, pidfd = linux.clone(request["flags"])
+        group = None
+        if limits := request.get("limits"):
+            self.groups += 1
+            group = cgroup.create(limits, f"{os.getpid()}-{os.urandom(4).hex()}-{self.groups}")
+            join = [path for _hierarchy, path in group.directories]
+            request["operations"].insert(0, ["cgroup", {"directories": join}])
+        try:
+            pid, pidfd = linux.clone(request["flags"])
+        except OSError:
+            if group:
+                group.remove()
+            raise
         if pid == 0:
-            _run(request, control, stdio, undo_write)
+            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs))
         os.close(undo_write)
         with contextlib.suppress(OSError):
             socket.send_fds(control, [b'{"started": true}'], [pidfd])
-        child = _Child(pid, pidfd, control, undo_read)
+        child = _Child(pid, pidfd, control, undo_read, group)
         self.by_pidfd[pidfd] = child
         self.by_control[control.fileno()] = child
         self.poll.register(pidfd, select.POLLIN)
@@ -162,7 +193,14 @@ class _Zygote:
             "user_s": usage.ru_utime,
             "system_s": usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * 1024,
+            "read_bytes": usage.ru_inblock * 512,
+            "written_bytes": usage.ru_oublock * 512,
         }
+        if child.group:
+            result = child.group.result()
+            child.group.remove()
+            message["oom_kills"] = result.oom_kills
+            message["max_rss_bytes"] = result.peak_memory_bytes or message["max_rss_bytes"]
         self.poll.unregister(child.pidfd)
         os.close(child.pidfd)
         del self.by_pidfd[child.pidfd]
@@ -179,8 +217,9 @@ class _Zygote:
             linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
 
-def error_message(operation: str, number: int | None, path: str | None, words: str) -> bytes:
-    return json.dumps({"error": operation, "errno": number, "path": path, "message": words}).encode()
+def error_message(operation: str, number: int | None, path: str | None, words: str, hint: str | None = None) -> bytes:
+    """An error as the launcher reads it."""
+    return json.dumps({"error": operation, "errno": number, "path": path, "message": words, "hint": hint}).encode()
 
 
 def _tell(control: socket.socket, message: bytes) -> None:
@@ -188,7 +227,7 @@ def _tell(control: socket.socket, message: bytes) -> None:
         control.send(message)
 
 
-def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], undo_fd: int) -> NoReturn:
+def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], sandbox: setup.Sandbox) -> NoReturn:
     """The child: set up, then become the command. Never returns."""
     status = 125
     try:
@@ -198,8 +237,10 @@ def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], undo
                 signal.signal(number, signal.SIG_DFL)
         for fd, source in enumerate(stdio):
             os.dup2(source, fd)
-        sandbox = setup.Sandbox(undo_fd)
-        setup.execute(sandbox, request["operations"])
+        if request.get("trace"):
+            _tell(control, json.dumps({"trace": setup.trace(sandbox, request["operations"])}).encode())
+        else:
+            setup.execute(sandbox, request["operations"])
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
         status = setup.become(request["args"], request["env"])
     except setup.SetupError as e:

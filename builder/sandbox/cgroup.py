@@ -1,0 +1,354 @@
+"""Control groups: a sandbox's limits, its out-of-memory kills and its peak memory, on v1, v2 and hybrids.
+
+The zygote makes a group before the clone and removes it after the end; the sandbox's first process
+puts itself in. Group directories are named `pybuild-…` and locked (flock) by their zygote, so that
+`sweep` can tell those of a dead one. A limit that the machine cannot apply is an error.
+
+Only `layers.linux`'s stdlib is needed: the zygote imports this. cgroups(7),
+https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from typing import Any, NamedTuple
+
+PREFIX = "pybuild-"
+_MAX_SHARES, _MIN_SHARES = 262144, 2
+_REMOVE_TRIES = 200
+
+
+class CgroupError(OSError):
+    """A limit cannot be applied; `filename` is what was tried, `hint` what may help."""
+
+    def __init__(self, number: int, words: str, path: str | None = None, hint: str | None = None) -> None:
+        super().__init__(number, words, path)
+        self.hint = hint
+
+
+class Hierarchy(NamedTuple):
+    """One mounted hierarchy: where this process is in it, and what it controls. v2 has version 2."""
+
+    version: int
+    controllers: tuple[str, ...]
+    mount_point: str
+    own: str
+    """The directory of this process's own group."""
+
+
+class Setting(NamedTuple):
+    """A value for a file of a controller; a missing file is an error unless `optional`."""
+
+    controller: str
+    file: str
+    value: str
+    optional: bool = False
+
+
+class Result(NamedTuple):
+    """What a group counted."""
+
+    oom_kills: int
+    peak_memory_bytes: int | None
+
+
+class Group:
+    """The directories made for one sandbox, one per hierarchy."""
+
+    def __init__(self) -> None:
+        self.directories: list[tuple[Hierarchy, str]] = []
+        self._locks: list[int] = []
+
+    def add(self, hierarchy: Hierarchy, path: str) -> None:
+        """Make and lock a directory. Raises: OSError."""
+        os.mkdir(path, 0o755)
+        self.directories.append((hierarchy, path))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._locks.append(lock)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def result(self) -> Result:
+        """What was counted so far."""
+        kills, peak = 0, None
+        for hierarchy, path in self.directories:
+            if "memory" in hierarchy.controllers:
+                events = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
+                kills = _field(f"{path}/{events}", "oom_kill")
+                text = _read(f"{path}/{'memory.peak' if hierarchy.version == 2 else 'memory.max_usage_in_bytes'}")
+                peak = int(text) if text.isdigit() else None
+        return Result(kills, peak)
+
+    def remove(self) -> None:
+        """Remove the directories; the kernel may need a moment after the last process. Never raises OSError."""
+        for _hierarchy, path in reversed(self.directories):
+            for _ in range(_REMOVE_TRIES):
+                try:
+                    os.rmdir(path)
+                except OSError as e:
+                    if e.errno != errno.EBUSY:
+                        break
+                    time.sleep(0.002)
+                else:
+                    break
+        for lock in self._locks:
+            os.close(lock)
+        self.directories, self._locks = [], []
+
+
+def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | None = None) -> Group:
+    """Make groups with these limits (`Resources` as a dict, None left out). Raises: CgroupError; nothing is left."""
+    found = hierarchies if hierarchies is not None else detect()
+    group = Group()
+    try:
+        settings: dict[str, list[Setting]] = {}
+        by_controller: dict[str, Hierarchy] = {}
+        for controller in sorted({_CONTROLLER_OF[key] for key in resources}):
+            hierarchy = by_controller[controller] = _hierarchy(found, controller)
+            wanted = {key: value for key, value in resources.items() if _CONTROLLER_OF[key] == controller}
+            settings[controller] = plan(hierarchy.version, controller, wanted)
+        for hierarchy in dict.fromkeys(by_controller.values()):
+            controllers = [name for name, home in by_controller.items() if home == hierarchy]
+            base = _base(hierarchy, controllers)
+            sweep(base)
+            group.add(hierarchy, f"{base}/{PREFIX}{name}")
+        for controller, rows in settings.items():
+            path = next(path for hierarchy, path in group.directories if hierarchy == by_controller[controller])
+            if controller == "cpuset" and by_controller[controller].version == 1:
+                _inherit_cpuset(path)
+            for row in rows:
+                _apply(path, row)
+    except OSError as e:
+        group.remove()
+        if isinstance(e, CgroupError):
+            raise
+        raise CgroupError(e.errno or errno.EIO, f"{e.strerror}", e.filename, _hint(e)) from e
+    return group
+
+
+def join(directories: list[str]) -> None:
+    """Put this process into the groups. Raises: OSError."""
+    for path in directories:
+        _write(f"{path}/cgroup.procs", "0")
+
+
+def sweep(base: str) -> None:
+    """Remove the groups that dead zygotes left in a directory. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(base):
+            if not name.startswith(PREFIX):
+                continue
+            with contextlib.suppress(OSError):
+                fd = os.open(f"{base}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.rmdir(f"{base}/{name}")
+                finally:
+                    os.close(fd)
+
+
+# ---- what to write ----------------------------------------------------------------------------
+
+_CONTROLLER_OF = {
+    "memory_bytes": "memory",
+    "memory_swap_bytes": "memory",
+    "cpu_shares": "cpu",
+    "cpu_period_us": "cpu",
+    "cpu_quota_us": "cpu",
+    "cpuset_cpus": "cpuset",
+    "cpuset_mems": "cpuset",
+    "pids": "pids",
+}
+
+
+def plan(version: int, controller: str, resources: dict[str, Any]) -> list[Setting]:
+    """The files to write, in order, for one controller's limits. Raises: CgroupError for impossible ones."""
+    if controller == "memory":
+        return _plan_memory(version, resources.get("memory_bytes"), resources.get("memory_swap_bytes"))
+    if controller == "cpu":
+        return _plan_cpu(version, resources)
+    if controller == "cpuset":
+        return [
+            Setting("cpuset", f"cpuset.{kind}", resources[f"cpuset_{kind}"])
+            for kind in ("cpus", "mems")
+            if f"cpuset_{kind}" in resources
+        ]
+    pids = resources["pids"]
+    return [Setting("pids", "pids.max", "max" if pids < 1 else str(pids))]
+
+
+def _plan_memory(version: int, memory: int | None, both: int | None) -> list[Setting]:
+    if both is not None and both >= 0 and (memory is None or both < memory):
+        raise CgroupError(errno.EINVAL, "the limit of memory and swap together must not be below that of memory")
+    settings = []
+    if version == 2:
+        if memory is not None:
+            settings.append(Setting("memory", "memory.max", str(memory)))
+        if both is not None:
+            settings.append(Setting("memory", "memory.swap.max", "max" if both < 0 else str(both - (memory or 0))))
+        elif memory is not None:
+            # As much swap again, where it is counted: Docker's default.
+            settings.append(Setting("memory", "memory.swap.max", str(memory), optional=True))
+        return settings
+    if memory is not None:
+        settings.append(Setting("memory", "memory.limit_in_bytes", str(memory)))
+    if both is not None:
+        settings.append(Setting("memory", "memory.memsw.limit_in_bytes", str(both)))
+    elif memory is not None:
+        settings.append(Setting("memory", "memory.memsw.limit_in_bytes", str(2 * memory), optional=True))
+    return settings
+
+
+def _plan_cpu(version: int, resources: dict[str, Any]) -> list[Setting]:
+    shares, period, quota = (resources.get(f"cpu_{name}") for name in ("shares", "period_us", "quota_us"))
+    settings = []
+    if version == 2:
+        if shares is not None:
+            shares = min(max(shares, _MIN_SHARES), _MAX_SHARES)
+            weight = 1 + (shares - _MIN_SHARES) * 9999 // (_MAX_SHARES - _MIN_SHARES)
+            settings.append(Setting("cpu", "cpu.weight", str(weight)))
+        if period is not None or quota is not None:
+            bound = "max" if quota is None or quota < 0 else str(quota)
+            settings.append(Setting("cpu", "cpu.max", f"{bound} {100_000 if period is None else period}"))
+        return settings
+    if shares is not None:
+        settings.append(Setting("cpu", "cpu.shares", str(shares)))
+    if period is not None:
+        settings.append(Setting("cpu", "cpu.cfs_period_us", str(period)))
+    if quota is not None:
+        settings.append(Setting("cpu", "cpu.cfs_quota_us", str(quota)))
+    return settings
+
+
+def _apply(directory: str, setting: Setting) -> None:
+    path = f"{directory}/{setting.file}"
+    try:
+        _write(path, setting.value)
+    except FileNotFoundError as e:
+        if not setting.optional:
+            raise CgroupError(
+                errno.ENOENT, f"this kernel's {setting.controller} controller has no {setting.file}", path
+            ) from e
+    except OSError as e:
+        if not setting.optional:
+            raise CgroupError(
+                e.errno or errno.EIO, f"cannot set {setting.file} to {setting.value}: {e.strerror}", path
+            ) from e
+
+
+def _inherit_cpuset(path: str) -> None:
+    """A v1 cpuset starts empty and takes no process until both files are set."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        _write(f"{path}/{name}", _read(f"{os.path.dirname(path)}/{name}"))
+
+
+# ---- where to write ---------------------------------------------------------------------------
+
+
+def detect(mountinfo: str | None = None, own: str | None = None) -> list[Hierarchy]:
+    """The mounted hierarchies, from the texts of /proc/self/mountinfo and /proc/self/cgroup."""
+    mountinfo = _read("/proc/self/mountinfo") if mountinfo is None else mountinfo
+    own = _read("/proc/self/cgroup") if own is None else own
+    places: dict[frozenset[str], str] = {}
+    for line in own.splitlines():
+        _number, names, path = line.split(":", 2)
+        places[frozenset(names.split(",")) - {""}] = path
+    found = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if not kind or kind[0] not in {"cgroup", "cgroup2"}:
+            continue
+        root, mount_point = fields[3], fields[4]
+        if kind[0] == "cgroup2":
+            place = places.get(frozenset(), "/")
+            directory = _below(mount_point, root, place)
+            controllers = tuple(_read(f"{mount_point}/cgroup.controllers").split())
+            found.append(Hierarchy(2, controllers, mount_point, directory))
+            continue
+        options = set(kind[2].split(","))
+        for group, place in places.items():
+            if group and group <= options:
+                directory = _below(mount_point, root, place)
+                found.append(Hierarchy(1, tuple(sorted(group)), mount_point, directory))
+    return found
+
+
+def _below(mount_point: str, root: str, place: str) -> str:
+    """Where group `place` is seen, when `root` is what is mounted at the mount point."""
+    inside = place.removeprefix(root) if root != "/" and place.startswith(root) else place
+    path = os.path.normpath(f"{mount_point}/{inside}")
+    # In a cgroup namespace made after the process moved, its place starts with `/..`.
+    return path if path.startswith(mount_point) and os.path.isdir(path) else mount_point
+
+
+def _hierarchy(found: list[Hierarchy], controller: str) -> Hierarchy:
+    for hierarchy in sorted(found, key=lambda h: h.version):
+        if controller in hierarchy.controllers:
+            return hierarchy
+    raise CgroupError(
+        errno.ENOENT,
+        f"no mounted cgroup hierarchy has the {controller} controller",
+        hint="mount it, or leave out the limit",
+    )
+
+
+def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
+    """Where a group can be made: in v2, the nearest ancestor without processes that we may write to."""
+    if hierarchy.version == 1:
+        return hierarchy.own
+    path = hierarchy.own
+    while path.startswith(hierarchy.mount_point):
+        is_root = path == hierarchy.mount_point and not os.path.exists(f"{path}/cgroup.type")
+        empty = is_root or not _read(f"{path}/cgroup.procs")
+        if empty and os.access(f"{path}/cgroup.procs", os.W_OK) and os.access(path, os.W_OK):
+            enabled = _read(f"{path}/cgroup.subtree_control").split()
+            absent = [name for name in controllers if name not in enabled]
+            if absent:
+                _write(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in absent))
+            return path
+        path = os.path.dirname(path)
+    raise CgroupError(
+        errno.EACCES,
+        "no cgroup is delegated to this user, or all that are hold processes",
+        hierarchy.own,
+        hint="run under `systemd-run --user --scope -p Delegate=yes`, or as root",
+    )
+
+
+def _hint(error: OSError) -> str | None:
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "limits need a cgroup that this user may write to: run as root, or with a delegated cgroup v2"
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
+
+
+def _write(path: str, value: str) -> None:
+    # One unbuffered write: the kernel takes each write as a whole command.
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as e:
+        e.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def _field(path: str, name: str) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0

@@ -1,0 +1,122 @@
+"""Limits by cgroup: what happens at them, and that a limit is never dropped in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from builder.sandbox import cgroup
+from builder.sandbox.spec import Resources
+from tests.integration.sandbox.boxes import RootBox, UserBox
+from tests.integration.sandbox.test_lifecycle import KILLED
+from tests.support.machine import CHECKOUT
+
+HOG = "a=x; while true; do a=$a$a; done"
+MIB = 1 << 20
+
+
+def need(*controllers: str) -> None:
+    found = {name for hierarchy in cgroup.detect() for name in hierarchy.controllers}
+    if absent := set(controllers) - found:
+        pytest.skip(f"no cgroup controller {', '.join(sorted(absent))} is mounted here")
+
+
+def test_a_memory_hog_is_killed_and_told_so(root_box: RootBox) -> None:
+    need("memory")
+    outcome = root_box.sh(HOG, resources=Resources(memory_bytes=32 * MIB, memory_swap_bytes=32 * MIB))
+    assert outcome.status is not None
+    code, number, oom_killed, timed_out, usage = outcome.status
+    assert (code, number, oom_killed, timed_out) == (137, 9, True, False)
+    assert 16 * MIB < usage.max_rss_bytes <= 32 * MIB
+
+
+def test_a_shell_that_outlives_its_hog_tells_too(root_box: RootBox) -> None:
+    need("memory")
+    outcome = root_box.sh(f"sh -c '{HOG}'; exit 5", resources=Resources(memory_bytes=32 * MIB))
+    assert outcome.status is not None
+    assert outcome.status[:3] == (5, None, True)
+
+
+def test_a_fork_bomb_is_contained(root_box: RootBox) -> None:
+    need("pids")
+    outcome = root_box.sh(
+        "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo all", resources=Resources(pids=6), timeout_s=30
+    )
+    assert outcome.code != 0
+    assert "all" not in outcome.out
+    assert "fork" in outcome.err
+
+
+def test_a_quota_slows_down(root_box: RootBox) -> None:
+    need("cpu")
+    spin = "i=0; while test $i -lt 30000; do i=$((i+1)); done"
+    started = time.monotonic()
+    outcome = root_box.sh(spin, resources=Resources(cpu_quota_us=20_000, cpu_period_us=100_000))
+    elapsed = time.monotonic() - started
+    assert outcome.status is not None
+    usage = outcome.status[4]
+    assert usage.user_s + usage.system_s < 0.5 * elapsed
+
+
+def test_a_cpu_set(root_box: RootBox) -> None:
+    need("cpuset")
+    outcome = root_box.sh("grep Cpus_allowed_list /proc/self/status", resources=Resources(cpuset_cpus="0"))
+    assert outcome.out.split() == ["Cpus_allowed_list:", "0"]
+
+
+def test_the_group_is_the_root_of_the_cgroup_namespace(root_box: RootBox) -> None:
+    need("pids")
+    outcome = root_box.sh("cat /proc/self/cgroup", resources=Resources(pids=50))
+    line = next(row for row in outcome.out.splitlines() if ":pids:" in row or row.startswith("0::"))
+    assert line.endswith(":/")
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [Resources(cpuset_cpus="4095"), Resources(memory_bytes=64 * MIB, memory_swap_bytes=MIB), Resources(cpu_quota_us=1)],
+)
+def test_an_impossible_limit_is_an_error(root_box: RootBox, resources: Resources) -> None:
+    need("cpuset", "memory", "cpu")
+    outcome = root_box.run("true", resources=resources)
+    assert outcome.error is not None
+    assert outcome.error[1] == "cgroup"
+
+
+def test_an_ordinary_user_without_delegation_is_told(user_box: UserBox) -> None:
+    need("pids")
+    outcome = user_box.run("true", resources=Resources(pids=10))
+    if outcome.error is None:
+        pytest.skip("a cgroup is delegated to the user here")
+    assert outcome.error[1] == "cgroup"
+
+
+def test_the_groups_of_a_killed_zygote_are_cleared_by_the_next_run(root_box: RootBox) -> None:
+    need("pids")
+    script = KILLED.replace("root=root, env", "root=root, resources=Resources(pids=50), env").replace(
+        "import SandboxSpec", "import Resources, SandboxSpec"
+    )
+    root = root_box.overlay()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(CHECKOUT), str(root_box.lower), str(root.upper), str(root.work), "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    base = next(h.own for h in cgroup.detect() if "pids" in h.controllers)
+    mine = {path for path in Path(base).glob("pybuild-*") if (path / "cgroup.procs").read_text()}
+    assert mine
+    zygote = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+    os.kill(int(zygote), 9)
+    process.wait(10)
+    process.stdout.close()
+    deadline = time.monotonic() + 5
+    while any((path / "cgroup.procs").read_text() for path in mine) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert root_box.run("true", resources=Resources(pids=50)).code == 0
+    assert not [path for path in mine if path.exists()]
