@@ -17,7 +17,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.certs import where
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -159,7 +159,7 @@ def _load_authorities(context: ssl.SSLContext, tls: TlsConfig, environ: Mapping[
         context.set_default_verify_paths()
         paths = ssl.get_default_verify_paths()
         if not context.cert_store_stats()["x509_ca"] and not paths.capath:
-            _load(context, where())
+            _load(context, DEFAULT_CA_BUNDLE_PATH)
     for path in tls.ca_files:
         _load(context, path)
 

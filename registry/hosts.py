@@ -157,14 +157,16 @@ class HostConfig:
         wanted = self.options.tls_verify
         tls = self.tls_for(domain, insecure=insecure)
         schemes: tuple[str, ...] = ("https",)
-        if wanted is False:
-            schemes = ("https", "http")
-            origin = origin if insecure else "--tls-verify=false"
-        elif wanted is None and insecure:
-            schemes = ("https", "http")
-        elif wanted is None and is_loopback(domain) and not tls.ca_files:
+        local = is_loopback(domain)
+        if wanted is None and local and not tls.ca_files:
             # Docker's rule: plain http is allowed on this machine, so a certificate proves nothing.
-            schemes, tls = ("https", "http"), tls._replace(verify=False)
+            insecure, tls = True, tls._replace(verify=False)
+        if wanted is False or (wanted is None and insecure):
+            # A plain server may wait for ever for the line that a TLS greeting is not; a TLS server
+            # refuses plain http at once. What does not leave the machine need not be tried encrypted first.
+            schemes = ("http", "https") if local else ("https", "http")
+        if wanted is False:
+            origin = f"{origin}, --tls-verify=false"
         return Endpoint(schemes, host, domain, path, tls, origin, mirror)
 
     def _certs(self, host: str) -> tuple[tuple[str, ...], str | None, str | None]:

@@ -91,7 +91,7 @@ class HttpResponse:
             return b""
         self._pacer.check()
         try:
-            data: bytes = self._raw.read(size, decode_content=False)
+            data = self._read_some(min(size, _READ_BYTES))
         except Exception as e:  # noqa: BLE001  urllib3, http.client, ssl and socket share no root
             self.close()
             self._pacer.check()
@@ -111,6 +111,12 @@ class HttpResponse:
             return b""
         self._check_rate(len(data))
         return data
+
+    def _read_some(self, size: int) -> bytes:
+        # read() would wait until `size` bytes are there: a trickle could not be told from a stall.
+        read1 = getattr(self._raw, "read1", None)
+        data = read1(size, decode_content=False) if read1 else self._raw.read(min(size, 1024), decode_content=False)
+        return data or b""
 
     def _check_rate(self, count: int) -> None:
         self._window_bytes += count
@@ -215,8 +221,6 @@ class HttpClient:
     def _redirected(self, request: Request, location: str, first: str) -> Request:
         target = join_url(request.url, location)
         parts = urlsplit(target)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ServerError(f"{redact_url(request.url)} redirects to an unusable address", url=request.url)
         if parts.scheme == "http" and request.url.startswith("https://") and request.tls.verify:
             raise ServerError(
                 f"{redact_url(request.url)} redirects from https to http: refused",
@@ -328,10 +332,11 @@ def join_url(base: str, location: str) -> str:
     """Resolve a Location header. Raises: ServerError if it is no URL."""
     try:
         joined = urljoin(base, location.strip())
-        _ = urlsplit(joined).port
+        parts = urlsplit(joined)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and joined.isprintable()
     except ValueError:
-        raise ServerError(f"{redact_url(base)} answered with an unusable Location", url=base) from None
-    if not joined.isprintable():
+        usable = False
+    if not usable:
         raise ServerError(f"{redact_url(base)} answered with an unusable Location", url=base)
     return joined
 

@@ -115,22 +115,26 @@ class Wire:
 
     def _probe(self, endpoint: Endpoint) -> str:
         first_error: NetworkError | None = None
+        misspoken = False
         for scheme in endpoint.schemes:
             base = f"{scheme}://{endpoint.host}"
             try:
                 response = self.http.send(Request("GET", base + "/v2/", tls=endpoint.tls, follow=False))
             except NetworkError as e:
-                first_error = first_error or e
+                if first_error is None or misspoken:
+                    first_error = e
                 continue
             status = response.status
             if status == 401:
                 self._auth.learn(origin_of(base), response.header_values("WWW-Authenticate"))
+            to_https = response.header("Location").startswith("https://") and 300 <= status < 400
             response.discard()
-            if status == 400 and first_error is not None:
-                # Go's TLS servers answer plain http so: https was right, and its error tells why it failed.
-                break
+            if scheme == "http" and (status == 400 or to_https):
+                # So TLS servers answer plain http: https is right, and its error tells what is wrong.
+                misspoken = True
+                continue
             return base
-        raise first_error or NetworkError(f"{endpoint.host} cannot be reached", retryable=True)
+        raise first_error or NetworkError(f"{endpoint.host} speaks neither http nor https", retryable=True)
 
     def fetch(self, endpoint: Endpoint, call: Call, *, limit: int = MAX_ERROR_BYTES) -> Reply:
         """Send and read the whole answer, at most `limit` bytes; a truncated one is fetched again.

@@ -238,7 +238,8 @@ class TokenServer(_Server):
 
     def answer(self, handler: BaseHTTPRequestHandler, method: str, user: str | None, scopes: list[str]) -> None:
         self.seen.append((method, user or "", tuple(scopes)))
-        status, doc = 200, {}
+        doc: dict[str, Any] = {}
+        status = 200
         if method == "GET" and not self.allow_get:
             status, doc = 405, {"details": "use POST"}
         elif user is None:
@@ -344,20 +345,20 @@ class FaultProxy:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
+        self._thread.join(5)
         self._listener.close()
         with self._lock:
             sockets = list(self._sockets)
         for sock in sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
 
     def count(self, method: str, part: str = "") -> int:
         """How many requests of a method came whose path holds `part`."""
         return sum(1 for e in self.log if e.method == method and part in e.path)
 
     def _accept(self) -> None:
-        self._listener.settimeout(0.1)
+        self._listener.settimeout(0.02)
         while not self._stop.is_set():
             try:
                 client, _ = self._listener.accept()

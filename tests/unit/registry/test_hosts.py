@@ -30,7 +30,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert hosts(conf, "debian") == ["https://registry-1.docker.io/library/debian"]
     assert hosts(conf, "ghcr.io/a/b") == ["https://ghcr.io/a/b"]
     for name in ("localhost:5000", "127.9.0.1:5000", "[::1]:5000", "localhost"):
-        assert hosts(conf, f"{name}/a") == [f"https+http://{name}/a"]
+        assert hosts(conf, f"{name}/a") == [f"http+https://{name}/a"]
     endpoint = conf.resolve_endpoints(Reference.parse("debian"), for_pull=True)[0]
     assert (endpoint.registry, endpoint.origin, endpoint.insecure) == ("docker.io", "default", False)
 
