@@ -41,6 +41,9 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
     targets = [["/proc", False], ["/sys", False], ["/dev", False]]
     targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
+    kept = _kept_stubs(targets) if spec.stubs and spec.root.type == "overlay" else []
+    root["stubs"] = f"{spec.stubs}/{_digest(kept)}" if kept else None
+    root["kept"] = kept
     steps.append(["root", {**root, "targets": targets, "scratch": None if scratch is None else str(scratch)}])
     steps.append(["proc", {}])
     steps.append(["sys", {"cgroup2": host.cgroup2}])
@@ -105,6 +108,23 @@ def _mounts(spec: SandboxSpec) -> list[SandboxMount]:
                 SandboxMount("bind", target, source, readonly=spec.files_readonly, is_file=True, optional=True)
             )
     return [mount for mount in mounts if not mount.optional or os.path.lexists(str(mount.source))]
+
+
+def _kept_stubs(targets: list[list[Any]]) -> list[list[Any]]:
+    """The targets whose stubs do not depend on the image: plain paths, none beneath another."""
+    kept: list[list[Any]] = []
+    for path, is_file in sorted(targets):
+        parts = [part for part in path.split("/") if part not in {"", "."}]
+        plain = "/".join(parts)
+        if parts and ".." not in parts and not any(f"{plain}/".startswith(f"{other}/") for other, _ in kept):
+            kept.append([plain, is_file])
+    return kept
+
+
+def _digest(kept: list[list[Any]]) -> str:
+    from hashlib import sha256
+
+    return sha256(repr(kept).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _mount(mount: SandboxMount) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The root of a sandbox: mounting it, resolving its paths, and mount points that leave no trace.
 
 An image often lacks /proc, /etc/resolv.conf or the target of a cache mount. In an overlay such a mount
-point is put into a directory of *stubs*, the topmost lower layer, where its parents carry the
-attributes that the image gives them: it is seen, yet nothing of it is in the upper. Only where an
+point is put into a directory of *stubs*: the lowest layer, which runs share, or where that one is
+hidden (a whiteout, a link), the topmost lower layer, made for this run, in which its parents carry
+the attributes that the image gives them. It is seen, yet nothing of it is in the upper. Only where an
 upper hides it all the same (a container's whiteout), or the root is no overlay, it is made in place;
 then `undo` removes it after the end and gives its parents their times back.
 
@@ -44,18 +45,27 @@ def mount_root(
     userxattr: bool,
     targets: list[Target],
     scratch: str | None,
+    stubs: str | None = None,
+    kept: list[Target] | None = None,
 ) -> Root:
-    """Mount the root in this process's mount namespace, with every target present. Raises: OSError."""
+    """Mount the root in this process's mount namespace, with every target present.
+
+    `stubs` is a directory that holds the `kept` targets, or is made to: as the lowest layer of all it
+    gives most images all that they lack, by one mount. Raises: OSError.
+    """
     undo: list[dict[str, Any]] = []
+    if stubs is not None:
+        _keep_stubs(stubs, kept or [])
+        lower = [*lower, stubs]
     tree = detached(type=type, lower=lower, upper=upper, work=work, userxattr=userxattr)
     if type == "overlay":
         absent = missing(tree, targets)
         if absent and scratch is not None:
-            stubs = f"{scratch}/stubs-{os.urandom(6).hex()}"
-            undo.append({"stubs": stubs})
-            build_stubs(stubs, tree, absent)
+            own = f"{scratch}/stubs-{os.urandom(6).hex()}"
+            undo.append({"stubs": own})
+            build_stubs(own, tree, absent)
             os.close(tree)
-            tree = _overlay([stubs, *lower], upper, work, userxattr)
+            tree = _overlay([own, *lower], upper, work, userxattr)
     absent = missing(tree, targets)
     if absent:
         undo.extend(_make_in_place(tree, lower[0] if type == "bind" else upper, absent))
@@ -158,6 +168,22 @@ def missing(root_fd: int, targets: list[Target]) -> list[tuple[list[str], bool]]
         if not exists and not under:
             found.append((parts, is_file))
     return found
+
+
+def _keep_stubs(path: str, kept: list[Target]) -> None:
+    """Make the directory of kept stubs unless it is there; whoever renames first wins. Raises: OSError."""
+    if os.path.isdir(path):
+        return
+    fresh = f"{path}.{os.urandom(6).hex()}"
+    os.makedirs(fresh, 0o755)
+    fd = os.open(fresh, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for target, is_file in kept:
+        make_in(fd, target.split("/"), is_file=is_file)
+    os.close(fd)
+    try:
+        os.rename(fresh, path)
+    except OSError:
+        _remove_stubs(fresh)
 
 
 def build_stubs(stubs: str, root_fd: int, absent: list[tuple[list[str], bool]]) -> None:

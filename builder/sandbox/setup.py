@@ -72,8 +72,11 @@ class Sandbox:
         try:
             return self.open(path)
         except FileNotFoundError:
-            rootfs.make_in(self.root_fd, rootfs.walk(self.root_fd, path)[0], is_file=is_file)
-            return self.open(path)
+            parts, exists = rootfs.walk(self.root_fd, path)
+            if not exists:
+                rootfs.make_in(self.root_fd, parts, is_file=is_file)
+            # Not by `path` again: a `..` in it may follow what does not exist.
+            return self.open("/".join(parts))
 
 
 def execute(sandbox: Sandbox, operations: list[list[Any]]) -> None:

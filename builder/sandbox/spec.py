@@ -110,8 +110,11 @@ class SandboxSpec:
     `groups` are supplementary ids. `env` is the whole environment. `mounts` are done in order, after
     /proc, /sys and /dev. `files` maps targets such as /etc/hosts to contents or to host paths, bound
     over without entering a layer. `seccomp` is "default", "unconfined" or a profile in Docker's JSON.
-    `scratch` is a directory on the upper's file system for mount points that the image lacks (default:
-    the upper's parent). `timeout_s` kills the sandbox and marks its `ExitStatus`.
+    `timeout_s` kills the sandbox and marks its `ExitStatus`.
+
+    Mount points that the image lacks come from directories of stubs on the upper's file system: those in
+    `stubs` are kept for other runs (a directory of the store; it may be emptied when nothing runs), those
+    in `scratch` (default: the upper's parent) live as long as the sandbox.
     """
 
     args: tuple[str, ...]
@@ -149,6 +152,7 @@ class SandboxSpec:
     shm_size_bytes: int = 64 << 20
     timeout_s: float | None = None
     scratch: Path | None = None
+    stubs: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """`env` as a dict; later pairs win."""

@@ -59,6 +59,7 @@ def serve(server: socket.socket) -> NoReturn:
     status = 70
     try:
         _settle(server)
+        _rehearse()
         zygote = _Zygote(server)
         zygote.loop()
         zygote.clear()
@@ -102,6 +103,32 @@ def _settle(server: socket.socket) -> None:
     # Mounts of the host still arrive; ours, and our unmounting, never reach it.
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
     os.chdir("/")
+
+
+def _rehearse() -> None:
+    """Call once what every child will call, with arguments that change nothing.
+
+    Symbols are looked up and caches filled here, while the launcher does something else, and not in
+    each child anew: about 0.5 ms a sandbox.
+    """
+    linux.capset(*linux.capget())
+    linux.prctl(linux.PR_GET_NO_NEW_PRIVS)
+    os.close(linux.fsopen("tmpfs"))
+    for call in (
+        lambda: linux.mount("", "", "", 0, ""),
+        lambda: linux.umount2(""),
+        lambda: linux.pivot_root("", ""),
+        lambda: linux.open_tree(-1, "-"),
+        lambda: linux.move_mount(-1, "", -1, ""),
+        lambda: linux.mount_setattr(-1, "-"),
+        lambda: linux.fsconfig_set_string(-1, "", ""),
+        lambda: linux.fsconfig_create(-1),
+        lambda: linux.fsmount(-1),
+        lambda: linux.seccomp_filter(b""),
+        lambda: linux.close_range(1, 0),
+    ):
+        with contextlib.suppress(OSError):
+            call()
 
 
 class _Zygote:

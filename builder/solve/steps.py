@@ -294,6 +294,7 @@ def _sandbox_spec(
         privileged=op.security == "insecure",
         shm_size_bytes=options.shm_size_bytes or 64 << 20,
         timeout_s=options.timeout_s,
+        stubs=ctx.store.root / "stubs",
     )
     return spec, cleanup
 

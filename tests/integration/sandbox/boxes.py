@@ -31,6 +31,7 @@ class Box:
         self._numbers = count()
         self.lower = base / "lower"
         self.upper = base
+        self.stubs: Path | None = None
 
     @property
     def dialect(self) -> Dialect:
@@ -54,6 +55,7 @@ class Box:
     def run(self, *args: str, **spec: Any) -> Outcome:
         """Run a command to its end."""
         spec.setdefault("env", {"PATH": "/bin"})
+        spec.setdefault("stubs", self.stubs)
         if "root" not in spec:
             spec["root"] = self.overlay()
         return self._run({"args": args, **spec})

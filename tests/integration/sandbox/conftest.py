@@ -47,9 +47,10 @@ def user_box(workplace: Path, rootless_user: Account) -> Iterator[UserBox]:
     box.close()
 
 
-@pytest.fixture(params=["root", "user"])
+@pytest.fixture(params=["root", "user", "kept"])
 def box(request: pytest.FixtureRequest) -> Box:
-    """Both tiers, one after the other."""
-    name = "root_box" if request.param == "root" else "user_box"
-    value: Box = request.getfixturevalue(name)
+    """Both tiers, one after the other; as root also with the stubs of mount points kept between runs."""
+    value: Box = request.getfixturevalue("user_box" if request.param == "user" else "root_box")
+    if request.param == "kept":
+        value.stubs = value.directory("stubs")[0]
     return value

@@ -197,8 +197,7 @@ def test_closing_the_launcher_kills_its_sandboxes(root_box: RootBox) -> None:
     assert appears(marker)
     launcher.close()
     assert not alive(marker)
-    with pytest.raises(SandboxError, match="died"):
-        running.wait()
+    assert running.wait().signal == 9
     with pytest.raises(SandboxError, match="died"):
         launcher.run(spec_of(root_box, "true"), stdout_fd=1, stderr_fd=2)
     launcher.close()

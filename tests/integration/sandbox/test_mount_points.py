@@ -45,6 +45,17 @@ def test_an_image_without_anything_gets_its_mount_points_without_a_trace(box: Bo
     assert sorted(path.name for path in box.upper.parent.iterdir()) == ["fs", "work"]
 
 
+def test_kept_stubs_serve_the_next_run(root_box: RootBox) -> None:
+    stubs = root_box.base / "kept"
+    for _ in range(2):
+        assert root_box.sh("cat /etc/hosts", files=HOSTS, stubs=stubs).out == "192.0.2.7 seven\n"
+        assert root_box.changes() == []
+    assert len(list(stubs.iterdir())) == 1
+    mount = SandboxMount("tmpfs", "/var/cache/../x")
+    assert root_box.sh("ls /var/x /x", files=HOSTS, stubs=stubs, mounts=(mount,)).err.count("No such") == 1
+    assert len(list(stubs.iterdir())) == 1
+
+
 def test_writing_beside_a_stub_enters_the_layer_but_the_stub_does_not(box: Box) -> None:
     assert box.sh("echo x > /etc/mine; mkdir /var; echo y > /var/z", files=HOSTS).code == 0
     assert box.changes() == ["etc", "etc/mine", "var", "var/z"]
