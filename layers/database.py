@@ -12,7 +12,7 @@ beyond it are dropped, since their bytes may be torn (`forget_undurable`).
     snapshots   (driver, id) -> parent, directory under snapshots/; `owner` set while it is written
     layers      (snapshot, compression) -> the blob that is that snapshot's layer
     cache       cache key -> snapshot, record
-    filestats   (device, inode) -> digest of a context file
+    filestats   (device, inode) -> size, times and digest of a context file, packed
     leases      owner (a live process), token -> what it protects from gc
 
 SQL lives with the tables' owners (`records`, `blobs`, `snapshotters.catalog`, `gc`); this module
@@ -56,9 +56,8 @@ CREATE INDEX layers_digest ON layers(digest);
 CREATE TABLE cache(key TEXT PRIMARY KEY, snapshot TEXT, record BLOB NOT NULL, epoch INTEGER NOT NULL,
   created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX cache_snapshot ON cache(snapshot);
-CREATE TABLE filestats(device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
-  mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, digest BLOB NOT NULL, recorded_ns INTEGER NOT NULL,
-  PRIMARY KEY(device, inode)) WITHOUT ROWID;
+CREATE TABLE filestats(device INTEGER NOT NULL, inode INTEGER NOT NULL, value BLOB NOT NULL,
+  recorded_ns INTEGER NOT NULL, PRIMARY KEY(device, inode)) WITHOUT ROWID;
 CREATE TABLE leases(owner TEXT NOT NULL, token TEXT NOT NULL, kind TEXT NOT NULL, resource TEXT NOT NULL,
   PRIMARY KEY(owner, token, kind, resource)) WITHOUT ROWID;
 INSERT INTO meta VALUES('epoch', 1), ('durable_epoch', 0), ('boot', ''),

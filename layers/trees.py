@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
+from layers import linux
+
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH = 4096
 _DEPTH = 64
@@ -117,16 +119,26 @@ def _unlink_files(fd: int) -> list[bytes]:
 
 
 def _open_dir(name: bytes, dir_fd: int) -> int:
+    """Open a directory that is no symlink and no mount point. Raises: OSError, EXDEV for a mount point."""
     try:
-        fd = os.open(name, _DIR, dir_fd=dir_fd)
+        return _open_same_mount(name, dir_fd)
     except PermissionError:
         handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)
         finally:
             os.close(handle)
-        fd = os.open(name, _DIR, dir_fd=dir_fd)
-    return fd
+        return _open_same_mount(name, dir_fd)
+
+
+def _open_same_mount(name: bytes, dir_fd: int) -> int:
+    # A bind mount from the same file system has the same device number: only the kernel can tell.
+    try:
+        return linux.openat2(dir_fd, name, _DIR, resolve=linux.RESOLVE_NO_XDEV)
+    except OSError as e:
+        if e.errno != errno.EXDEV:
+            raise
+        raise OSError(errno.EBUSY, "something is mounted here", os.fsdecode(name)) from e
 
 
 def _persist(action: Callable[[], None], name: bytes, dir_fd: int) -> None:
@@ -254,7 +266,7 @@ class _TreeCopier:
                 below = os.stat(name, dir_fd=source, follow_symlinks=False)
                 if stat.S_ISDIR(below.st_mode):
                     os.mkdir(name, 0o700, dir_fd=target)
-                    child, copy = _open_dir(name, source), -1
+                    child, copy = os.open(name, _DIR, dir_fd=source), -1
                     try:
                         copy = os.open(name, _DIR, dir_fd=target)
                         self.copy_directory(child, copy, depth=depth + 1, prefix=path + b"/")
@@ -312,10 +324,8 @@ class _TreeCopier:
         if self._reflinks and size:
             import fcntl
 
-            from layers.linux import FICLONE
-
             try:
-                fcntl.ioctl(new, FICLONE, old)
+                fcntl.ioctl(new, linux.FICLONE, old)
                 return
             except OSError as e:
                 if e.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.ENOTTY, errno.EPERM}:

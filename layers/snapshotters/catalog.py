@@ -136,7 +136,13 @@ class Catalog:
             raise StoreError(f"snapshot {active} is not being written")
         name = id if id is not None else f"snapshot:{entry.dir}"
         # The kernel's own directory in it has no permissions; nothing of it belongs to the layer.
-        remove_tree(f"{self._top}/{entry.dir}/work")
+        work = f"{self._top}/{entry.dir}/work"
+        try:
+            os.rmdir(work)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            remove_tree(work)
         if faults.ARMED:
             faults.reach("store.commit.before-row")
         with self._lock.shared():

@@ -61,6 +61,9 @@ class NativeSnapshotter:
         entry = self._catalog.get(f"keep:{keep}", active=True)
         return None if entry is None else self._active(entry)
 
+    def reset_work(self, active: ActiveSnapshot) -> None:
+        """Nothing: there is no mount that would mind."""
+
     def _active(self, entry: Entry) -> ActiveSnapshot:
         fs = self._catalog.fs(entry.dir)
         return ActiveSnapshot(entry.id, entry.parent, fs, Mount("bind", (fs,), dialect=self._dialect))

@@ -18,6 +18,7 @@ from layers.errors import StoreError
 from layers.oci import Digest, chain_id
 from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
+from layers.trees import copy_tree, remove_tree
 
 MAX_LOWER = 500
 """OVL_MAX_STACK of the kernel."""
@@ -50,7 +51,7 @@ class OverlaySnapshotter:
     def prepare(self, parent: str | None, *, keep: str | None = None) -> ActiveSnapshot:
         """See Snapshotter.prepare. With `keep`, the snapshot outlives this process under that name."""
         lower = self._lower(parent) if parent is not None else ()
-        entry = self._catalog.begin(parent, work=True, keep=keep)
+        entry = self._catalog.begin(parent, work=parent is not None, keep=keep)
         active = self._active(entry, lower)
         if lower:
             copy_root(lower[0], active.path)
@@ -62,6 +63,13 @@ class OverlaySnapshotter:
         if entry is None:
             return None
         return self._active(entry, self._lower(entry.parent) if entry.parent is not None else ())
+
+    def reset_work(self, active: ActiveSnapshot) -> None:
+        """Before an active snapshot is mounted once more: a volatile mount refuses a used work directory."""
+        work = active.mount.work
+        if work is not None:
+            remove_tree(str(work))
+            os.mkdir(work, 0o700)
 
     def _active(self, entry: Entry, lower: tuple[Path, ...]) -> ActiveSnapshot:
         fs, work = self._catalog.fs(entry.dir), self._catalog.work(entry.dir)
@@ -138,27 +146,30 @@ class OverlaySnapshotter:
         known = self._lowers.get(id)
         if known is not None and known[0] == entry.dir:
             return known[1]
-        stack: list[Path] = []
-        parent = ""
-        for below in reversed(self._catalog.chain(id)):
-            if len(stack) == self._max_lower:
-                stack = [self._flattened(parent, stack)]
-            stack.append(self._catalog.fs(below.dir))
-            parent = below.id
-        lower = tuple(reversed(stack))
+        below = self._lowers.get(entry.parent) if entry.parent is not None else None
+        parent = self._catalog.get(entry.parent) if below is not None and entry.parent is not None else None
+        if below is not None and parent is not None and below[0] == parent.dir:
+            lower = self._stacked(entry, parent.id, below[1])
+        else:
+            lower, parent_id = (), ""
+            for each in reversed(self._catalog.chain(id)):
+                lower, parent_id = self._stacked(each, parent_id, lower), each.id
         self._lowers[id] = (entry.dir, lower)
         return lower
 
-    def _flattened(self, id: str, stack: list[Path]) -> Path:
-        """One directory with the tree that a full stack (base first) shows; made once per chain."""
+    def _stacked(self, entry: Entry, parent: str, lower: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(lower) == self._max_lower:
+            lower = (self._flattened(parent, lower),)
+        return (self._catalog.fs(entry.dir), *lower)
+
+    def _flattened(self, id: str, stack: tuple[Path, ...]) -> Path:
+        """One directory with the tree that a full stack shows; made once per chain."""
         name = f"flat:{id}"
         there = self._catalog.get(name)
         if there is None:
-            from layers.trees import copy_tree
-
-            entry = self._catalog.begin(None, work=True)
+            entry = self._catalog.begin(None, work=False)
             try:
-                fd = open_tree(Mount("overlay", tuple(reversed(stack)), readonly=True, dialect=self._dialect))
+                fd = open_tree(Mount("overlay", stack, readonly=True, dialect=self._dialect))
                 try:
                     copy_tree(fd, str(self._catalog.fs(entry.dir)))
                 finally:
@@ -199,8 +210,6 @@ def open_tree(mount: Mount) -> int:
 
 def overlay_works(directory: Path, dialect: Dialect) -> bool:
     """Whether the kernel mounts an overlay with its upper directory here, and whiteouts can be made."""
-    from layers.trees import remove_tree
-
     probe = f"{directory}/probe-{os.urandom(4).hex()}"
     try:
         for name in ("", "/a", "/b", "/u", "/w"):
