@@ -5,6 +5,9 @@ numbers, extended attributes and hard links; never times. Only what the copy wou
 at. Contents are read once: `StatsCache` remembers digests by a file's identity and times, so that
 a rebuild reads nothing that has not changed. Files with extended attributes are not remembered,
 which is how a hit can stand for "and has none".
+
+What is hashed is a line for each entry: a letter for its kind, its name and, if it has one, its
+target, each ended by a NUL, which neither can hold; then mode, owner, digest and attributes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat as stat_
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -26,6 +30,8 @@ from layers.records import FileStat
 
 _BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
 _CHUNK = 1024 * 1024
+_ENCODING = sys.getfilesystemencoding()
+_LETTERS = {"symlink": b"l", "fifo": b"p", "socket": b"s", "block": b"b", "character": b"c"}
 _THREADED_BYTES = 8 * 1024 * 1024  # below this, starting threads costs more than it brings
 
 
@@ -79,14 +85,10 @@ def content_key(
     return key.finish()
 
 
-class _Pending(NamedTuple):
-    """A line of the digest that waits for its file's digest, which `key` asks the cache for."""
-
-    head: bytes
-    key: FileStat | None
-    directory: str
-    name: str
-    entry: ContentEntry | None
+# A line of the digest, which for a file still lacks its digest: the line, what the cache is asked for
+# (None: the line is whole), the directory, the name, the entry to explain it by. A plain tuple,
+# because there is one for each of a hundred thousand files.
+_Pending = tuple[bytes, "FileStat | None", str, str, "ContentEntry | None"]
 
 
 class _Hasher:
@@ -117,7 +119,7 @@ class _Hasher:
         self.selection = selection(options)
 
     def start_source(self) -> None:
-        self._line(b"source\n", None)
+        self._line(b"S\n", None)
 
     def finish(self) -> ContentKey:
         self._flush()
@@ -131,7 +133,7 @@ class _Hasher:
             raise rootpath.not_found(path)
         self.links.clear()
         try:
-            self._line(b"top %s\n" % _text(os.path.basename(path)), None)
+            self._line(b"T%s\0\n" % os.fsencode(os.path.basename(path)), None)
             if stat_.S_ISDIR(status.st_mode):
                 self._add_tree(followed)
             else:
@@ -159,8 +161,7 @@ class _Hasher:
                     continue
                 place = f"{top}/{directory.path}" if top and directory.path else top or directory.path
                 prefix = f"{directory.path}/" if directory.path else ""
-                for name, status in directory.entries:
-                    self._add(directory.fd, place, name, prefix, status)
+                self._add_files(directory, place, prefix)
         finally:
             walk.close()
 
@@ -180,10 +181,27 @@ class _Hasher:
             mode = self.chmod(mode, True) if self.chmod else stat_.S_IMODE(mode)
             attributes = _attributes(item.fd)
             entry = ContentEntry(item.path, "directory", mode, uid, gid, "") if self.explain else None
-            self._line(b"d %s %o %d %d%s\n" % (_text(item.path), mode, uid, gid, attributes), entry)
+            self._line(b"d%s\0%o %d %d%s\n" % (os.fsencode(item.path), mode, uid, gid, attributes), entry)
+
+    def _add_files(self, directory: Directory, place: str, prefix: str) -> None:
+        """Add the entries of a directory. What most of them are, plain files, is dealt with right here."""
+        head = b"f" + os.fsencode(prefix)
+        owner, chmod, pending = self.owner, self.chmod, self.pending
+        for name, status in directory.entries:
+            mode = status.st_mode
+            if mode & 0o170000 != stat_.S_IFREG or status.st_nlink != 1 or self.explain:
+                self._add(directory.fd, place, name, prefix, status)
+                continue
+            uid, gid = owner or (status.st_uid, status.st_gid)
+            bits = chmod(mode, False) if chmod else mode & 0o7777
+            line = b"%s%s\0%o %d %d" % (head, name.encode(_ENCODING, "surrogateescape"), bits, uid, gid)
+            pending.append((line, file_stat(status), place, name, None))
+            self.files += 1
+            if len(pending) >= _BATCH:
+                self._flush()
 
     def _line(self, line: bytes, entry: ContentEntry | None) -> None:
-        self.pending.append(_Pending(line, None, "", "", entry))
+        self.pending.append((line, None, "", "", entry))
         if len(self.pending) >= _BATCH:
             self._flush()
 
@@ -200,11 +218,11 @@ class _Hasher:
                 identity = (status.st_dev, status.st_ino)
                 known = self.links.setdefault(identity, path)
                 if known is not path:
-                    first = b" = " + _text(known)
+                    first = b" =%s\0" % os.fsencode(known)
             key = file_stat(status)
-            head = b"f %s %o %d %d%s" % (_text(path), bits, uid, gid, first)
+            line = b"f%s\0%o %d %d%s" % (os.fsencode(path), bits, uid, gid, first)
             entry = ContentEntry(path, "file", bits, uid, gid, "") if self.explain else None
-            self.pending.append(_Pending(head, key, directory, name, entry))
+            self.pending.append((line, key, directory, name, entry))
             if len(self.pending) >= _BATCH:
                 self._flush()
             return
@@ -219,15 +237,15 @@ class _Hasher:
             )
             value = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         entry = ContentEntry(path, kind, bits, uid, gid, value) if self.explain else None
-        line = b"%s %s %o %d %d %s%s\n" % (kind.encode(), _text(path), bits, uid, gid, _text(value), attributes)
-        self._line(line, entry)
+        names = b"%s\0%s\0" % (os.fsencode(path), os.fsencode(value))
+        self._line(b"%s%s%o %d %d%s\n" % (_LETTERS[kind], names, bits, uid, gid, attributes), entry)
 
     def _flush(self) -> None:
         """Look up or read the digests of the batch, and feed all of its lines."""
-        wanted = [item for item in self.pending if item.key is not None]
+        wanted = [item for item in self.pending if item[1] is not None]
         values: list[bytes | None] = [None] * len(wanted)
         if wanted and self.cache is not None:
-            values = self.cache.get_many([item.key for item in wanted if item.key is not None])
+            values = self.cache.get_many([item[1] for item in wanted if item[1] is not None])
         missing = [index for index, value in enumerate(values) if value is None]
         attributes: dict[int, bytes] = {}
         if missing:
@@ -235,15 +253,14 @@ class _Hasher:
                 raise Cancelled
             self._read(wanted, values, missing, attributes)
         lines: list[bytes] = []
-        index = 0
-        for item in self.pending:
-            entry = item.entry
-            if item.key is None:
-                lines.append(item.head)
+        index = -1
+        for line, key, _, _, entry in self.pending:
+            if key is None:
+                lines.append(line)
             else:
-                value = values[index] or b""
-                lines.append(b"%s %s%s\n" % (item.head, value.hex().encode(), attributes.get(index, b"")))
                 index += 1
+                value = values[index] or b""
+                lines.append(b"%s %s%s\n" % (line, value.hex().encode(), attributes.get(index, b"")))
                 if entry is not None:
                     entry = entry._replace(value=value.hex())
             if entry is not None:
@@ -263,7 +280,7 @@ class _Hasher:
             values[index] = value
             if extended:
                 attributes[index] = extended
-            elif final == wanted[index].key:  # else it was changed while it was read
+            elif final == wanted[index][1]:  # else it was changed while it was read
                 fresh.append((final, value))
         if fresh and self.cache is not None:
             self.cache.put_many(fresh, observed_ns=observed_ns)
@@ -272,14 +289,6 @@ class _Hasher:
 def file_stat(status: os.stat_result) -> FileStat:
     """What identifies the regular file of `status` for as long as it does not change."""
     return FileStat(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _text(text: str) -> bytes:
-    """A name in a line: unambiguous, as no blank or line end is left in it."""
-    raw = os.fsencode(text)
-    if b" " in raw or b"\n" in raw or b"%" in raw:
-        raw = raw.replace(b"%", b"%25").replace(b" ", b"%20").replace(b"\n", b"%0A")
-    return raw
 
 
 def _attributes(target: int | str) -> bytes:
@@ -303,7 +312,7 @@ def _attributes(target: int | str) -> bytes:
             )
         except OSError:
             continue
-        found.append(b" %s=%s" % (_text(name), hashlib.sha256(value).hexdigest().encode()))
+        found.append(b" %s\0%s" % (os.fsencode(name), hashlib.sha256(value).hexdigest().encode()))
     return b"".join(found)
 
 
@@ -312,7 +321,7 @@ _Hashed = tuple[bytes, bytes, int, FileStat]
 
 def _hash_files(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
     """For each file its digest, its attributes, the bytes read, and its stat as it is after the reading."""
-    size = sum(item.key.size_bytes for item in items if item.key is not None)
+    size = sum(item[1].size_bytes for item in items if item[1] is not None)
     workers = min(os.cpu_count() or 1, 4, len(items))
     if size < _THREADED_BYTES or workers < 2:
         return _hash_run(root_fd, items)
@@ -352,19 +361,17 @@ def _hash_run(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
     directory: str | None = None
     fd = -1
     try:
-        for item in items:
-            if item.directory != directory:
+        for _, _, place, name, _ in items:
+            if place != directory:
                 if fd >= 0:
                     os.close(fd)
                     fd = -1
-                fd = rootpath.open_directory(root_fd, item.directory)
-                directory = item.directory
+                fd = rootpath.open_directory(root_fd, place)
+                directory = place
             try:
-                found.append(_hash_file(fd, item.name))
+                found.append(_hash_file(fd, name))
             except OSError as e:
-                raise ContextError(
-                    f"cannot read {rootpath.shown(f'{item.directory}/{item.name}')}: {e.strerror}"
-                ) from e
+                raise ContextError(f"cannot read {rootpath.shown(f'{place}/{name}')}: {e.strerror}") from e
     finally:
         if fd >= 0:
             os.close(fd)
