@@ -14,6 +14,7 @@ import ctypes
 import errno as errno_
 import os
 import struct
+from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -350,6 +351,7 @@ def fsmount_overlay(
             os.close(fd)
 
 
+@cache
 def machine() -> str:
     """The architecture by its kernel name: `x86_64`, `aarch64`, ..."""
     return os.uname().machine

@@ -83,6 +83,11 @@ class SandboxMount(NamedTuple):
     subpath: str = "/"
     """For `tree`: the part of it that is mounted, a path inside, hostile like the target."""
 
+    def __repr__(self) -> str:
+        """Contents may be a secret's."""
+        source = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else repr(self.source)
+        return f"SandboxMount({self.kind!r}, {self.target!r}, {source})"
+
 
 class Resources(NamedTuple):
     """Limits by cgroup; None leaves one alone. A limit that cannot be applied is an error."""
@@ -119,7 +124,7 @@ class SandboxSpec:
 
     args: tuple[str, ...]
     root: Mount
-    env: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    env: Mapping[str, str] | tuple[tuple[str, str], ...] = field(default=(), repr=False)
     cwd: str = "/"
     uid: int = 0
     gid: int = 0
