@@ -37,7 +37,7 @@ from registry.http import Timeouts, join_url
 from registry.reference import Reference
 from registry.retry import CancelCheck, Pacer, RetryPolicy
 from registry.uploads import Progress, Source, Uploader, UploadSession
-from registry.wire import Call, RateLimit, Reply, Wire
+from registry.wire import Call, RateLimit, Reply, Wire, location_of
 
 if TYPE_CHECKING:
     import hashlib
@@ -199,7 +199,12 @@ class RegistryClient:
         tag = ref.with_default_tag().tag
         if tag is None:
             raise NotFoundError(f"cannot delete the tag of {ref}: it has none", status=404)
-        self._delete(ref, f"manifests/{tag}", f"cannot delete tag {ref}")
+        try:
+            self._delete(ref, f"manifests/{tag}", f"cannot delete tag {ref}")
+        except RegistryError as e:
+            if e.status in {400, 405}:
+                e.hint = "this registry deletes manifests only, by digest and with all their tags"
+            raise
 
     def delete_blob(self, ref: Reference, digest: Digest) -> None:
         """Delete a blob from a repository. Raises: RegistryError, Cancelled."""
@@ -348,16 +353,23 @@ class RegistryClient:
 
     def list_tags(self, ref: Reference, *, page_size: int | None = None) -> Iterator[str]:
         """The repository's tags in the registry's order, page by page. Raises: RegistryError, Cancelled."""
-        endpoint = self._pull(ref, self._first_page(ref, page_size))
-        scopes = (Scope.repository(endpoint.repository, "pull"),)
         what = f"cannot list the tags of {ref.repository}"
-        yield from self._pages(endpoint, f"{endpoint.repository}/tags/list", "tags", what, scopes, page_size)
+
+        def first(endpoint: Endpoint) -> tuple[Endpoint, Call, Reply]:
+            scopes = (Scope.repository(endpoint.repository, "pull"),)
+            call = Call("GET", _sized(f"{endpoint.repository}/tags/list", page_size), what, scopes)
+            return endpoint, call, self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
+
+        endpoint, call, reply = self._pull(ref, first)
+        yield from self._pages(endpoint, call, reply, "tags")
 
     def catalog(self, registry: str, *, page_size: int | None = None) -> Iterator[str]:
         """The names of a registry's repositories (its own extension). Raises: RegistryError, Cancelled."""
         endpoint = self._push_endpoint(Reference(registry, "catalog"))
         what = f"cannot list the repositories of {registry}"
-        yield from self._pages(endpoint, "_catalog", "repositories", what, (CATALOG_SCOPE,), page_size)
+        call = Call("GET", _sized("_catalog", page_size), what, (CATALOG_SCOPE,))
+        reply = self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
+        yield from self._pages(endpoint, call, reply, "repositories")
 
     def referrers(self, ref: Reference, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """The manifests whose subject is `digest`, by the referrers API or the fallback tag.
@@ -398,6 +410,29 @@ class RegistryClient:
         """
         endpoint = self._push_endpoint(Reference(registry, repository))
         self._wire.fetch(endpoint, Call("GET", "", f"cannot use registry {registry}", ()))
+
+    def check_push(self, ref: Reference) -> None:
+        """Find out before a long build whether a push will be allowed: begins an upload and cancels it.
+
+        Raises: AuthError, other RegistryErrors, Cancelled.
+        """
+        endpoint = self._push_endpoint(ref)
+        what = f"cannot push to {ref.repository}"
+        scopes = (Scope.repository(endpoint.repository, "pull", "push"),)
+        path = f"{endpoint.repository}/blobs/uploads/"
+        reply = self._wire.fetch(endpoint, Call("POST", path, what, scopes, (202,), {"Content-Length": "0"}))
+        location = location_of(reply, what)
+        self.cancel_upload(UploadSession(endpoint.registry, endpoint.repository, location, 0))
+
+    def probe(self, endpoint: Endpoint) -> str:
+        """What an endpoint answers, in words, for `registry explain`; a failure is one, too. Raises: Cancelled."""
+        try:
+            base = self._wire.base(endpoint)
+            scopes = (Scope.repository(endpoint.repository, "pull"),)
+            self._wire.fetch(endpoint, Call("GET", "", "no", scopes, attempts=1))
+        except (RegistryError, ContentError) as e:
+            return str(e)
+        return f"{base} answers, and accepts us"
 
     def ratelimit(self, ref: Reference) -> RateLimit | None:
         """The pulls left, by a HEAD, which costs none; None if the registry sets no limit. Raises: RegistryError."""
@@ -473,36 +508,22 @@ class RegistryClient:
         scopes = (Scope.repository(endpoint.repository, "delete", "pull", "push"),)
         self._wire.fetch(endpoint, Call("DELETE", f"{endpoint.repository}/{path}", what, scopes, (202, 200, 204)))
 
-    def _first_page(self, ref: Reference, page_size: int | None) -> Callable[[Endpoint], Endpoint]:
-        def probe(endpoint: Endpoint) -> Endpoint:
-            scopes = (Scope.repository(endpoint.repository, "pull"),)
-            path = f"{endpoint.repository}/tags/list?n=1"
-            call = Call("GET", path, f"cannot list the tags of {ref.repository}", scopes)
-            self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
-            return endpoint
-
-        return probe
-
-    def _pages(
-        self, endpoint: Endpoint, path: str, key: str, what: str, scopes: tuple[Scope, ...], size: int | None
-    ) -> Iterator[str]:
-        if size is not None:
-            path += f"?n={size}"
+    def _pages(self, endpoint: Endpoint, call: Call, reply: Reply, key: str) -> Iterator[str]:
+        """The names on a page and on those that its Link headers lead to."""
         seen: set[str] = set()
         for _ in range(MAX_LIST_PAGES):
-            reply = self._wire.fetch(endpoint, Call("GET", path, what, scopes), limit=MAX_LIST_BYTES)
-            names = _json_object(reply, what).get(key) or []
+            names = _json_object(reply, call.what).get(key) or []
             if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-                raise ServerError(f"{what}: the answer has no list of {key}", url=reply.url)
+                raise ServerError(f"{call.what}: the answer has no list of {key}", url=reply.url)
             yield from names
             following = next_link(reply)
             if following is None:
                 return
             if following in seen:
-                raise ServerError(f"{what}: the pages go round in a circle", url=reply.url)
+                raise ServerError(f"{call.what}: the pages go round in a circle", url=reply.url)
             seen.add(following)
-            path = following
-        raise ServerError(f"{what}: more than {MAX_LIST_PAGES} pages")
+            reply = self._wire.fetch(endpoint, call._replace(path=following), limit=MAX_LIST_BYTES)
+        raise ServerError(f"{call.what}: more than {MAX_LIST_PAGES} pages")
 
     def _referrers(
         self, endpoint: Endpoint, ref: Reference, digest: Digest, artifact_type: str | None
@@ -556,8 +577,12 @@ def fallback_tag(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.encoded}"[:128]
 
 
+def _sized(path: str, page_size: int | None) -> str:
+    return path if page_size is None else f"{path}?n={page_size}"
+
+
 def next_link(reply: Reply) -> str | None:
-    """The absolute URL of `rel="next"` in the Link header (RFC 8288), on the same host only.
+    """The absolute URL of `rel="next"` in the Link header (RFC 8288).
 
     Raises: ServerError for one that is no URL.
     """

@@ -10,10 +10,11 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -23,16 +24,83 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from registry.errors import ConfigError
 from registry.hosts import TlsConfig
+from registry.retry import Pacer
 
 _SEND_BYTES = 1 << 18
+_WATCH_S = 0.2
+_T = TypeVar("_T")
 
 
 class Connections:
-    """Makes sessions, and knows their live connections."""
+    """Makes sessions, and watches over their connections.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    A thread runs while requests are under way. Once the caller wants to stop, it breaks every
+    connection, so that no blocked read or write outlives that wish; and it breaks one whose answer's
+    headers trickle in under every socket timeout.
+    """
+
+    def __init__(self, pacer: Pacer, answer_s: float) -> None:
+        self._pacer = pacer
+        self._answer_s = answer_s
+        self._changed = threading.Condition()
         self._live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._waiting: dict[HTTPConnection, float] = {}
+        self._expired: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._under_way = 0
+        self._watcher: threading.Thread | None = None
+        self._closed = False
+
+    def enter(self) -> None:
+        """A request begins."""
+        with self._changed:
+            self._under_way += 1
+            self._closed = False
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="registry-watch", daemon=True)
+                self._watcher.start()
+            elif self._under_way == 1:
+                self._changed.notify()
+
+    def leave(self) -> None:
+        """A request's answer has been read, or the request failed."""
+        with self._changed:
+            self._under_way -= 1
+
+    def close(self) -> None:
+        """End the watching thread."""
+        with self._changed:
+            watcher, self._watcher, self._closed = self._watcher, None, True
+            self._changed.notify()
+        if watcher is not None and watcher is not threading.current_thread():
+            watcher.join()
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed or self._watcher is not threading.current_thread():
+                    return
+                self._changed.wait(_WATCH_S if self._under_way else None)
+                now = time.monotonic()
+                late = [c for c, deadline in self._waiting.items() if now > deadline]
+                self._expired.update(late)
+            if self._under_way and self._pacer.cancelled():
+                self.abort()
+            for connection in late:
+                _break(connection)
+
+    def answer(self, connection: HTTPConnection, read: Callable[[], _T]) -> _T:
+        """Read an answer's headers under the deadline. Raises: TimeoutError, and what `read` raises."""
+        with self._changed:
+            self._waiting[connection] = time.monotonic() + self._answer_s
+        try:
+            return read()
+        except Exception:
+            if connection in self._expired:
+                raise TimeoutError("the answer's headers take too long") from None
+            raise
+        finally:
+            with self._changed:
+                self._waiting.pop(connection, None)
 
     def session(self, tls: TlsConfig, environ: Mapping[str, str], pool_size: int) -> requests.Session:
         """A session with its own pool and TLS context.
@@ -48,20 +116,25 @@ class Connections:
         return session
 
     def register(self, connection: HTTPConnection) -> None:
-        with self._lock:
+        with self._changed:
             self._live.add(connection)
 
     def abort(self) -> None:
         """Shut every live socket down; blocked reads and writes return at once."""
-        with self._lock:
+        with self._changed:
             live = list(self._live)
         for connection in live:
-            sock = getattr(connection, "sock", None)
-            if isinstance(sock, socket.socket):
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+            _break(connection)
+
+
+def _break(connection: HTTPConnection) -> None:
+    sock = getattr(connection, "sock", None)
+    if isinstance(sock, socket.socket):
+        try:
+            # Not SSLSocket.shutdown: that would take the TLS state from the thread that reads.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
 
 
 class _Adapter(HTTPAdapter):
@@ -92,6 +165,9 @@ class _Adapter(HTTPAdapter):
                 owner.register(self)
                 super().connect()
 
+            def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+                return owner.answer(self, lambda: super(Plain, self).getresponse(*args, **kwargs))
+
         class Secure(HTTPSConnection):
             def connect(self) -> None:
                 owner.register(self)
@@ -103,6 +179,9 @@ class _Adapter(HTTPAdapter):
                 super().connect()
                 # Whoever turned verification off knows it: no warning per request.
                 self.is_verified = True
+
+            def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+                return owner.answer(self, lambda: super(Secure, self).getresponse(*args, **kwargs))
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain

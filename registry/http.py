@@ -32,10 +32,15 @@ _DRAIN_BYTES = 1 << 16
 
 
 class Timeouts(NamedTuple):
-    """Seconds: to connect; between two received pieces; and the window in which a body must bring `stall_bytes`."""
+    """Seconds: to connect; between two received pieces; from a request's end to its answer's headers, all
+    told; and the window in which a body must bring `stall_bytes`.
+
+    A registry may be silent for long while it assembles a pushed blob: only `answer_s` bounds that.
+    """
 
     connect_s: float = 15.0
     read_s: float = 60.0
+    answer_s: float = 300.0
     stall_s: float = 60.0
     stall_bytes: int = 1024
 
@@ -55,8 +60,16 @@ class Request(NamedTuple):
 class HttpResponse:
     """An answer whose body has not been read. Close it, or use it in a `with`."""
 
-    def __init__(self, response: requests.Response, url: str, pacer: Pacer, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        response: requests.Response,
+        url: str,
+        pacer: Pacer,
+        timeouts: Timeouts,
+        ended: Callable[[], None],
+    ) -> None:
         self._response = response
+        self._ended: Callable[[], None] | None = ended
         self._raw: Any = response.raw
         self._pacer = pacer
         self._timeouts = timeouts
@@ -107,7 +120,7 @@ class HttpResponse:
                     url=self.url,
                     retryable=True,
                 )
-            self._response.close()
+            self.close()
             return b""
         self._check_rate(len(data))
         return data
@@ -161,6 +174,9 @@ class HttpResponse:
     def close(self) -> None:
         self._finished = True
         self._response.close()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
 
     def __enter__(self) -> HttpResponse:
         return self
@@ -240,26 +256,31 @@ class HttpClient:
         import requests
 
         prepared, body = self._prepare(request)
-        session = self._session(request.tls)
+        session, connections = self._session(request.tls)
         parts = urlsplit(request.url)
         proxy = choose_proxy(parts.scheme, parts.netloc.rpartition("@")[2], self._environ)
+        connections.enter()
         try:
             response = session.send(
                 prepared,
                 stream=True,
                 allow_redirects=False,
                 verify=request.tls.verify,
-                timeout=(self._timeouts.connect_s, self._timeouts.read_s),
+                timeout=(self._timeouts.connect_s, self._read_timeout_s(request)),
                 proxies={parts.scheme: proxy} if proxy else {},
             )
-        except Exception as e:
+        except BaseException as e:
+            connections.leave()
             if body is not None and body.failure is not None:
                 raise body.failure from None
             self._pacer.check()
             if isinstance(e, requests.RequestException | OSError | ValueError) or _is_http_error(e):
                 raise network_error(e, request.url, proxy=proxy) from innermost(e)
             raise
-        return HttpResponse(response, request.url, self._pacer, self._timeouts)
+        return HttpResponse(response, request.url, self._pacer, self._timeouts, connections.leave)
+
+    def _read_timeout_s(self, request: Request) -> float:
+        return self._timeouts.read_s if request.method in {"GET", "HEAD"} else self._timeouts.answer_s
 
     def _prepare(self, request: Request) -> tuple[requests.PreparedRequest, _Body | None]:
         import requests
@@ -280,17 +301,17 @@ class HttpClient:
                 prepared.headers["Content-Length"] = str(request.length)
         return prepared, body
 
-    def _session(self, tls: TlsConfig) -> requests.Session:
+    def _session(self, tls: TlsConfig) -> tuple[requests.Session, Connections]:
         with self._lock:
-            session = self._sessions.get(tls)
-            if session is None:
+            if self._connections is None:
                 from registry.connections import Connections
 
-                if self._connections is None:
-                    self._connections = Connections()
+                self._connections = Connections(self._pacer, self._timeouts.answer_s)
+            session = self._sessions.get(tls)
+            if session is None:
                 session = self._connections.session(tls, self._environ, self._pool_size)
                 self._sessions[tls] = session
-            return session
+            return session, self._connections
 
     def abort(self) -> None:
         """Break every connection, so that calls blocked in other threads end with an error at once."""
@@ -304,6 +325,8 @@ class HttpClient:
             self._sessions.clear()
         for session in sessions:
             session.close()
+        if self._connections is not None:
+            self._connections.close()
 
 
 class _Body:

@@ -24,6 +24,9 @@ from registry.wire import Call, Reply, Wire, location_of
 
 CHUNK_BYTES = 64 << 20
 """The size of one PATCH where a session is kept: what a killed upload loses at most."""
+MAX_HELD_BYTES = 32 << 20
+"""The largest piece of a blob of unknown digest: it is held in memory, to be sent with its length."""
+_HELD_BYTES = 8 << 20
 _READ_BYTES = 1 << 18
 _RANGE = re.compile(r"(?:bytes=)?(\d{1,18})-(\d{1,18})\Z")
 _LOST_SESSION = frozenset({400, 404, 416})
@@ -117,8 +120,9 @@ class Uploader:
                 error, session = interrupted.error, interrupted.session
                 if session is not None and session.offset > reached:
                     failures = 0
-            except _Mounted as mounted:
-                return mounted.descriptor
+            except _Present as present:
+                self._forget()
+                return present.descriptor
             except RegistryError as e:
                 # Errors of the location itself have been retried by the wire.
                 if session is not None and e.status in _LOST_SESSION:
@@ -151,13 +155,18 @@ class Uploader:
                 location, offset = found
                 self._progress(offset)
                 return location, offset, session
+            if self._descriptor is not None and self._arrived(self._descriptor):
+                # The closing PUT was carried out, only its answer did not reach us.
+                raise _Present(self._descriptor)
         if self._from and self._descriptor is not None:
             begun = self._try_mount(self._descriptor, self._from)
             if begun is not None:
                 return begun, 0, None
         reply = self._fetch("POST", f"{self._endpoint.repository}/blobs/uploads/", ok=(202,))
         minimum = reply.headers.get("OCI-Chunk-Min-Length", "")
-        self._minimum = int(minimum) if minimum.isascii() and minimum.isdigit() and len(minimum) < 12 else 0
+        self._minimum = int(minimum) if minimum.isascii() and minimum.isdigit() else 0
+        if self._minimum > MAX_HELD_BYTES and self._descriptor is None:
+            raise ServerError(f"{self._what}: the registry wants pieces of {minimum[:20]} bytes", url=reply.url)
         self._progress(0)
         return location_of(reply, self._what), 0, None
 
@@ -172,8 +181,17 @@ class Uploader:
                 return None
             raise
         if location is None:
-            raise _Mounted(descriptor)
+            raise _Present(descriptor)
         return location
+
+    def _arrived(self, descriptor: Descriptor) -> bool:
+        try:
+            reply = self._fetch("HEAD", f"{self._endpoint.repository}/blobs/{descriptor.digest}", ok=(200,))
+        except RegistryError as e:
+            if e.status is None or isinstance(e, AuthError | RateLimitError):
+                raise
+            return False
+        return reply.headers.get("Content-Length", "") in {"", str(descriptor.size_bytes)}
 
     def _status(self, session: UploadSession) -> tuple[str, int] | None:
         """What the registry has of a session; None if it is lost."""
@@ -225,7 +243,7 @@ class Uploader:
         stream = _Pushback(self._source, offset) if size is None else None
         while size is None or offset < size:
             if stream is not None:
-                data = stream.take(min(limit or CHUNK_BYTES, 8 << 20) if self._minimum <= 8 << 20 else self._minimum)
+                data = stream.take(max(self._minimum, min(limit or CHUNK_BYTES, _HELD_BYTES)))
                 if not data:
                     break
                 assert hasher is not None
@@ -330,8 +348,8 @@ class _Interrupted(Exception):
         self.session = session
 
 
-class _Mounted(Exception):
-    """The registry mounted the blob: nothing to send."""
+class _Present(Exception):
+    """The registry has mounted the blob, or has it after all: nothing to send."""
 
     def __init__(self, descriptor: Descriptor) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -159,9 +159,10 @@ class Wire:
         Raises: RegistryError by class; Cancelled; what the call's body raises.
         """
         failures, refusals = 0, 0
+        demanded: list[Scope] = []
         while True:
             try:
-                response, sent = self._send(endpoint, call)
+                response, sent = self._send(endpoint, call, demanded)
             except NetworkError as e:
                 failures += 1
                 allowed = self._attempts(endpoint, call)
@@ -176,6 +177,8 @@ class Wire:
                 return response
             if response.status == 401 and refusals < 2 and self._answer_challenge(endpoint, response, sent):
                 refusals += 1
+                # The registry knows best what it wants, above all where its names are not the URL's.
+                demanded = self._auth.challenge_scopes(origin_of(response.url))
                 response.discard()
                 continue
             error = self._error(endpoint, call, response)
@@ -185,7 +188,7 @@ class Wire:
                 raise error
             self.pacer.wait(wait_s)
 
-    def _send(self, endpoint: Endpoint, call: Call) -> tuple[HttpResponse, str | None]:
+    def _send(self, endpoint: Endpoint, call: Call, demanded: Sequence[Scope]) -> tuple[HttpResponse, str | None]:
         base = self.base(endpoint)
         url = call.path if "://" in call.path else f"{base}/v2/{call.path}"
         url = _upgraded(url, base)
@@ -193,17 +196,12 @@ class Wire:
         origin = origin_of(base)
         authorization = None
         if origin_of(url) == origin:
-            scopes = (*call.scopes, *self._challenge_scopes(origin, call))
+            scopes = (*call.scopes, *demanded)
             authorization = self._auth.authorization(origin, scopes, lambda: self.credential(endpoint))
         if authorization:
             headers["Authorization"] = authorization
         request = Request(call.method, url, headers, call.body, call.length, endpoint.tls)
         return self.http.send(request), authorization
-
-    def _challenge_scopes(self, origin: str, call: Call) -> list[Scope]:
-        """What the registry itself asked for, where it goes beyond ours for the same repository."""
-        names = {(s.kind, s.name) for s in call.scopes}
-        return [s for s in self._auth.challenge_scopes(origin) if (s.kind, s.name) in names and call.method != "GET"]
 
     def _answer_challenge(self, endpoint: Endpoint, response: HttpResponse, sent: str | None) -> bool:
         """Whether the request can be sent again with other credentials than `sent`."""

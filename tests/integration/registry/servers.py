@@ -298,7 +298,9 @@ class Fault:
 
     `status` answers at once with `headers` and `body`. `cut_request_at` and `cut_response_at` reset the
     connection after that many body bytes; `end_response_at` closes it cleanly (truncation).
-    `corrupt_at` flips a byte of the response. `drip_s` sends the response a byte at a time.
+    `cut_answer` passes the request on, and resets the connection instead of answering.
+    `corrupt_at` flips a byte of the response. `drip_s` and `drip_head_s` send the response's body or
+    headers a byte at a time.
     `drop_headers` and `set_headers` change the answer's headers.
     """
 
@@ -310,7 +312,9 @@ class Fault:
     end_response_at: int | None = None
     corrupt_at: int | None = None
     drip_s: float | None = None
+    drip_head_s: float | None = None
     stall_after: int | None = None
+    cut_answer: bool = False
     drop_headers: tuple[str, ...] = ()
     set_headers: dict[str, str] = field(default_factory=dict)
     drop_request_headers: tuple[str, ...] = ()
@@ -438,7 +442,12 @@ class FaultProxy:
                 return False
             if exchange.headers.get("transfer-encoding") == "chunked":
                 _copy_chunked(reader, server)
-            return self._back(client, server.makefile("rb"), fault, exchange.method)
+            answer = server.makefile("rb")
+            if fault.cut_answer:
+                answer.readline()
+                _reset(client)
+                return False
+            return self._back(client, answer, fault, exchange.method)
 
     def _back(self, client: socket.socket, answer: Any, fault: Fault, method: str) -> bool:
         status = answer.readline()
@@ -447,7 +456,11 @@ class FaultProxy:
         known = {k.lower() for k, _ in headers}
         headers += [(k, v) for k, v in fault.set_headers.items() if k not in known]
         chunked = any(k.lower() == "transfer-encoding" for k, _ in headers)
-        client.sendall(status + "".join(f"{k}: {v}\r\n" for k, v in headers).encode("latin-1") + b"\r\n")
+        head = status + "".join(f"{k}: {v}\r\n" for k, v in headers).encode("latin-1") + b"\r\n"
+        for piece in [head] if fault.drip_head_s is None else [bytes([b]) for b in head]:
+            client.sendall(piece)
+            if fault.drip_head_s is not None and self._stop.wait(fault.drip_head_s):
+                return False
         if method == "HEAD" or status.split()[1] in {b"204", b"304"}:
             return True
         sent = 0

@@ -190,6 +190,17 @@ def test_slow_loris(upstream: RunningRegistry, conf: dict[str, str]) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_slow_loris_in_the_headers(upstream: RunningRegistry, conf: dict[str, str]) -> None:
+    timeouts = Timeouts(connect_s=5, read_s=2, answer_s=1.0)
+    rule = on("GET", "/manifests/", Fault(drip_head_s=0.1), first=99)
+    with (
+        FaultProxy(upstream.host, rule) as proxy,
+        client(conf, timeouts) as api,
+        pytest.raises(NetworkError, match="no answer within the time"),
+    ):
+        api.get_manifest(Reference.parse(f"{proxy.host}/faults/m:1"))
+
+
 def test_manifests_survive_and_are_verified(upstream: RunningRegistry, conf: dict[str, str]) -> None:
     config = pushed(upstream, conf, "faults/m", b"{}")
     image = Manifest.build(config=config, layers=[])
@@ -460,17 +471,49 @@ def test_cancelling_ends_a_blocked_transfer(upstream: RunningRegistry, conf: dic
     with FaultProxy(upstream.host, on("GET", "/blobs/", Fault(stall_after=1000), first=99)) as proxy, api:
         reader = api.open_blob(Reference.parse(f"{proxy.host}/faults/cancel"), described)
 
-        def cancel() -> None:
-            stop.set()
-            api.abort()
-
-        timer = threading.Timer(0.5, cancel)
+        timer = threading.Timer(0.5, stop.set)
         timer.start()
         started = time.monotonic()
         with pytest.raises(Cancelled):
             reader.read()
         assert time.monotonic() - started < 5
         timer.join()
+
+
+def test_abort_ends_a_blocked_transfer(upstream: RunningRegistry, conf: dict[str, str]) -> None:
+    described = pushed(upstream, conf, "faults/abort", DATA)
+    api = RegistryClient(environ=conf, policy=RetryPolicy(attempts=1), timeouts=Timeouts(read_s=60, stall_s=60))
+    with FaultProxy(upstream.host, on("GET", "/blobs/", Fault(stall_after=1000), first=99)) as proxy, api:
+        reader = api.open_blob(Reference.parse(f"{proxy.host}/faults/abort"), described)
+        timer = threading.Timer(0.5, api.abort)
+        timer.start()
+        with pytest.raises(NetworkError):
+            reader.read()
+        timer.join()
+
+
+def test_the_answer_to_the_closing_put_is_lost(upstream: RunningRegistry, conf: dict[str, str]) -> None:
+    """What arrived is not sent again."""
+    data = os.urandom(500_000)
+    described = Descriptor.of(data, MEDIA_OCI_LAYER_GZIP)
+    rule = on("PUT", "/uploads/", Fault(cut_answer=True))
+    with FaultProxy(upstream.host, rule) as proxy, client(conf) as api:
+        ref = Reference.parse(f"{proxy.host}/faults/lostanswer")
+        api.upload_blob(ref, lambda o: io.BytesIO(data[o:]), described)
+        assert proxy.count("PUT", "/uploads/") == 1 and proxy.up_bytes == len(data)
+
+
+def test_check_push(tmp_path: Path, conf: dict[str, str], upstream: RunningRegistry) -> None:
+    with TokenServer({"me": "pw"}) as tokens, docker_registry(tmp_path / "auth", token=tokens) as guarded:
+        ref = Reference.parse(f"{guarded.host}/a/b")
+        with client(conf) as api, pytest.raises(AuthError, match="cannot push to"):
+            api.check_push(ref)
+        with client(conf, creds=Credential("me", "pw")) as api:
+            api.check_push(ref)
+            endpoint = api.resolve_endpoints(ref, for_pull=True)[0]
+            assert api.probe(endpoint) == f"http://{guarded.host} answers, and accepts us"
+        with client(conf, creds=Credential("me", "no")) as api:
+            assert "refused" in api.probe(endpoint)
 
 
 def test_nothing_secret_is_shown(upstream: RunningRegistry, conf: dict[str, str]) -> None:
