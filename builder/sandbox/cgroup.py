@@ -15,7 +15,9 @@ import errno
 import fcntl
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
+
+from layers.values import NamedTuple
 
 PREFIX = "pybuild-"
 _MAX_SHARES, _MIN_SHARES = 262144, 2
@@ -295,6 +297,16 @@ def _hierarchy(found: list[Hierarchy], controller: str) -> Hierarchy:
         f"no mounted cgroup hierarchy has the {controller} controller",
         hint="mount it, or leave out the limit",
     )
+
+
+def writable(hierarchy: Hierarchy) -> bool:
+    """Whether a group could be made in this hierarchy."""
+    if hierarchy.version == 1:
+        return os.access(hierarchy.own, os.W_OK)
+    try:
+        return bool(_base(hierarchy, []))
+    except OSError:
+        return False
 
 
 def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:

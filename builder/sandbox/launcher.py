@@ -18,13 +18,14 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from builder.errors import SandboxError
 from builder.sandbox.operations import Host, operations
 from builder.sandbox.spec import SandboxSpec
 from builder.sandbox.userns import threads
 from layers import linux
+from layers.values import NamedTuple
 
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MAX_INLINE_BYTES = 1 << 16

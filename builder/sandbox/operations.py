@@ -10,11 +10,12 @@ from __future__ import annotations
 import binascii
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from builder.sandbox.spec import SandboxMount, SandboxSpec
 from layers import linux
 from layers.snapshot import Mount
+from layers.values import NamedTuple
 
 Operation = list[Any]
 """`[name, arguments]`, ready for JSON."""

@@ -9,11 +9,11 @@ https://github.com/opencontainers/runtime-spec/blob/main/config.md
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from layers.snapshot import Mount
+from layers.values import NamedTuple, dataclass, field
 
 Network = Literal["host", "none", "private"]
 Isolation = Literal["auto", "pivot", "chroot"]
@@ -148,7 +148,7 @@ class SandboxSpec:
     oom_score_adj: int | None = None
     devices: tuple[str, ...] = ()
     """Host device nodes to bind as well, by path."""
-    resources: Resources = Resources()  # noqa: RUF009 - immutable
+    resources: Resources = Resources()
     isolation: Isolation = "auto"
     privileged: bool = False
     """RUN --security=insecure: all capabilities, no seccomp, nothing masked, every device."""

@@ -12,11 +12,13 @@ import contextlib
 import errno
 import os
 import signal
-from typing import Literal, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Literal, NoReturn
 
 from builder.errors import SandboxError
 from layers import linux
 from layers.snapshot import Dialect
+from layers.values import NamedTuple
 
 Tier = Literal["root", "subordinate", "single"]
 IdRange = tuple[int, int, int]
@@ -100,6 +102,34 @@ def read_map(name: str) -> tuple[IdRange, ...]:
     with open(f"/proc/self/{name}", encoding="ascii") as stream:
         rows = [tuple(int(field) for field in line.split()) for line in stream]
     return tuple((row[0], row[1], row[2]) for row in rows)
+
+
+def in_child(function: Callable[[], str | None]) -> str | None:
+    """Call `function` in a forked child, whose namespaces and ids die with it; returns what it returned.
+
+    An exception's words count as its result, and so does a signal.
+    """
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(read)
+            words = function()
+            status = 0
+            if words is not None:
+                os.write(write, words.encode(errors="replace")[:4000])
+                status = 2
+        except BaseException as e:  # noqa: BLE001 - the process boundary
+            hint = getattr(e, "hint", None)
+            os.write(write, (f"{e}\n{hint}" if hint else str(e)).encode(errors="replace")[:4000])
+        finally:
+            os._exit(status)
+    os.close(write)
+    with open(read, "rb") as stream:
+        words = stream.read().decode(errors="replace")
+    status = os.waitpid(pid, 0)[1]
+    return None if status == 0 else words or f"ended with status {status}"
 
 
 def subordinate_ids(uid: int) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...], str | None]:
