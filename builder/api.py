@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from builder.plan.request import BuildRequest
 from layers.errors import PybuildError
 from layers.events import EventSink, NullSink
 from layers.oci import Descriptor, Digest, Platform
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.frontend.instructions import Containerfile
@@ -345,9 +346,8 @@ def unpack(
 
     No name or link in a layer reaches outside it. Raises: LayerError, ImageError, what `copy` raises.
     """
-    from registry.unpack import unpack_location
-
     from registry.transport import parse_location
+    from registry.unpack import unpack_location
 
     location = parse_location(source, "storage")
     with _lazy_store(root) as store, _transports(store, registry) as context:

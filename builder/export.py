@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from builder.plan.graph import BuildGraph, ImagePlan
 from builder.plan.request import BuildRequest
@@ -16,6 +16,7 @@ from builder.solve.layering import LayerBook
 from builder.solve.sources import ImageSources
 from layers.image import write_image
 from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, ImageConfig, Index, Manifest
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.solve.solver import StepResult

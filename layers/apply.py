@@ -20,7 +20,7 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal
 
 from layers import lowerview, xattrs
 from layers.compression import Compression, decompressor, kind_of_media_type
@@ -40,6 +40,7 @@ from layers.tarreader import (
     TarEntry,
     TarReader,
 )
+from layers.values import NamedTuple
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUEUED_PIECES = 4

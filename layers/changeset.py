@@ -17,7 +17,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from layers import lowerview, xattrs
 from layers.compression import BLOCK_BYTES, Compression, compressor, media_type
@@ -34,6 +33,7 @@ from layers.tarstream import (
     SYMLINK,
     TarWriter,
 )
+from layers.values import NamedTuple, Protocol
 
 __all__ = [
     "OPAQUE_WHITEOUT",

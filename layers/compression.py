@@ -20,7 +20,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from layers.errors import LayerError
 from layers.oci import (
@@ -32,6 +32,7 @@ from layers.oci import (
     MEDIA_OCI_LAYER_GZIP,
     MEDIA_OCI_LAYER_ZSTD,
 )
+from layers.values import Protocol
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -74,19 +75,15 @@ class Compressor(Protocol):
 
     def write(self, data: Buffer) -> bytes:
         """Compress `data`; whatever output is ready, possibly none. The caller may reuse `data` afterwards."""
-        ...
 
     def write_block(self, block: bytes | bytearray) -> bytes:
         """As `write`, but takes the block over uncopied: the caller must not change it any more."""
-        ...
 
     def finish(self) -> bytes:
         """The rest of the output. Nothing may be written afterwards."""
-        ...
 
     def close(self) -> None:
         """Stop the threads of a stream given up; idempotent, needless after `finish`."""
-        ...
 
 
 def media_type(kind: Compression) -> str:

@@ -15,11 +15,11 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from typing import NamedTuple
 
 from layers import linux, lowerview, xattrs
 from layers.errors import LayerError
 from layers.snapshot import Dialect
+from layers.values import NamedTuple
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS

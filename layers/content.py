@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO
 
 from layers.oci import Descriptor, Digest
+from layers.values import NamedTuple, Protocol
 
 
 class BlobInfo(NamedTuple):
@@ -34,22 +35,18 @@ class Ingest(Protocol):
 
     def write(self, data: bytes | memoryview) -> int:
         """Append. Raises: StoreError when the disk is full; SizeMismatch beyond the expected size."""
-        ...
 
     def restart(self) -> None:
         """Drop what is there and begin at offset 0."""
-        ...
 
     def commit(self) -> Descriptor:
         """Check digest and size, then publish atomically; idempotent if the blob exists.
 
         Raises: DigestMismatch, SizeMismatch (the ingest's bytes are dropped).
         """
-        ...
 
     def abort(self) -> None:
         """Drop what was written."""
-        ...
 
     def __enter__(self) -> Ingest: ...
 
@@ -63,15 +60,12 @@ class ContentStore(Protocol):
 
     def open(self, digest: Digest) -> BinaryIO:
         """The blob's bytes, seekable. Raises: BlobNotFound."""
-        ...
 
     def read(self, digest: Digest, limit_bytes: int) -> bytes:
         """A small blob whole, verified. Raises: BlobNotFound, DigestMismatch, SizeMismatch beyond the limit."""
-        ...
 
     def stat(self, digest: Digest) -> BlobInfo | None:
         """What is known of a blob without reading it; None if it is not here."""
-        ...
 
     def ingest(
         self,
@@ -84,16 +78,12 @@ class ContentStore(Protocol):
 
         Raises: StoreError if another live process holds the ingest of that ref.
         """
-        ...
 
     def delete(self, digest: Digest) -> bool:
         """Remove a blob; whether it was there."""
-        ...
 
     def walk(self) -> Iterator[BlobInfo]:
         """Every blob, in no particular order."""
-        ...
 
     def path(self, digest: Digest) -> Path | None:
         """Where the blob lies as a plain file, for zero-copy readers; None where it does not."""
-        ...

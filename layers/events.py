@@ -7,7 +7,7 @@ nanoseconds since the epoch.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from layers.values import NamedTuple, Protocol
 
 
 class Vertex(NamedTuple):

@@ -12,15 +12,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from layers.blobs import hash_file
 from layers.database import Row, Value
 from layers.errors import BlobNotFound, ContentError, ImageError, StoreError
-from layers.gc import collect, drop_broken_chains, sweep
+from layers.gc import drop_broken_chains
 from layers.leases import StoreLock
 from layers.oci import Digest
 from layers.snapshotters.catalog import KEPT
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.store import Driver, Store
@@ -187,7 +188,8 @@ class _Checker:
         with self._store.lock.exclusive():
             rows = self._store.database.rows("SELECT driver, id, parent, dir, owner FROM snapshots")
             known = {(str(row[0]), str(row[1])) for row in rows}
-            found = [(row, self._torn(row, known)) for row in rows]
+            alive = self._store.leases.alive()
+            found = [(row, None if row[4] in alive else self._torn(row, known)) for row in rows]
         self.snapshots = len(rows)
         for row, what in found:
             if what is not None:
@@ -245,8 +247,8 @@ class _Checker:
         for name in os.listdir(store.root / "trash"):
             yield self._problem("debris", f"trash/{name}", "was not removed to its end")
         if self._repair:
-            sweep(store)
-            collect(store)
+            store.sweep()
+            store.gc()
 
 
 def _text(value: Value) -> str:

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from layers import faults
 from layers.database import Row
@@ -39,6 +39,7 @@ from layers.oci import (
 from layers.records import CACHE_OWNER, decode_descriptor
 from layers.snapshotters.catalog import KEPT
 from layers.trees import disk_usage, remove_tree
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.store import Store

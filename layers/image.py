@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from layers.content import ContentStore
 from layers.errors import BlobNotFound, Cancelled, DigestMismatch, ImageError, LayerError
@@ -45,6 +45,7 @@ from layers.records import LayerRecord, compression_of
 from layers.snapshot import ActiveSnapshot, Snapshot
 from layers.snapshotters.native import NativeSnapshotter
 from layers.snapshotters.overlay import OverlaySnapshotter
+from layers.values import NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from layers.apply import ApplyResult

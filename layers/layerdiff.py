@@ -16,11 +16,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from layers import lowerview, xattrs
 from layers.errors import LayerError
 from layers.snapshot import Dialect
+from layers.values import NamedTuple
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from layers import xattrs
 from layers.snapshot import Dialect
+from layers.values import NamedTuple
 
 T = TypeVar("T")
 

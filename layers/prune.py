@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from layers.gc import Marker, collect
 from layers.records import CACHE_OWNER, CacheRecord
 from layers.trees import disk_usage
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.store import Store

@@ -9,10 +9,11 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from layers.database import EPOCH, Database, Value
 from layers.oci import Descriptor, Digest
+from layers.values import NamedTuple
 
 CACHE_OWNER = "cache"
 """Who holds the leases of cache records on blobs: nobody who could die."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
+
+from layers.values import NamedTuple, Protocol
 
 Dialect = Literal["trusted", "user"]
 """Which xattr namespace overlayfs uses: `trusted.overlay.*`, or `user.overlay.*` under a user namespace."""
@@ -59,33 +61,26 @@ class Snapshotter(Protocol):
 
     def prepare(self, parent: str | None) -> ActiveSnapshot:
         """Begin a writable snapshot on `parent`. Raises: StoreError (parent unknown, disk full)."""
-        ...
 
     def view(self, snapshot: str | None) -> Mount:
         """A read-only mount of a committed snapshot's whole tree (None: an empty directory)."""
-        ...
 
     def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
         """Make it read-only and durable-on-barrier; `id` names it (content-derived), else it keeps its own.
 
         If a snapshot `id` exists already, the active one is dropped and that one returned.
         """
-        ...
 
     def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
         """The same changes stacked on another parent, sharing the bytes where the driver can (`COPY --link`)."""
-        ...
 
     def get(self, id: str) -> Snapshot | None: ...
 
     def chain(self, id: str) -> Sequence[Snapshot]:
         """From the base to `id`. Raises: StoreError if a parent is missing."""
-        ...
 
     def discard(self, active: ActiveSnapshot) -> None:
         """Drop an active snapshot and its files."""
-        ...
 
     def remove(self, id: str) -> None:
         """Remove a committed snapshot. Raises: StoreError if another one builds on it."""
-        ...

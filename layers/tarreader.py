@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 from zlib import adler32
 
 from layers.errors import LayerError
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -13,8 +13,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
 
+from layers.values import NamedTuple, Protocol
 from registry.credentials import Credential
 from registry.errors import AuthError, NotFoundError, RegistryError, ServerError, printable
 

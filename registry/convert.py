@@ -9,7 +9,6 @@ Spec: image-spec media-types.md, Compatibility Matrix; distribution's manifest-v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from layers.errors import ImageError
@@ -31,6 +30,7 @@ from layers.oci import (
     Index,
     Manifest,
 )
+from layers.values import replace
 
 Format = Literal["oci", "docker"]
 Compression = Literal["gzip", "zstd", "none"]

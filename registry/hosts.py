@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from layers.values import NamedTuple
 from registry.errors import ConfigError
 from registry.reference import DEFAULT_DOMAIN, Reference, is_short_name
 

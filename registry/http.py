@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from layers.errors import PybuildError, SizeMismatch
+from layers.values import NamedTuple
 from registry.errors import ConfigError, NetworkError, ServerError, printable, redact_url
 from registry.hosts import TlsConfig
 from registry.proxies import choose_proxy

@@ -9,10 +9,10 @@ Grammar: https://github.com/distribution/reference (reference.go)
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from layers.errors import ImageError
 from layers.oci import Digest
+from layers.values import NamedTuple
 from registry.errors import InvalidReference
 
 DEFAULT_DOMAIN = "docker.io"

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from layers.errors import PybuildError
+from layers.values import NamedTuple
 from registry.errors import ConfigError
 from registry.reference import Reference, is_short_name
 

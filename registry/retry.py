@@ -10,9 +10,9 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from layers.errors import Cancelled
+from layers.values import NamedTuple
 
 CancelCheck = Callable[[], bool]
 

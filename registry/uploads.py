@@ -13,10 +13,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from layers.errors import DigestMismatch, ImageError, SizeMismatch
 from layers.oci import Descriptor, Digest
+from layers.values import NamedTuple
 from registry.auth import Scope
 from registry.errors import AuthError, NetworkError, NotFoundError, RateLimitError, RegistryError, ServerError
 from registry.hosts import Endpoint

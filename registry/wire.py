@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
+from layers.values import NamedTuple
 from registry.auth import MAX_TOKEN_REPLY_BYTES, Authenticator, Scope, TokenReply
 from registry.credentials import Credential, CredentialStore
 from registry.errors import (

@@ -7,7 +7,6 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from builder.cli.images import human_size
 from builder.errors import UsageError
@@ -15,6 +14,7 @@ from builder.frontend.ignorefile import IgnoreMatcher
 from builder.frontend.source import SourceFile
 from builder.plan.request import BuildRequest
 from builder.session import Session
+from layers.values import NamedTuple
 
 
 class Entry(NamedTuple):

@@ -7,7 +7,7 @@ Reference: https://man.freebsd.org/cgi/man.cgi?query=setmode&sektion=3
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from layers.values import NamedTuple
 
 _WHO = {"a": 0o6777, "u": 0o4700, "g": 0o2070, "o": 0o007}
 _STANDARD = 0o6777

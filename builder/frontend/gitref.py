@@ -8,8 +8,9 @@ Reference: https://docs.docker.com/build/concepts/context/#git-repositories
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from layers.values import NamedTuple
 
 _SCHEME = re.compile(r"[a-zA-Z0-9]+://")
 _SCP_STYLE = re.compile(r"([a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+):(.*?)(?:\?(.*?))?(?:#(.*))?", re.DOTALL)

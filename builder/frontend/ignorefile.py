@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from builder.errors import ContextError
 from builder.frontend.pathpattern import BadPattern, IgnorePattern, go_match, has_wildcard
 from builder.frontend.words import GO_SPACE
+from layers.values import NamedTuple
 
 __all__ = ["BadPattern", "Deciding", "IgnoreMatcher", "go_match"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from builder.errors import ParseError
 from builder.frontend.heredoc import Heredoc, is_heredoc, parse_heredoc
@@ -43,6 +43,7 @@ from builder.frontend.lineforms import FORMS
 from builder.frontend.parser import Directive, Node, ParserWarning, parse_syntax
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import GO_SPACE
+from layers.values import NamedTuple
 
 __all__ = [
     "Add", "Arg", "ArgPair", "Cmd", "Containerfile", "Copy", "Entrypoint", "Env", "Expose", "From",

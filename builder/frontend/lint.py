@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from builder.errors import ParseError
 from builder.frontend.ignorefile import IgnoreMatcher, clean_path
@@ -39,6 +39,7 @@ from builder.frontend.spelling import did_you_mean
 from builder.frontend.words import expand, expand_words
 from layers.errors import ImageError
 from layers.oci import Platform
+from layers.values import NamedTuple
 
 CHECK_ARG = "BUILDKIT_DOCKERFILE_CHECK"
 _RESERVED = frozenset({"context", "scratch"})

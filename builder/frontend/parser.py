@@ -8,13 +8,13 @@ its limit of 64 KiB a line is not.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from builder.errors import ParseError
 from builder.frontend.heredoc import Heredoc, heredocs_of_line
 from builder.frontend.lineforms import arguments_of, split_command
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import GO_SPACE
+from layers.values import NamedTuple
 
 MAX_TEXT_CHARS = 32 << 20
 MAX_INSTRUCTIONS = 100_000

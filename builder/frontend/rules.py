@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from layers.values import NamedTuple
 
 
 class Rule(NamedTuple):

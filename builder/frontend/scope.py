@@ -7,12 +7,12 @@ since it must also know what enters a cache key.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from builder.errors import ParseError
 from builder.frontend.instructions import Arg, ArgPair, Containerfile, Env, Stage
 from builder.frontend.words import expand, expand_word
 from layers.oci import Platform
+from layers.values import NamedTuple
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

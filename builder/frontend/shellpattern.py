@@ -7,9 +7,8 @@ backtracking regular expression would let one line of a Containerfile take hours
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from builder.frontend.words import WordError
+from layers.values import NamedTuple
 
 _STAR, _ANY = "*", "?"
 

@@ -5,7 +5,7 @@ What errors and findings point at. Imports the standard library only, since `bui
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from layers.values import NamedTuple
 
 _MAX_EXCERPT_WIDTH = 160
 """Columns of one source line that an excerpt shows; a 1 MB line must not flood a terminal."""

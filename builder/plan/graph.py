@@ -8,10 +8,11 @@ executes them. Plain tuples, because a cached build pays for every class at star
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from builder.frontend.source import SourceRange
 from layers.oci import Digest, ImageConfig, Manifest, Platform
+from layers.values import NamedTuple
 
 
 class ResolvedImage(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -30,6 +30,7 @@ from builder.plan.request import BuildRequest
 from builder.plan.stage import Dispatcher, StageState, set_env
 from layers.errors import PybuildError
 from layers.oci import Platform
+from layers.values import Protocol
 from registry.reference import Reference
 
 _SCRATCH_IMAGE = "docker-image://scratch"

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from builder.frontend.source import SourceFile
 from layers.oci import Platform
+from layers.values import NamedTuple, dataclass, field
 
 PullPolicy = Literal["always", "missing", "never", "newer"]
 NetworkMode = Literal["default", "none", "host"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol, assert_never, cast
+from typing import Any, assert_never, cast
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -23,6 +23,7 @@ from builder.frontend.words import expand_word
 from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, MountType, Op, ResolvedImage, RunOp
 from builder.plan.request import BuildRequest
 from layers.oci import Platform
+from layers.values import Protocol
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
@@ -35,11 +36,9 @@ class Sources(Protocol):
 
     def stage_or_image(self, name: str, *, user: StageState, range: SourceRange) -> tuple[int | None, str | None]:
         """The step of a stage or image, or the name of a build context (one of the two; both None: empty)."""
-        ...
 
     def context_tree(self, context: str, source: str) -> int:
         """A step that holds `source` of a build context, at the same path."""
-        ...
 
     def add_step(self, state: StageState, op: Op, *, inputs: tuple[int, ...], range: SourceRange, text: str) -> int: ...
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from builder.errors import ContextError
 from builder.solve import rootpath
+from layers.values import NamedTuple
 
 _FILE_MAX_BYTES = 16 * 1024 * 1024
 _ID_MAX = 2**31 - 1  # runc's bound for ids in USER; those of --chown have 32 bits too

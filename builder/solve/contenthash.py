@@ -18,7 +18,6 @@ import stat as stat_
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
 
 from builder.errors import ContextError
 from builder.solve import rootpath
@@ -27,6 +26,7 @@ from builder.solve.fileops import CopyOptions, chmod_function, resolve_in, selec
 from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
 from layers.errors import Cancelled
 from layers.records import FileStat
+from layers.values import NamedTuple, Protocol
 
 _BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
 _CHUNK = 1024 * 1024

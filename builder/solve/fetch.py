@@ -16,12 +16,13 @@ import posixpath
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from builder.errors import ContextError
 from builder.solve.sourcetree import never_cancelled
 from layers.errors import PybuildError
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from registry.http import HttpClient, HttpResponse

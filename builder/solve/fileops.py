@@ -15,12 +15,12 @@ import os
 import stat as stat_
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from builder.errors import ContextError
 from builder.solve import filedata, rootpath
 from builder.solve.sourcetree import Directory, Matcher, Selection, SourceTree, never_cancelled, split_wildcards
 from layers.errors import Cancelled
+from layers.values import NamedTuple
 
 
 class CopyOptions(NamedTuple):

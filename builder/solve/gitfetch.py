@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from builder.errors import ContextError
@@ -25,6 +25,7 @@ from builder.solve import rootpath
 from builder.solve.fetch import Secrets, no_secrets
 from builder.solve.sourcetree import never_cancelled
 from layers.errors import Cancelled
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,12 +10,13 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from builder.errors import ContextError
 from builder.frontend.gitref import GitRef, is_http_source, parse_git_ref
 from builder.solve.fetch import Secrets, no_secrets
 from builder.solve.sourcetree import never_cancelled
+from layers.values import NamedTuple
 
 _CONTAINERFILE_MAX_BYTES = 16 * 1024 * 1024
 

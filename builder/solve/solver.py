@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
 
 from builder.errors import ParseError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
@@ -25,6 +24,7 @@ from builder.solve.steps import StepContext, copy_options, open_mount, run_comma
 from layers.errors import Cancelled, PybuildError
 from layers.events import Vertex
 from layers.snapshot import Mount
+from layers.values import NamedTuple
 
 _POLL_S = 0.2
 """How often the main thread looks up from waiting, for signals and for drawing."""

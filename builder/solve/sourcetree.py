@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import stat as stat_
 from collections.abc import Callable, Generator
-from typing import NamedTuple, Protocol
 
 from builder.errors import ContextError
 from builder.frontend.pathpattern import check_go_pattern, go_match
 from builder.solve import rootpath
 from layers.errors import Cancelled
+from layers.values import NamedTuple, Protocol
 
 # Two descriptors a level stay within the usual 1024 of a process.
 MAX_DEPTH = 400

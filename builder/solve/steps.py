@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from builder.errors import ContextError, StepError
 from builder.frontend.source import SourceFile
@@ -23,6 +23,7 @@ from builder.solve import accounts
 from layers.errors import Cancelled
 from layers.events import EventSink, VertexLog
 from layers.snapshot import ActiveSnapshot, Mount
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.sandbox.launcher import ExitStatus, Launcher

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from layers.errors import BlobNotFound, ImageError, SizeMismatch, StoreError
 from layers.oci import (
@@ -30,6 +30,7 @@ from layers.oci import (
     encode_json,
     parse_manifest,
 )
+from layers.values import NamedTuple
 from registry.errors import InvalidReference
 from registry.recompress import FileSpan, open_scratch
 from registry.transport import (

@@ -10,10 +10,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from layers.errors import ImageError
 from layers.oci import INDEX_MEDIA_TYPES, Descriptor, Digest, Manifest
+from layers.values import NamedTuple
 from registry.errors import InvalidReference, NotFoundError
 from registry.reference import Reference
 from registry.transport import (

@@ -20,7 +20,7 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from layers.compression import decompressor, detect
 from layers.errors import BlobNotFound, ImageError, SizeMismatch, StoreError
@@ -38,6 +38,7 @@ from layers.oci import (
     Manifest,
     encode_json,
 )
+from layers.values import NamedTuple
 from registry.convert import layer_compression
 from registry.errors import InvalidReference
 from registry.recompress import FileSpan

@@ -11,9 +11,9 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 from layers.errors import PybuildError, StoreError
+from layers.values import NamedTuple
 from registry.errors import InvalidReference, printable
 from registry.reference import Reference
 from registry.transport import ImageDestination, ImageSource, TransportContext
