@@ -215,6 +215,7 @@ class Launcher:
                     "programs": programs,
                     "operations": operations(spec, self._host._replace(seccomp=number)),
                     "args": list(spec.args),
+                    "init": spec.init,
                     "env": spec.environment(),
                 }
             ).encode()

@@ -269,6 +269,8 @@ def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], sand
         else:
             setup.execute(sandbox, request["operations"])
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
+        if request.get("init"):
+            _init()
         status = setup.become(request["args"], request["env"])
     except setup.SetupError as e:
         _tell(control, error_message(e.operation, e.errno, e.path, e.words))
@@ -276,3 +278,22 @@ def _run(request: dict[str, Any], control: socket.socket, stdio: list[int], sand
         _tell(control, error_message("setup", None, None, f"{type(e).__name__}: {e}"))
     finally:
         os._exit(status)
+
+
+def _init() -> None:
+    """Stay behind as a small PID 1 that reaps and passes signals on; returns in the child alone.
+
+    This process still holds memory of the launcher's: nobody inside may look into it.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        return
+    linux.close_range(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda received, _frame: os.kill(pid, received))
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,29 @@ def test_sigkill_leaves_nothing(root_box: RootBox, target: str) -> None:
     assert (b"died" in errors) == (target == "zygote")
     # The same upper serves again.
     assert root_box.sh("true", root=root).code == 0
+
+
+def test_init_reaps_and_is_shut(box: Box) -> None:
+    script = "(true & true & sleep 0.2) & sleep 0.5; ps -o pid,stat,comm; cat /proc/1/environ /proc/1/maps; exit 9"
+    outcome = box.sh(script, init=True)
+    assert outcome.code == 9
+    assert " Z" not in outcome.out
+    assert "sh" in outcome.out
+    assert outcome.err.count("ermission denied") == 2
+    assert box.sh("kill -9 $$", init=True).code == 137
+    assert box.sh("echo $$", init=True).out == "2\n"
+
+
+def test_init_passes_signals_on(root_box: RootBox) -> None:
+    spec = spec_of(root_box, "sh", "-c", "trap 'exit 42' TERM; echo ready; while true; do sleep 0.1; done")
+    read, write = os.pipe()
+    with open(read) as out:
+        running = root_box.launcher.run(replace(spec, init=True), stdout_fd=write, stderr_fd=write)
+        os.close(write)
+        assert out.readline() == "ready\n"
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 42
+        running.close()
 
 
 def test_forced_chroot(root_box: RootBox) -> None:
