@@ -106,11 +106,13 @@ def _unpack(options: Namespace, mode: str) -> int:
     from builder import api
     from builder.cli.progress import make_progress
 
+    root = store_root(options)
+    api.prepare_namespaces()  # an ordinary user's owners are those of the user namespace
     with make_progress(mode, sys.stderr, os.environ) as progress:
         api.unpack(
             options.source,
             Path(options.directory),
-            root=store_root(options),
+            root=root,
             registry=registry_options(options),
             platform=_platform(options.platform),
             events=progress,
