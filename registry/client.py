@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from layers.errors import ContentError, DigestMismatch, ImageError, PybuildError, SizeMismatch
@@ -29,9 +29,10 @@ from layers.oci import (
     Digest,
     Index,
 )
+from layers.values import NamedTuple
 from registry.auth import CATALOG_SCOPE, Scope
 from registry.blobs import BlobReader
-from registry.errors import NotFoundError, RegistryError, ServerError
+from registry.errors import InvalidReference, NotFoundError, RegistryError, ServerError, redact_url
 from registry.hosts import Endpoint, HostConfig, RegistryOptions
 from registry.http import Timeouts, join_url
 from registry.reference import Reference
@@ -269,6 +270,27 @@ class RegistryClient:
         except NotFoundError:
             return False
 
+    def stat_blob(self, ref: Reference, digest: Digest) -> Descriptor | None:
+        """The size of a blob by HEAD, as a descriptor without a media type; None if there is none.
+
+        Raises: ServerError if the registry does not tell the size; RegistryError, Cancelled.
+        """
+
+        def head(endpoint: Endpoint) -> Descriptor:
+            what = f"cannot look for blob {digest.short} in {ref.repository}"
+            scopes = (Scope.repository(endpoint.repository, "pull"),)
+            call = Call("HEAD", f"{endpoint.repository}/blobs/{digest}", what, scopes)
+            reply = self._wire.fetch(endpoint, call)
+            length = reply.headers.get("Content-Length", "")
+            if not length.isascii() or not length.isdigit():
+                raise ServerError(f"{what}: the answer has no Content-Length", url=reply.url)
+            return Descriptor(media_type="application/octet-stream", digest=digest, size_bytes=int(length[:18]))
+
+        try:
+            return self._pull(ref.with_digest(digest), head)
+        except NotFoundError:
+            return None
+
     def mount_blob(self, ref: Reference, digest: Digest, from_repository: str) -> bool:
         """Mount a blob from another repository (its path) of the same registry; False if it must be uploaded.
 
@@ -446,6 +468,35 @@ class RegistryClient:
     def served_by(self, ref: Reference) -> Endpoint | None:
         """The endpoint that last served a pull from the repository."""
         return self._served.get(ref.repository)
+
+    def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Reply:
+        """Any request to `[scheme://]registry/v2/REPOSITORY/…` that no verb covers; answers are bounded as lists are.
+
+        A status of 400 and above is raised. Raises: RegistryError, SizeMismatch, Cancelled.
+        """
+        domain, mark, path = url.partition("://")[2 if "://" in url else 0].partition("/v2/")
+        repository = path.partition("?")[0]
+        for verb in ("/manifests/", "/blobs/", "/tags/", "/referrers/"):
+            repository = repository.rpartition(verb)[0] or repository
+        if not mark:
+            raise InvalidReference(f"{redact_url(url)} is not a registry's URL")
+        ref = Reference.parse(f"{domain}/{repository.rstrip('/')}")
+        endpoint = self._push_endpoint(ref)
+        reading = method in {"GET", "HEAD"}
+        actions = {"pull"} if reading else {"pull", "push", "delete"} if method == "DELETE" else {"pull", "push"}
+        call = Call(
+            method,
+            path,
+            f"{method} {redact_url(url)}",
+            (Scope.repository(endpoint.repository, *actions),),
+            range(200, 300),
+            headers or {},
+            None if body is None else lambda: (body,),
+            None if body is None else len(body),
+        )
+        return self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
 
     # Beneath
 
