@@ -16,10 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from layers.errors import Cancelled, ImageError
 from layers.events import EventSink, NullSink, Vertex, VertexStatus
@@ -35,6 +33,7 @@ from layers.oci import (
     Platform,
     parse_manifest,
 )
+from layers.values import NamedTuple, replace
 from registry.convert import (
     Compression,
     Format,
@@ -80,7 +79,10 @@ class CopyOptions(NamedTuple):
 
 
 class CopyResult(NamedTuple):
-    """What was done: `descriptor` is the copy's manifest or index, `source_digest` the original's."""
+    """What was done: `descriptor` is the copy's manifest or index, `source_digest` the original's.
+
+    `written` False: all of it was there, under that name.
+    """
 
     descriptor: Descriptor
     source_digest: Digest
@@ -88,6 +90,7 @@ class CopyResult(NamedTuple):
     copied_blobs: int = 0
     reused_blobs: int = 0
     present_blobs: int = 0
+    written: bool = True
 
 
 class HostSlots:
@@ -138,7 +141,8 @@ def copy_location(
                 opened, target, options=options, events=events, jobs=jobs, cancelled=cancelled, slots=slots,
                 scratch_dir=context.scratch_dir,
             )  # fmt: skip
-            target.commit()
+            if result.written:
+                target.commit()
             return result
         finally:
             target.close()
@@ -157,7 +161,7 @@ def copy_image(
     slots: HostSlots | None = None,
     scratch_dir: Path = Path("/var/tmp"),  # noqa: S108  # spools there are anonymous files
 ) -> CopyResult:
-    """Copy the image; the caller commits the destination.
+    """Copy the image; the caller commits the destination, if the result says that something was written.
 
     Raises: ImageError, ContentError, RegistryError, StoreError, Cancelled.
     """
@@ -230,7 +234,7 @@ class _Copy:
         final = node.manifest
         if not self._changes(node) and self.destination.head_manifest() == final.digest:
             self._count("present", len(_blobs(node)))
-            return self._result(final, top)
+            return self._result(final, top)._replace(written=False)
         self._load_children(node, 0)
         for each in node.walk():
             self._decide(each)
@@ -435,44 +439,62 @@ class _Copy:
             raise Cancelled()
 
     def _in_parallel(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Run the tasks, `jobs` at a time; the first failure stops the others and is raised."""
-        self._check_cancelled()
-        if len(tasks) <= 1 or self._jobs == 1:
-            for task in tasks:
-                self._check_cancelled()
+        run_parallel(tasks, self._jobs, self._stop, self._caller_cancelled)
+
+
+def run_parallel(
+    tasks: Sequence[Callable[[], None]],
+    jobs: int,
+    stop: threading.Event,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Run the tasks, `jobs` at a time; the first failure sets `stop`, for the others to end, and is raised.
+
+    Raises: what a task raises; Cancelled.
+    """
+
+    def over() -> bool:
+        return stop.is_set() or (cancelled is not None and cancelled())
+
+    if len(tasks) <= 1 or jobs == 1:
+        for task in tasks:
+            if over():
+                raise Cancelled()
+            task()
+        return
+    queue = iter(tasks)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        while not over():
+            with lock:
+                task = next(queue, None)
+            if task is None:
+                return
+            try:
                 task()
-            return
-        queue = iter(tasks)
-        failures: list[BaseException] = []
+            except BaseException as e:  # noqa: BLE001  # a thread's boundary: raised again below
+                with lock:
+                    failures.append(e)
+                stop.set()
 
-        def work() -> None:
-            while not self._cancelled():
-                with self._lock:
-                    task = next(queue, None)
-                if task is None:
-                    return
-                try:
-                    task()
-                except BaseException as e:  # noqa: BLE001  # a thread's boundary: raised again below
-                    with self._lock:
-                        failures.append(e)
-                    self._stop.set()
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self._jobs, len(tasks)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(tasks)))]
+    for thread in threads:
+        thread.start()
+    try:
         for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            # KeyboardInterrupt: the transfers see it at their next chunk.
-            self._stop.set()
-            for thread in threads:
-                thread.join(timeout=5)
-            raise
-        if failures:
-            raise next((e for e in failures if not isinstance(e, Cancelled)), failures[0])
-        self._check_cancelled()
+            thread.join()
+    except BaseException:
+        # KeyboardInterrupt: the transfers see it at their next chunk.
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=5)
+        raise
+    if failures:
+        raise next((e for e in failures if not isinstance(e, Cancelled)), failures[0])
+    if over():
+        raise Cancelled()
 
 
 class _Report:

@@ -22,10 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from layers.errors import Cancelled, DigestMismatch, ImageError, PybuildError, SizeMismatch
-from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest
+from layers.errors import Cancelled, ContentError, DigestMismatch, ImageError, PybuildError, SizeMismatch
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, parse_manifest
+from layers.values import NamedTuple, Protocol
 from registry.errors import InvalidReference
 
 if TYPE_CHECKING:
@@ -75,19 +76,15 @@ class ImageSource(Protocol):
 
         Raises: ImageError, NameNotFound, RegistryError.
         """
-        ...
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> ByteStream:
         """The blob's bytes from `offset` on, not yet verified. Raises: BlobNotFound."""
-        ...
 
     def blob_path(self, digest: Digest) -> Path | None:
         """A plain file with the blob's *verified* bytes, if there is one, for zero-copy."""
-        ...
 
     def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
         """Repositories on registry `host` that are thought to hold the blob, best first."""
-        ...
 
     def close(self) -> None: ...
 
@@ -112,28 +109,23 @@ class ImageDestination(Protocol):
 
     def head_manifest(self, digest: Digest | None = None) -> Digest | None:
         """The digest of what is there, whole, by the image's name or of the instance; None if that is not known."""
-        ...
 
     def has_blob(self, descriptor: Descriptor) -> bool: ...
 
     def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
         """Get the blob without moving its bytes: a mount, a link. None if that is not possible."""
-        ...
 
     def put_blob(self, blob: BlobInput) -> None:
         """Write the blob, checked against its descriptor before it counts. Idempotent.
 
         Raises: DigestMismatch, SizeMismatch, StoreError, RegistryError.
         """
-        ...
 
     def put_manifest(self, manifest: RawManifest, *, top: bool) -> None:
         """Write a manifest or index; `top` for the one that the image's name will mean."""
-        ...
 
     def commit(self) -> None:
         """Publish the image under its name."""
-        ...
 
     def close(self) -> None: ...
 
@@ -141,7 +133,8 @@ class ImageDestination(Protocol):
 class ImageLocation(Protocol):
     """A parsed name of a place; printing it gives the text form back."""
 
-    transport: str
+    @property
+    def transport(self) -> str: ...
 
     def source(self, context: TransportContext) -> ImageSource: ...
 
@@ -355,6 +348,25 @@ def check_manifest(manifest: RawManifest, expected: Digest | None) -> RawManifes
     if found != wanted:
         raise DigestMismatch(f"manifest {wanted} has the wrong bytes: they hash to {found}")
     return manifest if manifest.digest == wanted else manifest._replace(digest=wanted)
+
+
+def is_whole(
+    digest: Digest,
+    read: Callable[[Digest], RawManifest | None],
+    has_blob: Callable[[Descriptor], bool],
+    depth: int = 4,
+) -> bool:
+    """Whether a local place has the manifest or index and everything beneath it, by looking at each part."""
+    try:
+        raw = read(digest)
+        if raw is None or depth < 0:
+            return False
+        document = parse_manifest(check_manifest(raw, digest).raw, raw.media_type)
+    except (ImageError, ContentError):
+        return False
+    if isinstance(document, Index):
+        return all(is_whole(d.digest, read, has_blob, depth - 1) for d in document.manifests)
+    return all(has_blob(d) for d in (document.config, *document.layers) if not d.urls)
 
 
 # Transport name -> the module with its `parse(rest) -> ImageLocation`.

@@ -15,12 +15,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from layers.errors import BlobNotFound, ImageError, SizeMismatch, StoreError
-from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Manifest, parse_manifest
+from layers.values import NamedTuple
 from registry.errors import InvalidReference
 from registry.transport import (
     CHUNK_BYTES,
@@ -30,6 +31,7 @@ from registry.transport import (
     Reuse,
     TransportContext,
     check_manifest,
+    is_whole,
 )
 
 VERSION_TEXT = b"Directory Transport Version: 1.1\n"
@@ -169,7 +171,6 @@ class DirDestination:
         except OSError as e:
             raise StoreError(f"cannot make {location.path}: {e.strerror}") from e
         self._dir = _Dir(location.path)
-        self._keep = {"version", "manifest.json"}
         self._top: RawManifest | None = None
         try:
             existing = [n for n in os.listdir(self._dir.fd) if not n.startswith(_TEMPORARY)]
@@ -183,17 +184,28 @@ class DirDestination:
             raise
 
     def head_manifest(self, digest: Digest | None = None) -> Digest | None:
-        return None
+        raw = self._read(digest)
+        if raw is None:
+            return None
+        return (
+            raw.digest
+            if is_whole(raw.digest, lambda d: raw if d == raw.digest else self._read(d), self.has_blob)
+            else None
+        )
+
+    def _read(self, digest: Digest | None) -> RawManifest | None:
+        try:
+            raw = self._dir.read(f"{_file_name(digest)}.manifest.json" if digest is not None else "manifest.json")
+        except FileNotFoundError:
+            return None
+        return RawManifest(raw, "", digest or Digest.of(raw))
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         try:
             with self._dir.open(_file_name(descriptor.digest)) as f:
-                there = os.fstat(f.fileno()).st_size == descriptor.size_bytes
+                return os.fstat(f.fileno()).st_size == descriptor.size_bytes
         except FileNotFoundError:
             return False
-        if there:
-            self._keep.add(_file_name(descriptor.digest))
-        return there
 
     def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
         return None
@@ -214,16 +226,13 @@ class DirDestination:
             os.rename(temporary, name, src_dir_fd=self._dir.fd, dst_dir_fd=self._dir.fd)
         except OSError as e:
             raise StoreError(f"cannot write {self._dir.path}/{name}: {e.strerror}") from e
-        self._keep.add(name)
 
     def put_manifest(self, manifest: RawManifest, *, top: bool) -> None:
         check_manifest(manifest, manifest.digest)
         if top:
             self._top = manifest
             return
-        name = f"{_file_name(manifest.digest)}.manifest.json"
-        self._dir.write(name, manifest.raw)
-        self._keep.add(name)
+        self._dir.write(f"{_file_name(manifest.digest)}.manifest.json", manifest.raw)
 
     def commit(self) -> None:
         """Write the manifest, then drop the blobs of the image that was here before."""
@@ -231,15 +240,25 @@ class DirDestination:
             raise StoreError(f"nothing was written to {self.name}")
         self._dir.write("version", VERSION_TEXT)
         self._dir.write("manifest.json", self._top.raw)
-        document: Manifest | Index = parse_manifest(self._top.raw, self._top.media_type)
-        if isinstance(document, Manifest):
-            self._keep |= {_file_name(d.digest) for d in (document.config, *document.layers)}
+        keep = {"version", "manifest.json", *self._names(self._top)}
         for name in os.listdir(self._dir.fd):
-            if name not in self._keep and (_OURS.match(name) or name.startswith((_TEMPORARY, "signature-"))):
+            if name not in keep and (_OURS.match(name) or name.startswith((_TEMPORARY, "signature-"))):
                 try:
                     os.unlink(name, dir_fd=self._dir.fd)
                 except OSError as e:
                     raise StoreError(f"cannot remove {self._dir.path}/{name}: {e.strerror}") from e
+
+    def _names(self, manifest: RawManifest) -> Iterator[str]:
+        """The files of everything beneath the manifest."""
+        document = parse_manifest(manifest.raw, manifest.media_type)
+        if isinstance(document, Manifest):
+            yield from (_file_name(d.digest) for d in (document.config, *document.layers))
+            return
+        for entry in document.manifests:
+            yield f"{_file_name(entry.digest)}.manifest.json"
+            inner = self._read(entry.digest)
+            if inner is not None:
+                yield from self._names(inner)
 
     def close(self) -> None:
         self._dir.close()

@@ -23,7 +23,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from layers.errors import BlobNotFound, DigestMismatch, ImageError, SizeMismatch, StoreError
 from layers.oci import (
@@ -38,6 +38,7 @@ from layers.oci import (
     encode_json,
     parse_manifest,
 )
+from layers.values import NamedTuple
 from registry.errors import InvalidReference
 from registry.transport import (
     CHUNK_BYTES,
@@ -47,6 +48,7 @@ from registry.transport import (
     Reuse,
     TransportContext,
     check_manifest,
+    is_whole,
 )
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -434,8 +436,15 @@ class OciDestination:
         self._top: RawManifest | None = None
 
     def head_manifest(self, digest: Digest | None = None) -> Digest | None:
+        wanted = digest
+        if wanted is None and self._ref is not None:
+            found = {d.digest for d in self._layout.read_index().manifests if d.annotations.get(REF_NAME) == self._ref}
+            wanted = found.pop() if len(found) == 1 else None
         # A layout may have a manifest without its blobs.
-        return None
+        return wanted if wanted is not None and is_whole(wanted, self._read, self.has_blob) else None
+
+    def _read(self, digest: Digest) -> RawManifest:
+        return self._layout.read_manifest(Descriptor(media_type="", digest=digest, size_bytes=0))
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         return self._layout.has_blob(descriptor)

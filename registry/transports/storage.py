@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 from layers.errors import BlobNotFound, ImageError, NameNotFound, SizeMismatch, StoreError
 from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
+from layers.values import NamedTuple
 from registry.errors import InvalidReference
 from registry.reference import Reference
 from registry.transport import (
@@ -24,6 +25,7 @@ from registry.transport import (
     Reuse,
     TransportContext,
     check_manifest,
+    is_whole,
 )
 
 if TYPE_CHECKING:
@@ -187,7 +189,14 @@ class StorageDestination:
         self._top: RawManifest | None = None
 
     def head_manifest(self, digest: Digest | None = None) -> Digest | None:
-        return None
+        if digest is None:
+            named = self._store.names.get(self._name)
+            digest = named.digest if named is not None else None
+        return digest if digest is not None and is_whole(digest, self._read, self.has_blob) else None
+
+    def _read(self, digest: Digest) -> RawManifest:
+        raw = self._store.blobs.read(digest, MAX_MANIFEST_BYTES)
+        return RawManifest(raw, parse_manifest(raw).media_type, digest)
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         info = self._store.blobs.stat(descriptor.digest)

@@ -33,6 +33,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "layers.snapshot": ("layers.oci",),
     "registry": ("layers", "registry", "requests", "urllib3"),
     "registry.artifacts": ("layers", "registry", "requests", "oras"),
+    "registry.syncfile": ("layers", "registry", "yaml"),
     "builder.errors": ("layers.errors", "builder.frontend.source"),
     "builder.version": (),
     "builder.frontend": ("layers.errors", "layers.oci", "builder.errors", "builder.frontend"),
@@ -62,10 +63,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "zstandard": ("layers.compression", "layers.decompression"),
     "isal": ("layers.compression", "layers.decompression"),
     "requests": ("registry",),
+    "yaml": ("registry.syncfile",),
     "jsonschema": (),  # comes with oras, costs 93 ms
 }
 
-LAZY = ("requests", "urllib3", "oras", "tqdm", "zstandard", "isal")
+LAZY = ("requests", "urllib3", "oras", "tqdm", "yaml", "zstandard", "isal")
 EAGER_ROOMS: dict[str, tuple[str, ...]] = {
     # Modules that are themselves imported lazily may import these at their top.
     "requests": ("registry.http", "registry.connections", "registry.client", "registry.auth", "registry.artifacts"),

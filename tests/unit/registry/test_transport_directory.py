@@ -134,3 +134,16 @@ def test_writing_goes_through_no_link(written: tuple[Path, Image], tmp_path: Pat
     with pytest.raises(StoreError):
         copy(f"oci:{tmp_path}/a:one", f"dir:{path}")
     assert victim.read_bytes() == b"precious"
+
+
+def test_an_index_over_one_of_its_instances_keeps_both(tmp_path: Path) -> None:
+    amd, arm = make_image(), make_image(architecture="arm64")
+    index = make_index({"amd64": amd, "arm64": arm})
+    write_layout(tmp_path / "a", amd=amd, both=index)
+    copy(f"oci:{tmp_path}/a:amd", f"dir:{tmp_path}/d")
+    copy(f"oci:{tmp_path}/a:both", f"dir:{tmp_path}/d")
+    copy(f"oci:{tmp_path}/a:both", f"dir:{tmp_path}/d")
+    assert copy(f"dir:{tmp_path}/d", f"oci:{tmp_path}/b:t") == index.digest
+    check_layout(tmp_path / "b", index.digest)
+    copy(f"oci:{tmp_path}/a:amd", f"dir:{tmp_path}/d")
+    assert len(list((tmp_path / "d").iterdir())) == 2 + len(amd.blobs)

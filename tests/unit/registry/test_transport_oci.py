@@ -439,3 +439,34 @@ def test_manifests_are_checked_before_they_are_written(tmp_path: Path) -> None:
             destination.commit()
     finally:
         destination.close()
+
+
+# What is there already
+
+
+@pytest.mark.parametrize("kind", ["oci", "dir"])
+def test_a_repeated_copy_writes_nothing(tmp_path: Path, context: TransportContext, kind: str) -> None:
+    index = make_index({"amd64": make_image(), "arm64": make_image(architecture="arm64")})
+    write_layout(tmp_path / "a", one=index)
+    source = parse_location(f"oci:{tmp_path}/a:one")
+    target = parse_location(f"oci:{tmp_path}/b:one" if kind == "oci" else f"dir:{tmp_path}/b")
+    assert copy_location(source, target, context).written
+    before = {p: p.stat().st_ino for p in (tmp_path / "b").rglob("*")}
+    again = copy_location(source, target, context)
+    assert (again.written, again.moved_bytes, again.descriptor.digest) == (False, 0, index.digest)
+    assert {p: p.stat().st_ino for p in (tmp_path / "b").rglob("*")} == before
+    # A part is missing, or torn: the copy is not complete, whatever its name says.
+    blobs = sorted(p for p in (tmp_path / "b").rglob("*") if len(p.name) == 64 and p.stat().st_size > 1500)
+    blobs[0].unlink()
+    assert copy_location(source, target, context).copied_blobs == 1
+    blobs[1].write_bytes(b"torn")
+    assert copy_location(source, target, context).copied_blobs == 1
+
+
+def test_a_moved_tag_is_written_though_all_blobs_are_there(tmp_path: Path, context: TransportContext) -> None:
+    first, second = make_image(), make_image()
+    write_layout(tmp_path / "a", one=first, two=second)
+    write_layout(tmp_path / "b", x=first, y=second)
+    result = copy_location(parse_location(f"oci:{tmp_path}/a:two"), parse_location(f"oci:{tmp_path}/b:x"), context)
+    assert (result.written, result.copied_blobs) == (True, 0)
+    assert layout_names(tmp_path / "b") == {"x": second.digest, "y": second.digest}
