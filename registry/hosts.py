@@ -19,6 +19,7 @@ from registry.reference import DEFAULT_DOMAIN, Reference, is_short_name
 
 if TYPE_CHECKING:
     from registry.credentials import Credential
+    from registry.policy import Policy
     from registry.registriesconf import RegistriesConf, RegistryTable
 
 DOCKER_HUB_HOST = "registry-1.docker.io"
@@ -29,6 +30,7 @@ class RegistryOptions(NamedTuple):
 
     `tls_verify` None means: as configured. `cert_dir` holds `*.crt`, `*.cert` and `*.key` and stands
     in for certs.d; `ca_file` and `client_cert`/`client_key` add to it. `anonymous` sends no credentials.
+    `registries_conf` and `signature_policy` name files that stand in for registries.conf and policy.json.
     """
 
     tls_verify: bool | None = None
@@ -40,6 +42,7 @@ class RegistryOptions(NamedTuple):
     creds: Credential | None = None
     anonymous: bool = False
     registries_conf: str | None = None
+    signature_policy: str | None = None
 
 
 class TlsConfig(NamedTuple):
@@ -78,6 +81,7 @@ class HostConfig:
         self.options = options or RegistryOptions()
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self._conf: RegistriesConf | None = None
+        self._policy: Policy | None = None
 
     @property
     def conf(self) -> RegistriesConf:
@@ -90,6 +94,18 @@ class HostConfig:
 
             self._conf = load_registries_conf(self.options.registries_conf, self.environ)
         return self._conf
+
+    @property
+    def policy(self) -> Policy:
+        """The policy.json that says which images may be pulled, read at first use.
+
+        Raises: ConfigError if it is malformed.
+        """
+        if self._policy is None:
+            from registry.policy import load_policy
+
+            self._policy = load_policy(self.environ, self.options.signature_policy)
+        return self._policy
 
     def resolve_endpoints(self, ref: Reference, *, for_pull: bool) -> list[Endpoint]:
         """The endpoints of `ref`, first to last; never empty.

@@ -90,6 +90,7 @@ class DockerSource:
         self._client = client
 
     def get_manifest(self, digest: Digest | None = None) -> RawManifest:
+        self._client.hosts.policy.check_docker(self._ref)
         ref = self._ref if digest is None else self._ref.with_digest(digest)
         return RawManifest(*self._client.get_manifest(ref))
 
