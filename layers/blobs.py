@@ -29,6 +29,7 @@ from layers.leases import Leases, StoreLock
 from layers.oci import Descriptor, Digest
 
 _CHUNK = 1 << 20
+_LARGE_BYTES = 16 << 20
 _CORRUPT_HINT = "the store is damaged: run `pybuild fsck --repair`, then pull or build the image again"
 
 
@@ -137,8 +138,8 @@ class BlobDirectory:
         ref: str | None = None,
     ) -> BlobIngest:
         """See ContentStore.ingest."""
-        if expected is not None and not os.path.isdir(f"{self._blobs}/{expected.digest.algorithm}"):
-            os.makedirs(f"{self._blobs}/{expected.digest.algorithm}", mode=0o755, exist_ok=True)
+        if expected is not None:
+            self._check_room(expected)
         self._leases.owner()  # so that a process that only ingests is seen to be alive
         if ref is None:
             name = os.urandom(12).hex()
@@ -152,6 +153,18 @@ class BlobDirectory:
         except BaseException:
             os.close(fd)
             raise
+
+    def _check_room(self, expected: Descriptor) -> None:
+        """Refuse a large blob that cannot fit before its download rather than at its end."""
+        if expected.size_bytes < _LARGE_BYTES:
+            return
+        status = os.statvfs(self._ingests)
+        free = status.f_bavail * status.f_frsize
+        if expected.size_bytes > free:
+            raise StoreError(
+                f"{self._ingests}: blob {expected.digest} has {expected.size_bytes} bytes, but the disk has room for {free}",
+                hint="free some space, or run `pybuild prune`",
+            )
 
     def _claim(self, path: str, ref: str | None) -> int:
         """Open and lock an ingest's file."""

@@ -132,8 +132,11 @@ class Leases:
         try:
             yield
         finally:
-            with self._database.write() as c:
-                c.execute("DELETE FROM leases WHERE owner=? AND token=?", (owner, token))
+            try:
+                with self._database.write() as c:
+                    c.execute("DELETE FROM leases WHERE owner=? AND token=?", (owner, token))
+            except StoreError:
+                pass  # it ends with this process at the latest
 
     @contextmanager
     def flight(self, key: str, *, wait: bool = True) -> Iterator[bool]:
@@ -176,9 +179,14 @@ class Leases:
         with self._guard:
             owner, fd = self._owner, self._fd
             self._owner, self._fd = None, -1
-        if owner is not None:
+        if owner is None:
+            return
+        try:
             with self._database.write() as c:
                 c.execute("DELETE FROM leases WHERE owner=?", (owner,))
+        except StoreError:
+            os.close(fd)  # the disk is full, say: without its lock the lease is void, and swept later
+        else:
             unlock_file(fd, f"{self._dir}/{owner}")
 
 

@@ -181,6 +181,24 @@ def prune(
     return PruneReport(records, report.blobs, report.snapshots, report.bytes)
 
 
+def make_room(store: Store, *, min_free_bytes: int = 0, max_bytes: int | None = None) -> PruneReport | None:
+    """Automatic gc: prune least recently used cache records until the disk has that much free and the store
+    takes no more than `max_bytes`; None if both hold already.
+
+    The first is one system call, the second a walk of the store. Names are never removed, so that it
+    may not succeed; what is left to do then is the user's.
+    """
+    status = os.statvfs(store.root)
+    lacking = min_free_bytes - status.f_bavail * status.f_frsize
+    if lacking <= 0 and max_bytes is None:
+        return None
+    total = usage(store).total_bytes
+    keep = total - max(lacking, 0) if max_bytes is None else min(max_bytes, total - max(lacking, 0))
+    if total <= keep:
+        return None
+    return store.prune(all=True, keep_bytes=max(keep, 0))
+
+
 def _cutoff(report: UsageReport, keep_bytes: int) -> int | None:
     """The time of use up to which records must go; None if none need to."""
     total = report.total_bytes - sum(item.bytes for item in report.items if item.state == "garbage")

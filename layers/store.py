@@ -25,13 +25,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
-from layers import faults, linux
+from layers import faults
 from layers.blobs import BlobDirectory, BlobIngest
 from layers.content import BlobInfo
 from layers.database import Database, boot_id
@@ -51,6 +50,7 @@ from layers.records import Cache, FileStats, Layers, Names, encode_descriptor
 from layers.snapshot import Dialect
 from layers.snapshotters.catalog import Catalog
 from layers.snapshotters.overlay import OverlaySnapshotter, overlay_works
+from layers.values import Protocol, replace
 
 if TYPE_CHECKING:
     from layers.gc import GcReport, SweepReport
@@ -62,6 +62,7 @@ Driver = Literal["auto", "overlay", "native"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "snapshots", "leases", "flights", "trash", "empty")
+_RESERVE_BYTES = 1 << 20
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -155,7 +156,10 @@ class Store:
         elif meta.get("names_generation") != meta.get("index_generation"):
             self.refresh_index()  # a process died between its commit and the new index.json
         if self.leases.dead():
-            self.sweep()
+            try:
+                self.sweep()
+            except StoreError:
+                pass  # the disk is full, say: what dead processes left can wait for the next opening
 
     # Blobs: the ContentStore protocol
 
@@ -327,6 +331,8 @@ class Store:
             faults.reach("store.barrier.before-sync")
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            from layers import linux
+
             linux.syncfs(fd)
         except OSError as e:
             raise StoreError(f"{self.root}: the disk failed to write what was stored: {e.strerror}") from e
@@ -390,13 +396,24 @@ class Store:
         """Clear away what dead processes left half-done. See `layers.gc.sweep`."""
         from layers.gc import sweep
 
-        return sweep(self)
+        with self.reserve():
+            return sweep(self)
 
     def gc(self) -> GcReport:
         """Remove what no name, cache record, lease or live process needs. See `layers.gc.collect`."""
         from layers.gc import collect
 
-        return collect(self)
+        with self.reserve():
+            return collect(self)
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """On a full disk, have room in the block for the rows that deletions take."""
+        _release_reserve(self.root)
+        try:
+            yield
+        finally:
+            _make_reserve(self.root)
 
     def usage(self) -> UsageReport:
         """How much disk the store takes. See `layers.prune.usage`."""
@@ -415,7 +432,14 @@ class Store:
         """Forget cache records and remove what only they needed. See `layers.prune.prune`."""
         from layers.prune import prune
 
-        return prune(self, all=all, until_ns=until_ns, keep_bytes=keep_bytes, match=match)
+        with self.reserve():
+            return prune(self, all=all, until_ns=until_ns, keep_bytes=keep_bytes, match=match)
+
+    def make_room(self, *, min_free_bytes: int = 0, max_bytes: int | None = None) -> PruneReport | None:
+        """Automatic gc by free space and quota. See `layers.prune.make_room`."""
+        from layers.prune import make_room
+
+        return make_room(self, min_free_bytes=min_free_bytes, max_bytes=max_bytes)
 
     def close(self) -> None:
         """End this process's leases and close the database. Idempotent."""
@@ -449,7 +473,7 @@ def _open_store(
     root = Path(os.path.abspath(root))
     if not os.path.exists(root / "store.db"):
         _create(root)
-    database = Database(root / "store.db")
+    database = _open_database(root)
     try:
         store = Store(root, database, driver, dialect or default_dialect(), boot or boot_id(), clock)
         store._start()
@@ -459,17 +483,62 @@ def _open_store(
     return store
 
 
+def _open_database(root: Path) -> Database:
+    """Open it also on a full disk, or nobody could run the command that makes room."""
+    try:
+        return Database(root / "store.db")
+    except StoreError:
+        if not _release_reserve(root):
+            raise
+        return Database(root / "store.db")
+
+
+def _make_reserve(root: Path) -> None:
+    """Set some space aside: to delete anything, SQLite must first write what is deleted."""
+    path = root / "reserve"
+    if os.path.exists(path):
+        return
+    temporary = f"{path}.{os.urandom(4).hex()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+
+
+def _release_reserve(root: Path) -> bool:
+    """Give the reserve back to a disk that is all but full; whether there was any need and any reserve."""
+    try:
+        status = os.statvfs(root)
+        if status.f_bavail * status.f_frsize >= _RESERVE_BYTES:
+            return False
+        os.unlink(root / "reserve")
+    except OSError:
+        return False
+    return True
+
+
 def _create(root: Path) -> None:
     """Make the directories of a store; what is there of them is kept. Raises: StoreError."""
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-        strangers = [] if os.path.exists(root / "oci-layout") else [n for n in os.listdir(root) if n not in _OWN]
+        names = os.listdir(root)
+        # Another process may be creating the store at this moment; the layout file comes last.
+        strangers = [] if "oci-layout" in names else [n for n in names if n.partition(".")[0] not in _OWN]
         if strangers:
             raise StoreError(
                 f"{root} is neither empty nor a pybuild store (it has {strangers[0]!r})",
                 hint="choose an empty directory with --root or PYBUILD_ROOT",
             )
         create_directories(root)
+        _make_reserve(root)
     except OSError as e:
         raise StoreError(
             f"{e.filename or root}: cannot create the store: {e.strerror}", hint="use --root or PYBUILD_ROOT"
@@ -492,7 +561,8 @@ def create_directories(root: Path, *, only_check: bool = False) -> list[str]:
     return missing
 
 
-_OWN = frozenset({"blobs", "ingest", "snapshots", "leases", "flights", "trash", "empty", "lock", "index.json"})
+_OWN = frozenset({*_DIRECTORIES, "oci-layout", "index", "store", "lock", "reserve"})
+"""What a store's directory has, up to the first dot: temporary files are `NAME.RANDOM`."""
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
-from layers import linux
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH = 4096
@@ -132,6 +131,8 @@ def _open_dir(name: bytes, dir_fd: int) -> int:
 
 
 def _open_same_mount(name: bytes, dir_fd: int) -> int:
+    from layers import linux
+
     # A bind mount from the same file system has the same device number: only the kernel can tell.
     try:
         return linux.openat2(dir_fd, name, _DIR, resolve=linux.RESOLVE_NO_XDEV)
@@ -323,6 +324,8 @@ class _TreeCopier:
         size = status.st_size
         if self._reflinks and size:
             import fcntl
+
+            from layers import linux
 
             try:
                 fcntl.ioctl(new, linux.FICLONE, old)

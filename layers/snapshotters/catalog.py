@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from layers import faults
 from layers.database import EPOCH, Database
 from layers.errors import StoreError
 from layers.leases import Leases, StoreLock
-from layers.trees import remove_tree
+from layers.values import NamedTuple
 
 KEPT = "kept"
 """The owner of active snapshots that outlive their process (working containers)."""
@@ -122,6 +121,8 @@ class Catalog:
                         (self.label, id, parent, dir, owner, self._clock()),
                     )
             except BaseException as e:
+                from layers.trees import remove_tree
+
                 remove_tree(base)
                 if isinstance(e, OSError):
                     raise disk_error(e, base) from e
@@ -142,6 +143,8 @@ class Catalog:
         except FileNotFoundError:
             pass
         except OSError:
+            from layers.trees import remove_tree
+
             remove_tree(work)
         if faults.ARMED:
             faults.reach("store.commit.before-row")
@@ -150,8 +153,7 @@ class Catalog:
             if faults.ARMED:
                 faults.reach("store.commit.after-row")
             trash = self.to_trash(entry.dir) if there is not None else None
-        if trash is not None:
-            remove_tree(trash)
+        _empty(trash)
         return there if there is not None else Entry(name, parent, entry.dir, None)
 
     def _commit_row(self, active: str, name: str, parent: str | None, owner: str) -> Entry | None:
@@ -194,14 +196,24 @@ class Catalog:
             c.execute("INSERT OR IGNORE INTO leases VALUES(?,'','snapshot',?)", (owner, id))
         return Entry(*there) if there is not None else Entry(id, parent, source.dir, None)
 
-    def drop(self, id: str, *, active: bool) -> None:
-        """Remove a row, and its directory if no other row has it. Raises: StoreError if another builds on it."""
+    def abandon(self, active: str) -> None:
+        """Remove an active snapshot. The bytes go first: the row may be what no longer fits on the disk."""
+        entry = self.get(active, active=True)
+        if entry is None:
+            return
+        trash = self.to_trash(entry.dir)
+        _empty(trash)
+        with self._database.write() as c:
+            c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, active))
+
+    def drop(self, id: str) -> None:
+        """Remove a committed row, and its directory if no other has it. Raises: StoreError if another builds on it."""
         with self._lock.exclusive():
-            entry = self.get(id, active=active)
+            entry = self.get(id)
             if entry is None:
                 return
             # Synced, as the row must not come back after a power cut when its directory is gone.
-            with self._database.write(sync=not active) as c:
+            with self._database.write(sync=True) as c:
                 child = c.execute(
                     "SELECT id FROM snapshots WHERE driver=? AND parent=? LIMIT 1", (self.label, id)
                 ).fetchone()
@@ -210,8 +222,7 @@ class Catalog:
                 c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, id))
                 shared = c.execute("SELECT 1 FROM snapshots WHERE dir=? LIMIT 1", (entry.dir,)).fetchone()
             trash = None if shared is not None else self.to_trash(entry.dir)
-        if trash is not None:
-            remove_tree(trash)
+        _empty(trash)
 
     def to_trash(self, dir: str) -> str | None:
         """Rename a snapshot's directory away, which is atomic and fast; None if it is not there."""
@@ -221,6 +232,17 @@ class Catalog:
         except FileNotFoundError:
             return None
         return trash
+
+
+def _empty(trash: str | None) -> None:
+    """Remove what was renamed away. What will not go, for a mount in it, stays for gc."""
+    if trash is not None:
+        try:
+            from layers.trees import remove_tree
+
+            remove_tree(trash)
+        except OSError:
+            pass
 
 
 def disk_error(error: OSError, path: str) -> StoreError:

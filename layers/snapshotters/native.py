@@ -136,10 +136,10 @@ class NativeSnapshotter:
         return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
 
     def discard(self, active: ActiveSnapshot) -> None:
-        self._catalog.drop(active.id, active=True)
+        self._catalog.abandon(active.id)
 
     def remove(self, id: str) -> None:
-        self._catalog.drop(id, active=False)
+        self._catalog.drop(id)
 
     def _snapshot(self, entry: Entry) -> Snapshot:
         return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)

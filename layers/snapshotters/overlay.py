@@ -13,12 +13,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from layers import linux
 from layers.errors import StoreError
 from layers.oci import Digest, chain_id
 from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
-from layers.trees import copy_tree, remove_tree
 
 MAX_LOWER = 500
 """OVL_MAX_STACK of the kernel."""
@@ -68,6 +66,8 @@ class OverlaySnapshotter:
         """Before an active snapshot is mounted once more: a volatile mount refuses a used work directory."""
         work = active.mount.work
         if work is not None:
+            from layers.trees import remove_tree
+
             remove_tree(str(work))
             os.mkdir(work, 0o700)
 
@@ -129,11 +129,11 @@ class OverlaySnapshotter:
         return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
 
     def discard(self, active: ActiveSnapshot) -> None:
-        self._catalog.drop(active.id, active=True)
+        self._catalog.abandon(active.id)
 
     def remove(self, id: str) -> None:
         self._lowers.pop(id, None)
-        self._catalog.drop(id, active=False)
+        self._catalog.drop(id)
 
     def _snapshot(self, entry: Entry) -> Snapshot:
         return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)
@@ -171,11 +171,13 @@ class OverlaySnapshotter:
             try:
                 fd = open_tree(Mount("overlay", stack, readonly=True, dialect=self._dialect))
                 try:
+                    from layers.trees import copy_tree
+
                     copy_tree(fd, str(self._catalog.fs(entry.dir)))
                 finally:
                     os.close(fd)
             except BaseException as e:
-                self._catalog.drop(entry.id, active=True)
+                self._catalog.abandon(entry.id)
                 if isinstance(e, OSError):
                     raise disk_error(e, str(self._catalog.fs(entry.dir))) from e
                 raise
@@ -197,6 +199,8 @@ def open_tree(mount: Mount) -> int:
     try:
         if mount.type == "bind":
             return os.open(mount.lower[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        from layers import linux
+
         return linux.fsmount_overlay(
             [os.fspath(path) for path in mount.lower],
             upper=None if mount.upper is None else os.fspath(mount.upper),
@@ -210,6 +214,8 @@ def open_tree(mount: Mount) -> int:
 
 def overlay_works(directory: Path, dialect: Dialect) -> bool:
     """Whether the kernel mounts an overlay with its upper directory here, and whiteouts can be made."""
+    from layers import linux
+
     probe = f"{directory}/probe-{os.urandom(4).hex()}"
     try:
         for name in ("", "/a", "/b", "/u", "/w"):
@@ -223,6 +229,8 @@ def overlay_works(directory: Path, dialect: Dialect) -> bool:
     except OSError:
         return False
     finally:
+        from layers.trees import remove_tree
+
         remove_tree(probe)
 
 

@@ -165,6 +165,39 @@ class TestPrune:
         assert store.snapshots.prepare(id).parent == id
 
 
+class TestMakeRoom:
+    def test_nothing_to_do(self, store: Store) -> None:
+        assert store.make_room(min_free_bytes=1) is None
+        assert store.make_room(max_bytes=store.usage().total_bytes) is None
+
+    def test_a_quota(self, store: Store, root: Path, clock: Clock) -> None:
+        for key in ("a", "b", "c"):
+            step(store, key, 300_000)
+            clock.now += SECOND
+        end(store)
+        with Store.open(root, driver="native", clock=clock) as other:
+            limit = other.usage().total_bytes - 200_000
+            report = other.make_room(max_bytes=limit)
+            assert report is not None and report.records == 1
+            assert [r.key for r in other.cache.list()] == ["b", "c"]
+            assert other.usage().total_bytes <= limit
+
+    def test_more_free_space_than_there_is(self, store: Store, root: Path) -> None:
+        store.names.set(NAME, put_image(store))
+        step(store, "a", 300_000)
+        end(store)
+        with Store.open(root, driver="native") as other:
+            assert other.make_room(min_free_bytes=1 << 60) is not None
+            assert other.cache.list() == []
+            assert other.names.get(NAME) is not None
+
+    def test_a_blob_that_cannot_fit_is_refused_at_once(self, store: Store, root: Path) -> None:
+        huge = Descriptor(media_type="x", digest=Digest.of(b""), size_bytes=1 << 60)
+        with pytest.raises(StoreError, match="room for"):
+            store.ingest(expected=huge)
+        assert os.listdir(root / "ingest") == []
+
+
 class TestFsck:
     def check(self, root: Path, *, repair: bool = False) -> FsckReport:
         return fsck(root, repair=repair, driver="native")

@@ -1,0 +1,79 @@
+"""What the crash and concurrency tests run in processes of their own: a small build against a store.
+
+`python -m tests.integration.store.worker ROOT SEED ROUNDS ACTION…` prints one line per published name,
+after it was published: such a name is a promise that the tests hold the store to.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from layers.errors import BlobNotFound, StoreError
+from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP, Descriptor, Manifest
+from layers.records import LayerRecord
+from layers.store import Store
+
+
+def build(store: Store, rng: random.Random, name: str) -> None:
+    """Three cached steps on a shared base, their layers, a manifest, a name."""
+    parent: str | None = None
+    layers: list[Descriptor] = []
+    for step in range(3):
+        key = f"step:{rng.randrange(4) if step == 0 else rng.random()}"
+        record = store.cache.get(key)
+        if record is not None and record.snapshot_id is not None:
+            parent = record.snapshot_id
+        else:
+            active = store.snapshots.prepare(parent)
+            (active.path / f"file{step}").write_bytes(rng.randbytes(rng.randrange(20_000)))
+            parent = store.snapshots.commit(active).id
+            store.cache.put(key, parent, json.dumps({"step": step}).encode())
+        blob = store.put(rng.randbytes(rng.randrange(1, 60_000)), MEDIA_OCI_LAYER_GZIP)
+        store.layers.record(parent, LayerRecord(blob.digest, blob, 1))
+        layers.append(blob)
+    config = {"rootfs": {"type": "layers", "diff_ids": [d.digest for d in layers]}, "os": "linux"}
+    manifest = Manifest.build(config=store.put(json.dumps(config).encode(), MEDIA_OCI_CONFIG), layers=layers)
+    store.publish({name: store.put(manifest.raw, manifest.media_type)})
+
+
+def run(root: Path, seed: int, rounds: int, actions: list[str]) -> None:
+    """Rounds of random actions, each as its own short life of a store."""
+    rng = random.Random(seed)
+    for number in range(rounds):
+        action = rng.choice(actions)
+        with Store.open(root) as store:
+            if action == "build":
+                name = f"registry.example/w{seed}:{number}"
+                try:
+                    build(store, rng, name)
+                except (BlobNotFound, StoreError) as e:
+                    # A prune may take a cached snapshot between the look-up and its use; nothing else is allowed.
+                    if "is not in the store" not in e.message:
+                        raise
+                    continue
+                print(name, flush=True)
+            elif action == "pull":
+                data = rng.randbytes(200_000)
+                expected = Descriptor.of(data, "application/octet-stream")
+                with store.ingest(expected=expected, ref=f"pull:{expected.digest}") as ingest:
+                    ingest.write(data[:100_000])
+                with store.ingest(expected=expected, ref=f"pull:{expected.digest}") as ingest:
+                    ingest.write(data[ingest.offset :])
+                    ingest.commit()
+            elif action == "gc":
+                store.gc()
+            elif action == "prune":
+                store.prune(all=True)
+            elif action == "untag":
+                mine = [n.name for n in store.names.list() if n.name.startswith(f"registry.example/w{seed}:")]
+                if mine:
+                    gone = rng.choice(mine)
+                    print(f"-{gone}", flush=True)
+                    store.names.delete(gone)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
