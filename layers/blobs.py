@@ -162,7 +162,7 @@ class BlobDirectory:
         free = status.f_bavail * status.f_frsize
         if expected.size_bytes > free:
             raise StoreError(
-                f"{self._ingests}: blob {expected.digest} has {expected.size_bytes} bytes, but the disk has room for {free}",
+                f"{self._ingests}: the disk has room for {free} bytes; blob {expected.digest} has {expected.size_bytes}",
                 hint="free some space, or run `pybuild prune`",
             )
 

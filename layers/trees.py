@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
-
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH = 4096
 _DEPTH = 64
