@@ -326,6 +326,8 @@ def pull(source: str, *, root: Path, name: str | None = None, **more: object) ->
         transport, rest = split_transport(source)
         if transport in {None, "docker"}:
             name = str(Reference.parse(rest).with_default_tag())
+        elif transport == "docker-archive" and rest.partition(":")[2]:
+            name = rest.partition(":")[2]  # the archive says its own name
         else:
             name = (
                 Path(rest.rsplit(":", 1)[0]).name.lower() + ":" + (rest.rsplit(":", 1)[1] if ":" in rest else "latest")

@@ -17,6 +17,7 @@ EXAMPLES = CHECKOUT / "Containerfile.examples"
 def example(name: str, where: Path) -> Path:
     """A copy of an example, where any user can read it."""
     target = where / name
+    where.mkdir(exist_ok=True)
     with tarfile.open(where / f"{name}.tar", "w") as archive:
         archive.add(EXAMPLES / name, name)
     with tarfile.open(where / f"{name}.tar") as archive:
