@@ -216,6 +216,7 @@ class Launcher:
                     "operations": operations(spec, self._host._replace(seccomp=number)),
                     "args": list(spec.args),
                     "init": spec.init,
+                    "network": self._network(spec),
                     "env": spec.environment(),
                 }
             ).encode()
@@ -229,6 +230,12 @@ class Launcher:
             return Running(spec, ours)
         except _ZygoteDied:
             raise self._epitaph() from None
+
+    def _network(self, spec: SandboxSpec) -> str | None:
+        """Which helper a private network needs."""
+        if spec.network != "private":
+            return None
+        return "rootless" if self._host.rootless else "rootful"
 
     def _number(self, program: bytes | None) -> tuple[int | None, dict[int, str]]:
         """The number of a filter, and what the zygote must be told about it."""
@@ -325,6 +332,7 @@ def _host() -> Host:
         cgroup2=os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
         tty_gid=5 if any(first <= 5 < first + count for first, count in _mapped("gid_map")) else None,
         setgroups=_read("/proc/self/setgroups") != "deny",
+        rootless=_read("/proc/self/uid_map").split() != ["0", "0", "4294967295"],
     )
 
 

@@ -27,6 +27,7 @@ class Host(NamedTuple):
     cgroup2: bool = False
     tty_gid: int | None = 5
     setgroups: bool = True
+    rootless: bool = False
     seccomp: int | None = None
     """The number under which the zygote knows the filter; None for none."""
 
@@ -34,7 +35,7 @@ class Host(NamedTuple):
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     """The whole setup, from the keyring to the working directory."""
     host = host or Host()
-    mounts = _mounts(spec)
+    mounts = _mounts(spec, host)
     steps: list[Operation] = [["keyring", {}], ["hostname", {"name": spec.hostname}]]
     if spec.network != "host":
         steps.append(["loopback", {}])
@@ -60,6 +61,8 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     steps.append(["enter", {"isolation": spec.isolation}])
     limits = [[name, soft, hard] for name, soft, hard in spec.rlimits]
     steps.append(["limits", {"umask": spec.umask, "rlimits": limits, "oom_score_adj": spec.oom_score_adj}])
+    if spec.network == "private":
+        steps.append(["network", {}])
     steps.append(["identity", _identity(spec, host)])
     steps.append(["cwd", {"path": spec.cwd}])
     return steps
@@ -95,13 +98,18 @@ def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
     }
 
 
-def _mounts(spec: SandboxSpec) -> list[SandboxMount]:
+def _mounts(spec: SandboxSpec, host: Host) -> list[SandboxMount]:
     """The spec's mounts, and its files as mounts."""
     mounts = list(spec.mounts)
     hosts = "".join(f"{address}\t{name}\n" for name, address in spec.add_hosts).encode()
     for target, source in spec.files.items():
         if hosts and target == "/etc/hosts":
             source = (source.read_bytes() if isinstance(source, Path) else source).rstrip(b"\n") + b"\n" + hosts
+        if spec.network == "private" and target == "/etc/resolv.conf":
+            from builder.sandbox import network
+
+            text = source.read_bytes() if isinstance(source, Path) else source
+            source = network.resolv_conf(text, rootless=host.rootless)
         if isinstance(source, bytes):
             mounts.append(SandboxMount("file", target, source, readonly=spec.files_readonly, mode=0o644))
         else:

@@ -53,12 +53,13 @@ class SetupError(Exception):
 
 
 class Sandbox:
-    """What the operations share: the root's descriptor, compiled filters by number, and where the zygote
-    reads what it must undo."""
+    """What the operations share: the root's descriptor, compiled filters by number, where the zygote
+    reads what it must undo, and the gate that opens when the network is up."""
 
-    def __init__(self, undo_fd: int = -1, programs: dict[int, bytes] | None = None) -> None:
+    def __init__(self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1) -> None:
         self.root_fd = -1
         self.undo_fd = undo_fd
+        self.gate_fd = gate_fd
         self.programs = programs or {}
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
@@ -154,6 +155,13 @@ def op_hostname(sandbox: Sandbox, name: str) -> None:
 def op_loopback(sandbox: Sandbox) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+def op_network(sandbox: Sandbox) -> None:
+    """Wait until the helper outside has connected the private network."""
+    from builder.sandbox import network
+
+    network.pass_gate(sandbox.gate_fd)
 
 
 # ---- operations: the root and its mounts ------------------------------------------------------

@@ -42,6 +42,8 @@ class _Child:
         self.control = control
         self.undo_fd = undo_fd
         self.group = group
+        self.helper = 0
+        """The process that keeps the private network up, if any."""
 
     def undo(self) -> None:
         """Remove what the setup left on disk for as long as the sandbox ran."""
@@ -194,6 +196,12 @@ class _Zygote:
             group = cgroup.create(limits, f"{os.getpid()}-{os.urandom(4).hex()}-{self.groups}")
             join = [path for _hierarchy, path in group.directories]
             request["operations"].insert(0, ["cgroup", {"directories": join}])
+        gate_read = gate_write = -1
+        if request.get("network"):
+            # Now: the child will see no other file system than the image's.
+            from builder.sandbox import network
+
+            gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -201,20 +209,38 @@ class _Zygote:
                 group.remove()
             raise
         if pid == 0:
-            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs))
+            if gate_write >= 0:
+                os.close(gate_write)
+            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs, gate_read))
         os.close(undo_write)
         with contextlib.suppress(OSError):
             socket.send_fds(control, [b'{"started": true}'], [pidfd])
         child = _Child(pid, pidfd, control, undo_read, group)
+        if gate_write >= 0:
+            os.close(gate_read)
+            child.helper = os.fork()
+            if child.helper == 0:
+                self.let_go({pidfd, gate_write})
+                network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
+            os.close(gate_write)
         self.by_pidfd[pidfd] = child
         self.by_control[control.fileno()] = child
         self.poll.register(pidfd, select.POLLIN)
         self.poll.register(control, select.POLLIN)
 
+    def let_go(self, keep: set[int]) -> None:
+        """In a helper: close what is the zygote's, or the launcher would not see its end."""
+        self.server.close()
+        for child in self.by_pidfd.values():
+            for fd in {child.pidfd, child.control.fileno(), child.undo_fd} - keep:
+                os.close(fd)
+
     def bury(self, child: _Child) -> None:
         """Reap, and tell."""
         _pid, status, usage = os.wait4(child.pid, 0)
         child.undo()
+        if child.helper:
+            os.waitpid(child.helper, 0)
         message = {
             "exit": status,
             "user_s": usage.ru_utime,

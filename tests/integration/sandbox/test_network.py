@@ -1,0 +1,173 @@
+"""The private network: NAT as root, slirp4netns or pasta as an ordinary user; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from builder.sandbox.network import resolv_conf
+from tests.integration.sandbox.boxes import RootBox, UserBox
+from tests.integration.sandbox.test_lifecycle import KILLED, appears, gone
+from tests.support.machine import CHECKOUT, need_tool, which
+
+
+@contextmanager
+def greeter(address: str) -> Iterator[int]:
+    """A server on the host that greets whoever connects with the address it came from."""
+    with socket.create_server((address, 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, peer = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(f"hello {peer[0]}\n".encode())
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def host_address() -> str:
+    """An address of this machine that is not the loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no network")
+        return str(probe.getsockname()[0])
+
+
+def host_state() -> tuple[set[str], str]:
+    """Interfaces of ours and rules about them, on the host."""
+    rules = ""
+    for command in (["iptables", "-S"], ["iptables", "-t", "nat", "-S"], ["nft", "list", "tables"]):
+        if which(command[0]):
+            rules += subprocess.run(command, capture_output=True, text=True).stdout
+    names = {name for _, name in socket.if_nameindex() if name.startswith("pybuild")}
+    return names, "\n".join(line for line in rules.splitlines() if "10.213." in line or "pybuild" in line)
+
+
+def need_nat() -> None:
+    need_tool("ip")
+    if not (which("iptables") or which("nft")):
+        pytest.skip("needs iptables or nftables")
+
+
+CONNECT = "import socket; s = socket.create_connection(('{}', {}), 5); print(s.makefile().read(), end='')"
+
+
+def test_a_veth_pair_with_nat(root_box: RootBox) -> None:
+    need_nat()
+    before = host_state()
+    address = host_address()
+    with greeter(address) as port:
+        outcome = root_box.python(CONNECT.format(address, port), network="private")
+        assert outcome.out.startswith("hello 10.213."), outcome
+        names = "import socket; print(sorted(n for _, n in socket.if_nameindex()))"
+        assert root_box.python(names, network="private").out == "['eth0', 'lo']\n"
+    assert host_state() == before
+
+
+def test_the_host_loopback_is_not_reached(root_box: RootBox) -> None:
+    need_nat()
+    with greeter("127.0.0.1") as port:
+        outcome = root_box.python(CONNECT.format("127.0.0.1", port), network="private")
+    assert "refused" in outcome.err
+
+
+def test_two_at_once_have_two_subnets(root_box: RootBox) -> None:
+    need_nat()
+    found: list[str] = []
+    script = "import subprocess, time; print(open('/proc/net/fib_trie').read()); time.sleep(1)"
+
+    def one() -> None:
+        text = root_box.python(script, network="private").out
+        found.append(next(word for word in text.split() if word.startswith("10.213.")))
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 2
+
+
+def test_sigkill_leaves_rules_only_until_the_next(root_box: RootBox) -> None:
+    need_nat()
+    before = host_state()
+    marker = f"7{os.getpid()}41"
+    root = root_box.overlay()
+    script = KILLED.replace("root=root, env", 'root=root, network="private", env')
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(CHECKOUT), str(root_box.lower), str(root.upper), str(root.work), marker],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    assert appears(marker)
+    assert host_state() != before
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+    assert gone(marker)
+    deadline = time.monotonic() + 10
+    while host_state() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert host_state() == before
+
+
+def test_the_rules_of_a_killed_zygote_are_cleared(root_box: RootBox) -> None:
+    need_nat()
+    before = host_state()
+    marker = f"7{os.getpid()}42"
+    root = root_box.overlay()
+    script = KILLED.replace("root=root, env", 'root=root, network="private", env')
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(CHECKOUT), str(root_box.lower), str(root.upper), str(root.work), marker],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    zygote = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+    os.kill(int(zygote), signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    assert gone(marker)
+    assert root_box.run("true", network="private").code == 0
+    assert host_state() == before
+
+
+def test_without_a_tun_device_the_user_is_told(user_box: UserBox) -> None:
+    if not (which("slirp4netns") or which("pasta")):
+        pytest.skip("needs slirp4netns or passt")
+    if os.stat("/dev/net/tun").st_mode & 0o006 == 0o006:
+        pytest.skip("/dev/net/tun is open to all here")
+    outcome = user_box.run("true", network="private")
+    assert outcome.error is not None
+    assert outcome.error[1] == "network"
+    assert "/dev/net/tun" in outcome.error[0]
+
+
+def test_resolvers_on_the_loopback_are_replaced() -> None:
+    plain = b"search x\nnameserver 192.0.2.1\n"
+    assert resolv_conf(plain, rootless=True) == plain
+    assert resolv_conf(b"nameserver 127.0.0.53\nnameserver 192.0.2.1\n", rootless=False) == b"nameserver 192.0.2.1\n"
+    replaced = resolv_conf(b"options edns0\nnameserver 127.0.0.53\n", rootless=True)
+    assert replaced in {b"options edns0\nnameserver 10.0.2.3\n", b"options edns0\nnameserver 169.254.1.1\n"}
