@@ -298,28 +298,22 @@ class Rootless:
         os.close(net)
 
     def _await(self, net: int, words: int, name: str) -> None:
-        """Until the interface is up and has a route. Neither tool tells the same way, the kernel does."""
-        own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        """Until there is a default route inside: the kernel tells that the same way for both tools."""
+        # For good: a user namespace's root may not come back into the host's network.
+        linux.setns(net, linux.CLONE_NEWNET)
         deadline = time.monotonic() + _READY_S
-        try:
-            while True:
-                # The helper itself goes inside, as its tool has its own process by now.
-                linux.setns(net, linux.CLONE_NEWNET)
-                with open("/proc/thread-self/net/route", encoding="ascii") as stream:
-                    ready = any(line.split()[1:2] == ["00000000"] for line in stream)
-                linux.setns(own, linux.CLONE_NEWNET)
-                if ready:
+        while True:
+            with open("/proc/thread-self/net/route", encoding="ascii") as stream:
+                if any(line.split()[1:2] == ["00000000"] for line in stream):
                     return
-                ended, _status = os.waitpid(self.pid, os.WNOHANG)
-                if ended or time.monotonic() > deadline:
-                    self.pid = 0 if ended else self.pid
-                    os.set_blocking(words, False)
-                    with contextlib.suppress(BlockingIOError):
-                        raise NetworkError(f"{name} failed: {os.read(words, 2000).decode(errors='replace').strip()}")
-                    raise NetworkError(f"{name} did not set up the network within {_READY_S:g} s")
-                time.sleep(0.005)
-        finally:
-            os.close(own)
+            ended, _status = os.waitpid(self.pid, os.WNOHANG)
+            if ended or time.monotonic() > deadline:
+                self.pid = 0 if ended else self.pid
+                os.set_blocking(words, False)
+                with contextlib.suppress(BlockingIOError):
+                    raise NetworkError(f"{name} failed: {os.read(words, 2000).decode(errors='replace').strip()}")
+                raise NetworkError(f"{name} did not set up the network within {_READY_S:g} s")
+            time.sleep(0.005)
 
     def down(self) -> None:
         """End the tool."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ class RootBox(Box):
 
 
 class UserBox(Box):
-    def __init__(self, base: Path, account: Account, mode: str) -> None:
+    def __init__(self, base: Path, account: Account, mode: str, wrapper: Sequence[str] = ()) -> None:
         source = Path(driver.__file__).read_text()
         self.process = subprocess.Popen(
-            account.command([str(account.python), "-c", source, mode]),
+            [*wrapper, *account.command([str(account.python), "-c", source, mode])],
             env=account.environ(),
             cwd="/",
             stdin=subprocess.PIPE,

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from builder.sandbox.network import resolv_conf
-from tests.integration.sandbox.boxes import RootBox, UserBox
+from tests.integration.sandbox.boxes import RootBox, UserBox, make_image
 from tests.integration.sandbox.test_lifecycle import KILLED, appears, gone
+from tests.support.accounts import Account
 from tests.support.machine import CHECKOUT, need_tool, which
 
 
@@ -163,6 +164,38 @@ def test_without_a_tun_device_the_user_is_told(user_box: UserBox) -> None:
     assert outcome.error is not None
     assert outcome.error[1] == "network"
     assert "/dev/net/tun" in outcome.error[0]
+
+
+OPEN_TUN = """
+mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun
+test -z "$HIDE" || { touch /mnt/none && mount --bind /mnt/none "$HIDE"; }
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("tool", ["slirp4netns", "pasta"])
+def test_a_user_mode_network(
+    workplace: Path, rootless_user: Account, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a mount namespace where /dev/net/tun is open to all, as it is on most machines."""
+    need_tool(tool, "unshare")
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("no /dev/net/tun")
+    other = which("slirp4netns")
+    monkeypatch.setenv("HIDE", other if tool == "pasta" and other else "")
+    make_image(workplace / "lower")
+    os.chown(workplace, rootless_user.uid, rootless_user.gid)
+    wrapper = ["unshare", "-m", "sh", "-ec", OPEN_TUN, "sh"]
+    address = host_address()
+    box = UserBox(workplace, rootless_user, "subordinate", wrapper)
+    try:
+        with greeter(address) as port, greeter("127.0.0.1") as local:
+            outcome = box.python(CONNECT.format(address, port), network="private")
+            assert outcome.out.startswith("hello "), outcome
+            gateway = "10.0.2.2" if tool == "slirp4netns" else "127.0.0.1"
+            assert "hello" not in box.python(CONNECT.format(gateway, local), network="private").out
+    finally:
+        box.close()
 
 
 def test_resolvers_on_the_loopback_are_replaced() -> None:
