@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -65,7 +66,9 @@ class RegistryServer:
         if setpriv:
             command = [setpriv, "--pdeathsig", "KILL", *command]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # docker-registry takes REGISTRY_AUTH_FILE and its like for configuration.
+            environ = {k: v for k, v in os.environ.items() if not k.startswith("REGISTRY_")}
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
         for _ in range(200):
             if self._process.poll() is not None:
                 break
