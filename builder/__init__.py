@@ -6,9 +6,10 @@ package costs that part alone. `builder.api` documents it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.api import BuildResult, build, copy, pull, push, unpack
     from builder.plan.request import BuildRequest
 

@@ -10,9 +10,10 @@ runs in a child process of its own (see `build`).
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,21 @@ def prepare_namespaces() -> None:
     To be called while the process has one thread, before the store is opened. Idempotent.
     Raises: SandboxError naming what is missing.
     """
+    if os.geteuid() == 0 and _may_mount():
+        return
     from builder.sandbox.userns import enter
 
     enter()
+
+
+def _may_mount() -> bool:
+    """Whether this process has CAP_SYS_ADMIN, as its status in /proc says: without loading ctypes."""
+    try:
+        with open("/proc/self/status", "rb") as f:
+            capabilities = next((line for line in f if line.startswith(b"CapEff:")), b"CapEff: 0")
+    except OSError:
+        return False
+    return bool(int(capabilities.split()[1], 16) >> 21 & 1)
 
 
 @contextmanager
@@ -106,7 +119,7 @@ def build(
     containerfile = parse_containerfile(request.containerfile)
     prepare_namespaces()
     zygote = _Zygote(launcher)
-    with open_store(root) as store, _transports(lambda: store, registry) as transports:
+    with open_store(root) as store, _lazy_transports(lambda: store, registry) as transports:
         session = Session(request)
         sources = ImageSources(store, transports, policy=request.pull, events=sink, cancelled=stopped)
         layers = LayerBook(store, request, stopped)
@@ -154,7 +167,7 @@ def check(request: BuildRequest, *, root: Path, options: CheckOptions | None = N
     containerfile = parse_containerfile(request.containerfile)
     session = Session(request)
     try:
-        with open_store(root) as store, _transports(lambda: store, None) as transports:
+        with open_store(root) as store, _lazy_transports(lambda: store, None) as transports:
             sources = ImageSources(store, transports, policy="never", events=NullSink(), cancelled=_never)
             return _lint(request, containerfile, session, sources, options)
     finally:
@@ -236,6 +249,22 @@ class _Zygote:
         if self._own and self._launcher is not None:
             self._launcher.close()
             self._launcher = None
+
+
+@contextmanager
+def _lazy_transports(
+    store: Callable[[], Store], registry: RegistryOptions | None
+) -> Iterator[Callable[[], TransportContext]]:
+    """The same, made when first called for: a cached build needs none. For one thread at a time."""
+    with ExitStack() as stack:
+        made: list[TransportContext] = []
+
+        def get() -> TransportContext:
+            if not made:
+                made.append(stack.enter_context(_transports(store, registry)))
+            return made[0]
+
+        yield get
 
 
 @contextmanager

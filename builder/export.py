@@ -14,8 +14,8 @@ from builder.plan.graph import BuildGraph, ImagePlan
 from builder.plan.request import BuildRequest
 from builder.solve.layering import LayerBook
 from builder.solve.sources import ImageSources
-from layers.image import write_image
-from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, ImageConfig, Index, Manifest
+from layers.image import describe_image
+from layers.oci import Descriptor, Digest, ImageConfig, Index
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
@@ -85,9 +85,12 @@ class Exporter:
     def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
         docker = self._request.format == "docker"
         annotations = None if docker else self._request.annotations
-        descriptor = write_image(self._store, document, layers, annotations=annotations, format=self._request.format)
-        manifest = Manifest.parse(self._store.read(descriptor.digest, MAX_MANIFEST_BYTES))
-        return ExportedImage(descriptor, manifest.config.digest, manifest.layers)
+        config, manifest = describe_image(document, layers, annotations=annotations, format=self._request.format)
+        if not self._store.names.of(manifest.descriptor.digest):
+            # One that has a name is whole and stays: a cached build writes nothing.
+            self._store.put(config, manifest.config.media_type)
+            self._store.put(manifest.raw, manifest.media_type)
+        return ExportedImage(manifest.descriptor, manifest.config.digest, manifest.layers)
 
     def _history(self, plan: ImagePlan, made_ns: Mapping[int, int]) -> tuple[list[dict[str, Any]], str]:
         """The base's history and ours, and the time of the whole: that of the last step that made something."""

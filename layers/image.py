@@ -385,8 +385,28 @@ def write_image(
 ) -> Descriptor:
     """Store config and manifest of an image whose layers are there; the manifest's descriptor.
 
+    See `describe_image`. Raises: ImageError, StoreError.
+    """
+    raw, manifest = describe_image(config, layers, annotations=annotations, format=format, subject=subject)
+    for data, descriptor in ((raw, manifest.config), (manifest.raw, manifest.descriptor)):
+        with store.ingest(expected=descriptor) as ingest:
+            ingest.write(data)
+            ingest.commit()
+    return manifest.descriptor
+
+
+def describe_image(
+    config: ImageConfig | Mapping[str, Any],
+    layers: Sequence[Descriptor],
+    *,
+    annotations: Mapping[str, str] | None = None,
+    format: Literal["oci", "docker"] = "oci",
+    subject: Descriptor | None = None,
+) -> tuple[bytes, Manifest]:
+    """The config's bytes and the manifest of an image. Pure.
+
     Equal arguments give equal bytes. Media types of config and layers follow `format`; annotations and
-    a subject exist in OCI manifests only. Raises: ImageError, StoreError.
+    a subject exist in OCI manifests only. Raises: ImageError.
     """
     raw = config.raw if isinstance(config, ImageConfig) else encode_json(config)
     parsed = ImageConfig.parse(raw)
@@ -413,8 +433,4 @@ def write_image(
         subject=subject,
     )
     _check_layers(manifest, parsed)
-    for data, descriptor in ((raw, described), (manifest.raw, manifest.descriptor)):
-        with store.ingest(expected=descriptor) as ingest:
-            ingest.write(data)
-            ingest.commit()
-    return manifest.descriptor
+    return raw, manifest

@@ -9,15 +9,18 @@ Spec: https://github.com/opencontainers/image-spec (descriptor.md, manifest.md, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from layers.errors import ImageError
+from layers.sha import sha256
 from layers.values import dataclass, field
+
+if TYPE_CHECKING:
+    import hashlib
 
 MEDIA_OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -63,7 +66,7 @@ class Digest(str):
     @classmethod
     def of(cls, data: bytes) -> Digest:
         """The sha256 digest of `data`."""
-        return str.__new__(cls, "sha256:" + hashlib.sha256(data).hexdigest())
+        return str.__new__(cls, "sha256:" + sha256(data).hexdigest())
 
     @classmethod
     def from_hasher(cls, hasher: hashlib._Hash) -> Digest:
@@ -85,6 +88,8 @@ class Digest(str):
 
     def hasher(self) -> hashlib._Hash:
         """A fresh hash object of this digest's algorithm."""
+        import hashlib
+
         return hashlib.new(self.algorithm)
 
 

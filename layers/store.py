@@ -90,7 +90,7 @@ def default_dialect() -> Dialect:
 
 def _uid_map() -> str:
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as f:
+        with open("/proc/self/uid_map", encoding="utf-8") as f:
             return f.read()
     except OSError:
         return ""

@@ -163,12 +163,16 @@ def run(verb: str, options: Namespace) -> int:
 
 def _build(options: Namespace, request: BuildRequest) -> int:
     from builder import api
-    from builder.cli.options import registry_options
     from builder.cli.progress import make_progress, resolve_mode
 
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
     root = store_root(options)  # before this process becomes root of a user namespace
     api.prepare_namespaces()
+    registry = None
+    if any((options.tls_verify is not None, options.creds, options.cert_dir, options.authfile)):
+        from builder.cli.options import registry_options
+
+        registry = registry_options(options)
     launcher = None
     if resolve_mode(mode, sys.stderr, os.environ) == "tty":
         # The drawing thread must not exist before the zygote does.
@@ -181,7 +185,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
                 request,
                 root=root,
                 events=progress,
-                registry=registry_options(options),
+                registry=registry,
                 launcher=launcher,
             )
     finally:
@@ -288,10 +292,8 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
 
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
     """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
-    from builder.solve.remotecontext import is_remote_context
-
     context = options.context
-    if context and is_remote_context(context):
+    if context and _is_remote(context):
         if context == "-" and options.file == "-":
             raise UsageError("the context and the Containerfile cannot both come from stdin")
         return _remote_inputs(options, stack)
@@ -326,6 +328,14 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Pa
         return _source("-" if options.context == "-" else options.context, remote.containerfile), remote.path, None
     path = remote.path / (options.file or _default_name(remote.path))
     return _read(path), remote.path, ignore_file_for(path, options.ignorefile)
+
+
+def _is_remote(context: str) -> bool:
+    if context != "-" and ":" not in context and not context.startswith("github.com/"):
+        return False
+    from builder.solve.remotecontext import is_remote_context
+
+    return is_remote_context(context)
 
 
 def _default_name(directory: Path) -> str:

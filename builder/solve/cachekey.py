@@ -9,12 +9,12 @@ values count in neither.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 
 from builder.plan.graph import CopyOp, MkdirOp, Op, RunOp, SourceOp
 from builder.plan.request import RunOptions
+from layers.sha import sha256
 
 _VERSION = 1
 """Raised when the meaning of an equal definition changes."""
@@ -28,7 +28,7 @@ def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence
     """`inputs` are the keys of the mounts' trees, in the order of the mounts that have one."""
     trees = iter(inputs)
     mounts = [[*m[:2], *m[3:], None if m.input is None else next(trees)] for m in op.mounts]
-    files = [[path, hashlib.sha256(data).hexdigest()] for path, data in op.files]
+    files = [[path, sha256(data).hexdigest()] for path, data in op.files]
     return _digest(
         "run",
         parent,
@@ -40,7 +40,7 @@ def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence
 
 def copy_key(op: CopyOp, parent: str | None, content: Sequence[str], epoch_s: int | None) -> str:
     """`content` has one key an item: of the files it takes, or of the tree that it takes them from."""
-    items = [[i.kind, i.source, i.include, i.required, hashlib.sha256(i.data).hexdigest()] for i in op.items]
+    items = [[i.kind, i.source, i.include, i.required, sha256(i.data).hexdigest()] for i in op.items]
     return _digest(
         "copy",
         None if op.link else parent,
@@ -66,4 +66,4 @@ def describe(op: Op) -> str:
 
 def _digest(*parts: object) -> str:
     text = json.dumps([_VERSION, *parts], separators=(",", ":"), ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode("ascii", "surrogatepass")).hexdigest()
+    return sha256(text.encode("ascii", "surrogatepass")).hexdigest()

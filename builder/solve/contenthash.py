@@ -12,12 +12,12 @@ target, each ended by a NUL, which neither can hold; then mode, owner, digest an
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat as stat_
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import rootpath
@@ -26,7 +26,11 @@ from builder.solve.fileops import CopyOptions, chmod_function, resolve_in, selec
 from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
 from layers.errors import Cancelled
 from layers.records import FileStat
+from layers.sha import sha256
 from layers.values import NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import hashlib
 
 _BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
 _CHUNK = 1024 * 1024
@@ -108,7 +112,7 @@ class _Hasher:
         self.cache = cache
         self.explain = explain
         self.cancelled = cancelled
-        self.digest = hashlib.sha256()
+        self.digest: hashlib._Hash | None = None
         self.entries: list[ContentEntry] = []
         self.pending: list[_Pending] = []
         self.links: dict[tuple[int, int], str] = {}
@@ -123,6 +127,7 @@ class _Hasher:
 
     def finish(self) -> ContentKey:
         self._flush()
+        assert self.digest is not None
         return ContentKey(self.digest.hexdigest(), tuple(self.entries), self.files, self.read_bytes)
 
     def add_source(self, path: str) -> None:
@@ -265,6 +270,8 @@ class _Hasher:
                     entry = entry._replace(value=value.hex())
             if entry is not None:
                 self.entries.append(entry)
+        if self.digest is None:
+            self.digest = _hasher_for(len(lines))
         self.digest.update(b"".join(lines))
         self.pending.clear()
 
@@ -284,6 +291,15 @@ class _Hasher:
                 fresh.append((final, value))
         if fresh and self.cache is not None:
             self.cache.put_many(fresh, observed_ns=observed_ns)
+
+
+def _hasher_for(lines: int) -> hashlib._Hash:
+    """OpenSSL's is worth its loading from some thousand lines on."""
+    if lines < _BATCH:
+        return sha256()
+    import hashlib
+
+    return hashlib.sha256()
 
 
 def file_stat(status: os.stat_result) -> FileStat:
@@ -312,7 +328,7 @@ def _attributes(target: int | str) -> bytes:
             )
         except OSError:
             continue
-        found.append(b" %s\0%s" % (os.fsencode(name), hashlib.sha256(value).hexdigest().encode()))
+        found.append(b" %s\0%s" % (os.fsencode(name), sha256(value).hexdigest().encode()))
     return b"".join(found)
 
 
@@ -381,6 +397,8 @@ def _hash_run(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
 def _hash_file(directory_fd: int, name: str) -> _Hashed:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
     try:
+        import hashlib
+
         digest = hashlib.sha256()
         size = 0
         while True:

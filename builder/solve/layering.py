@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.plan.request import BuildRequest
+from builder.solve.scheduler import Task, Workers
 from layers.oci import Descriptor
 
 if TYPE_CHECKING:
@@ -33,25 +34,25 @@ class LayerBook:
         self._clamp_s = request.source_date_epoch
         self._cancelled = cancelled
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._made: dict[str, Future[LayerRecord]] = {}
+        self._pool: Workers | None = None
+        self._made: dict[str, Task[LayerRecord]] = {}
 
-    def start(self, snapshot: str) -> Future[LayerRecord]:
+    def start(self, snapshot: str) -> Task[LayerRecord]:
         """Begin to make a snapshot's layer, unless it is known or under way."""
         with self._lock:
-            future = self._made.get(snapshot)
-            if future is None:
+            task = self._made.get(snapshot)
+            if task is None:
                 if self._pool is None:
-                    self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="layer")
-                future = self._made[snapshot] = self._pool.submit(self._make, snapshot)
-            return future
+                    self._pool = Workers(max(1, (os.cpu_count() or 2) // 2), "layer")
+                task = self._made[snapshot] = self._pool.submit(partial(self._make, snapshot))
+            return task
 
     def get(self, snapshot: str) -> LayerRecord:
         """The layer of a snapshot, made now if need be. Raises: LayerError, StoreError, Cancelled."""
         with self._lock:
-            future = self._made.get(snapshot)
-        if future is not None:
-            return future.result()
+            task = self._made.get(snapshot)
+        if task is not None:
+            return task.result()
         return self._known(snapshot) or self._make(snapshot)
 
     def _known(self, snapshot: str) -> LayerRecord | None:
@@ -101,4 +102,4 @@ class LayerBook:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close()

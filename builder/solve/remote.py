@@ -7,8 +7,6 @@ there is something new, and takes from its cache what is not.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +49,8 @@ class RemoteSources:
             finally:
                 os.close(fd)
             return
+        import tempfile
+
         file = self._file(ctx, op, item)
         place = tempfile.mkdtemp(dir=self._directory())
         try:
@@ -61,7 +61,9 @@ class RemoteSources:
             finally:
                 os.close(fd)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            from layers.trees import remove_tree
+
+            remove_tree(place)
 
     def _file(self, ctx: StepContext, op: CopyOp, item: CopyItem) -> HttpFile:
         from builder.solve.fetch import fetch_http
@@ -95,6 +97,8 @@ class RemoteSources:
         from builder.solve.gitfetch import git_cache_key, resolve_git
 
         ref = self._ref(op, item)
+        import tempfile
+
         key = (item.source, op.checksum, op.keep_git_dir)
         with self._lock:
             if key not in self._commits:
@@ -103,6 +107,8 @@ class RemoteSources:
             return git_cache_key(self._commits[key], ref, keep_git_dir=op.keep_git_dir)
 
     def _tree(self, ctx: StepContext, op: CopyOp, item: CopyItem) -> GitTree:
+        import tempfile
+
         from builder.solve.gitfetch import fetch_git
 
         key = (item.source, op.checksum, op.keep_git_dir)
@@ -125,6 +131,9 @@ class RemoteSources:
 
     def close(self) -> None:
         """Remove the checkouts; downloaded files stay for the next build."""
-        for place in self._places:
-            shutil.rmtree(place, ignore_errors=True)
+        if self._places:
+            from layers.trees import remove_tree
+
+            for place in self._places:
+                remove_tree(str(place))
         self._places.clear()

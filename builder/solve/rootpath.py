@@ -3,7 +3,8 @@
 The tree may be hostile: its symlinks, absolute ones too, lead to places inside it, as in a chroot,
 and a path that does not exist yet is resolved as far as it does. Results are canonical paths,
 relative to the root, without symlinks: "" is the root itself. Every opening goes through
-openat2(RESOLVE_IN_ROOT), so that not even a rename under our feet leads outside.
+openat2(RESOLVE_IN_ROOT), so that not even a rename under our feet leads outside. A short path is opened
+a component at a time, following no symlink, which is as safe and spares a cached build ctypes.
 Used by everything in `builder.solve` that touches a build context or a snapshot.
 """
 
@@ -14,11 +15,10 @@ import os
 import posixpath
 
 from builder.errors import ContextError
-from layers import linux
 
 MAX_LINKS = 255
+_SHALLOW = 5
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_INSIDE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 
 
 def clean(path: str) -> str:
@@ -38,11 +38,21 @@ def not_found(path: str) -> ContextError:
 
 def open_directory(root_fd: int, path: str) -> int:
     """Open the directory at canonical `path` for reading. Raises: OSError."""
-    return linux.openat2(root_fd, path or ".", _DIRECTORY, resolve=_INSIDE)
+    if path.count("/") < _SHALLOW:
+        try:
+            return _walk(root_fd, path, _DIRECTORY)
+        except OSError as e:
+            if e.errno not in (errno.ENOTDIR, errno.ELOOP):  # of a symlink, or of a file in its place
+                raise
+    from layers import linux
+
+    return linux.openat2(root_fd, path, _DIRECTORY, resolve=linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS)
 
 
 def open_file(root_fd: int, path: str) -> int:
     """Open the file at canonical `path` for reading, never waiting for a fifo's writer. Raises: OSError."""
+    from layers import linux
+
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     return linux.openat2(root_fd, path, flags, resolve=linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS)
 
@@ -50,7 +60,7 @@ def open_file(root_fd: int, path: str) -> int:
 def lstat(root_fd: int, path: str) -> os.stat_result | None:
     """The status of what is at canonical `path`, itself if a symlink; None if nothing is. Raises: OSError."""
     try:
-        fd = linux.openat2(root_fd, path or ".", os.O_PATH | os.O_NOFOLLOW, resolve=_INSIDE)
+        fd = _open_path(root_fd, path)
     except FileNotFoundError:
         return None
     try:
@@ -59,10 +69,39 @@ def lstat(root_fd: int, path: str) -> os.stat_result | None:
         os.close(fd)
 
 
+def _open_path(root_fd: int, path: str) -> int:
+    if path.count("/") < _SHALLOW:
+        try:
+            return _walk(root_fd, path, os.O_PATH)
+        except OSError as e:
+            if e.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+    from layers import linux
+
+    inside = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+    return linux.openat2(root_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=inside)
+
+
+def _walk(root_fd: int, path: str, flags: int) -> int:
+    """Open canonical `path` a component at a time, none of them through a symlink. Raises: OSError."""
+    *parents, last = path.split("/")
+    here = root_fd
+    try:
+        for part in parents:
+            child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            if here != root_fd:
+                os.close(here)
+            here = child
+        return os.open(last or ".", flags | os.O_NOFOLLOW, dir_fd=here)
+    finally:
+        if here != root_fd:
+            os.close(here)
+
+
 def _read_link(root_fd: int, path: str) -> str | None:
     """The target of the symlink at canonical `path`, or None if there is none."""
     try:
-        fd = linux.openat2(root_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_INSIDE)
+        fd = _open_path(root_fd, path)
     except FileNotFoundError:
         return None
     try:
@@ -136,6 +175,8 @@ def make_directories(
                 new = True
             except FileExistsError:
                 new = False
+            from layers import linux
+
             try:
                 child = linux.openat2(fd, part, _DIRECTORY | os.O_NOFOLLOW, resolve=linux.RESOLVE_BENEATH)
             except (NotADirectoryError, OSError) as e:

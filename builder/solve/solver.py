@@ -12,22 +12,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from builder.errors import ParseError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
 from builder.solve import cachekey
 from builder.solve.layering import LayerBook
+from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
 from builder.solve.steps import StepContext, copy_options, open_mount, run_command, run_copy, run_mkdir
 from layers.errors import Cancelled, PybuildError
 from layers.events import Vertex
 from layers.snapshot import Mount
 from layers.values import NamedTuple
-
-_POLL_S = 0.2
-"""How often the main thread looks up from waiting, for signals and for drawing."""
 
 
 class StepResult(NamedTuple):
@@ -68,7 +66,6 @@ class Solver:
         self.results: dict[int, StepResult] = {}
         self.made_ns: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._failed = threading.Event()
         self._materialised: dict[str, threading.Lock] = {}
 
     def solve(self) -> dict[int, StepResult]:
@@ -175,49 +172,26 @@ class Solver:
     # Execution
 
     def _execute(self, needed: Sequence[Step]) -> None:
-        blocked = {s.number: sum(self._waits_for(s, i, needed) for i in (s.parent, *s.inputs)) for s in needed}
-        users: dict[int, list[int]] = {}
-        indexes = {s.number for s in needed}
-        for step in needed:
-            for i in (step.parent, *step.inputs):
-                if i is not None and i in indexes:
-                    users.setdefault(i, []).append(step.number)
-        with ThreadPoolExecutor(self._jobs, thread_name_prefix="step") as pool:
-            running: dict[Future[StepResult], int] = {}
-            for step in needed:
-                if not blocked[step.number]:
-                    running[pool.submit(self._run_step, step)] = step.number
-            try:
-                while running:
-                    done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                    self._tick()
-                    if self._ctx.cancelled():
-                        raise Cancelled
-                    for future in done:
-                        index = running.pop(future)
-                        self.results[index] = future.result()
-                        self.made_ns[index] = self.results[index].created_ns
-                        for user in users.get(index, ()):
-                            blocked[user] -= 1
-                            if not blocked[user]:
-                                running[pool.submit(self._run_step, self._graph.steps[user])] = user
-            except BaseException:
-                self._failed.set()
-                for future in running:
-                    future.cancel()
-                raise
+        stop = Stop(self._ctx.cancelled)
+        ctx = self._ctx._replace(cancelled=stop, stop_fd=stop.fd)
 
-    @staticmethod
-    def _waits_for(step: Step, input_index: int | None, needed: Sequence[Step]) -> bool:
-        return input_index is not None and any(s.number == input_index for s in needed)
+        def work(number: int) -> None:
+            result = self._run_step(ctx, self._graph.steps[number])
+            self.results[number] = result
+            self.made_ns[number] = result.created_ns
 
-    def _run_step(self, step: Step) -> StepResult:
+        inputs = {s.number: [i for i in (s.parent, *s.inputs) if i is not None] for s in needed}
+        try:
+            run_graph(inputs, work, jobs=self._jobs, stop=stop, tick=self._tick)
+        finally:
+            stop.close()
+
+    def _run_step(self, ctx: StepContext, step: Step) -> StepResult:
         vertex = vertex_id(step)
         inputs = tuple(f"step:{i}" for i in (step.parent, *step.inputs) if i is not None)
         started = time.time_ns()
-        ctx = self._ctx._replace(cancelled=lambda: self._failed.is_set() or self._ctx.cancelled())
         try:
-            result, cached = self._solve_step(ctx, step, vertex, inputs, started)
+            result, cached = self._solve_step(ctx, step, vertex, inputs)
         except Cancelled:
             ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), error="cancelled"))
             raise
@@ -234,32 +208,54 @@ class Solver:
             error.add_note(f"{self._ctx.source.name}:{step.range.start_line}")
 
     def _solve_step(
-        self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...], started: int
+        self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...]
     ) -> tuple[StepResult, bool]:
         if ctx.cancelled():
             raise Cancelled
         key, layer_key = self._content_key(step)
         store = ctx.store
-        if not step.ignore_cache:
+        if step.ignore_cache:
+            return self._make(ctx, step, vertex, inputs, key, layer_key), False
+        with self._flight(ctx, key):
             record = store.cache.get(key)
             if record is not None and store.snapshots.get(record.snapshot_id or "") is not None:
                 found = _from_record(record.record, record.snapshot_id)
                 if found is not None:
                     store.cache.put(self._definition[step.number], record.snapshot_id, record.record)
                     return found, True
-        ctx.events.emit(Vertex(vertex, step.name, inputs, started))
+            return self._make(ctx, step, vertex, inputs, key, layer_key), False
+
+    @contextmanager
+    def _flight(self, ctx: StepContext, key: str) -> Iterator[None]:
+        """Be the only build that makes what `key` stands for; another one's end is waited for. Raises: Cancelled."""
+        delay_s = 0.005
+        while True:
+            with ctx.store.flight(f"step:{key}", wait=False) as alone:
+                if alone:
+                    yield
+                    return
+            if ctx.cancelled():
+                raise Cancelled
+            time.sleep(delay_s)
+            delay_s = min(0.1, delay_s * 1.5)
+
+    def _make(
+        self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...], key: str, layer_key: str
+    ) -> StepResult:
+        ctx.events.emit(Vertex(vertex, step.name, inputs, time.time_ns()))
         parent = self._snapshot(step.parent)
         if isinstance(step.op, CopyOp) and step.op.link:
             snapshot = self._linked(ctx, step, step.op, layer_key, parent, vertex)
         else:
             snapshot = self._build(ctx, step, parent, vertex)
         result = StepResult(key, snapshot, time.time_ns(), False)
+        store = ctx.store
         record_bytes = json.dumps({"key": key, "created_ns": result.created_ns}).encode()
         store.cache.put(key, snapshot, record_bytes)
         if self._definition[step.number] != key:
             store.cache.put(self._definition[step.number], snapshot, record_bytes)
         self._layers.start(snapshot)
-        return result, False
+        return result
 
     def _build(self, ctx: StepContext, step: Step, parent: str | None, vertex: str) -> str:
         snapshots = ctx.store.snapshots

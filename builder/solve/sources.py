@@ -6,9 +6,9 @@ name of an image is written to the store once all of its layers are there, never
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -41,19 +41,28 @@ class ImageSources:
     def __init__(
         self,
         store: Store,
-        context: TransportContext,
+        context: Callable[[], TransportContext],
         *,
         policy: PullPolicy,
         events: EventSink,
         cancelled: Callable[[], bool],
     ) -> None:
         self._store = store
-        self._context = context
+        self._open_context = context
+        self._opened: list[TransportContext] = []
+        self._guard = threading.Lock()
         self._policy = policy
         self._events = events
         self._cancelled = cancelled
         self._locations: dict[str, ImageLocation] = {}
         self._names: dict[str, str] = {}
+
+    @property
+    def _context(self) -> TransportContext:
+        with self._guard:
+            if not self._opened:
+                self._opened.append(self._open_context())
+            return self._opened[0]
 
     # Resolver
 
@@ -157,6 +166,8 @@ class ImageSources:
         self._publish(image)
 
     def _fetch(self, image: ResolvedImage, vertex: str, title: str) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         layers = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
         with self._source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
             list(pool.map(lambda d: self._fetch_layer(source, d, vertex), layers))

@@ -6,9 +6,7 @@ one, changes it, and leaves it to `builder.solve.solver` to commit. Nothing here
 
 from __future__ import annotations
 
-import hashlib
 import os
-import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +17,9 @@ from builder.errors import ContextError, StepError
 from builder.frontend.source import SourceFile
 from builder.plan.graph import CopyItem, CopyOp, MkdirOp, MountOp, RunOp, Step
 from builder.plan.request import BuildRequest
-from builder.solve import accounts
 from layers.errors import Cancelled
 from layers.events import EventSink, VertexLog
+from layers.sha import sha256
 from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from builder.sandbox.launcher import ExitStatus, Launcher
     from builder.sandbox.spec import SandboxMount, SandboxSpec
     from builder.session import Session
+    from builder.solve.accounts import ResolvedUser
     from builder.solve.fileops import CopyOptions
     from builder.solve.remote import RemoteSources
     from layers.store import Store
@@ -52,6 +51,8 @@ class StepContext(NamedTuple):
     cancelled: Callable[[], bool]
     source: SourceFile
     remotes: RemoteSources
+    stop_fd: int = -1
+    """Readable when the step is to stop at once."""
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def open_mount(mount: Mount) -> Iterator[int]:
 
 def run_mkdir(ctx: StepContext, op: MkdirOp, active: ActiveSnapshot) -> None:
     """WORKDIR: the directory and its missing parents, owned by USER."""
-    from builder.solve import fileops
+    from builder.solve import accounts, fileops
 
     with open_mount(active.mount) as root:
         owner = accounts.resolve_owner(root, op.user) if op.user else None
@@ -80,6 +81,8 @@ def run_copy(ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount
 
     Raises: ContextError naming what is not there.
     """
+    from builder.solve import accounts
+
     with open_mount(active.mount) as dest:
         owner = accounts.resolve_owner(dest, op.chown) if op.chown else None
         for item in op.items:
@@ -214,16 +217,22 @@ def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: 
 
 def _pump(ctx: StepContext, streams: dict[int, int], vertex: str) -> bytes:
     """Hand the command's output on as events until it closes; its last bytes are returned."""
+    import select
+
     poller = select.poll()
     for fd in streams:
         poller.register(fd, select.POLLIN)
+    if ctx.stop_fd >= 0:
+        poller.register(ctx.stop_fd, select.POLLIN)
     left = set(streams)
     tail = b""
     while left:
         ready = poller.poll(200)
-        if not ready and ctx.cancelled():
+        if ctx.cancelled():
             raise Cancelled
         for fd, _ in ready:
+            if fd == ctx.stop_fd:
+                continue
             data = os.read(fd, 1 << 16)
             if not data:
                 poller.unregister(fd)
@@ -300,7 +309,9 @@ def _sandbox_spec(
     return spec, cleanup
 
 
-def _user(op: RunOp, active: ActiveSnapshot) -> accounts.ResolvedUser:
+def _user(op: RunOp, active: ActiveSnapshot) -> ResolvedUser:
+    from builder.solve import accounts
+
     with open_mount(active.mount) as root:
         return accounts.resolve_user(root, op.user)
 
@@ -408,4 +419,4 @@ def _hosts(hostname: str) -> bytes:
 
 def cache_directory(root: Path, id: str) -> Path:
     """Where the cache mount of an id lives; the id is hostile, so its digest names the directory."""
-    return root / "cachemounts" / hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return root / "cachemounts" / sha256(id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
