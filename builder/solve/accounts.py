@@ -20,6 +20,10 @@ _FILE_MAX_BYTES = 16 * 1024 * 1024
 _ID_MAX = 2**31 - 1  # runc's bound for ids in USER; those of --chown have 32 bits too
 
 
+Root = int | Callable[[str], "int | None"]
+"""An image's files: a descriptor of its root, or what opens a file of it (None: it is not there)."""
+
+
 class ResolvedUser(NamedTuple):
     """The identity of a process: `groups` are the supplementary ones, `name` is "" where no entry was found."""
 
@@ -43,11 +47,13 @@ class _Group(NamedTuple):
     members: tuple[str, ...]
 
 
-def _lines(root_fd: int, path: str) -> Iterator[list[str]]:
+def _lines(root: Root, path: str) -> Iterator[list[str]]:
     """The fields of each line of a file that may be missing. Raises: ContextError."""
     try:
-        canonical = rootpath.resolve(root_fd, path)
-        fd = rootpath.open_file(root_fd, canonical)
+        opened = root(path) if callable(root) else rootpath.open_file(root, rootpath.resolve(root, path))
+        if opened is None:
+            return
+        fd = opened
     except OSError as e:
         if e.errno in (errno.ENOENT, errno.ENOTDIR):
             return
@@ -80,13 +86,13 @@ def _field(fields: list[str], index: int) -> str:
     return fields[index].strip() if index < len(fields) else ""
 
 
-def _passwd(root_fd: int) -> Iterator[_Passwd]:
-    for f in _lines(root_fd, "/etc/passwd"):
+def _passwd(root: Root) -> Iterator[_Passwd]:
+    for f in _lines(root, "/etc/passwd"):
         yield _Passwd(_field(f, 0), _number(_field(f, 2)), _number(_field(f, 3)), _field(f, 5))
 
 
-def _groups(root_fd: int) -> Iterator[_Group]:
-    for f in _lines(root_fd, "/etc/group"):
+def _groups(root: Root) -> Iterator[_Group]:
+    for f in _lines(root, "/etc/group"):
         members = tuple(m for m in _field(f, 3).split(",") if m)
         yield _Group(_field(f, 0), _number(_field(f, 2)), members)
 
@@ -154,7 +160,7 @@ def _user_id(text: str) -> int | None:
     return int(text)
 
 
-def resolve_user(root_fd: int, user: str) -> ResolvedUser:
+def resolve_user(root: Root, user: str) -> ResolvedUser:
     """The identity of `USER user[:group]`, "" for root, as a process of RUN takes it on.
 
     Supplementary groups are those that name the user, unless a group is given. A number for both is
@@ -162,7 +168,7 @@ def resolve_user(root_fd: int, user: str) -> ResolvedUser:
     Raises: ContextError for a name that is not in the image's files, or a number out of range.
     """
     wanted, _, group = user.partition(":")
-    accounts = list(_passwd(root_fd))
+    accounts = list(_passwd(root))
     if group and wanted and _is_plain(wanted) and _is_plain(group):
         return _with_home(accounts, _plain_id(wanted) or 0, _plain_id(group) or 0, (), "")
     number = _user_id(wanted or "0")
@@ -177,17 +183,17 @@ def resolve_user(root_fd: int, user: str) -> ResolvedUser:
     name = entry.name if entry is not None else ""
     groups: tuple[int, ...] = ()
     if group:
-        gid = _group_id(root_fd, group)
+        gid = _group_id(root, group)
     elif name:
-        groups = tuple(dict.fromkeys(g.gid for g in _groups(root_fd) if name in g.members))
+        groups = tuple(dict.fromkeys(g.gid for g in _groups(root) if name in g.members))
     if not (0 <= uid <= _ID_MAX and 0 <= gid <= _ID_MAX):
         raise ContextError(f"uids and gids must be in range 0-{_ID_MAX}: user {wanted} has {uid}:{gid}")
     return _with_home(accounts, uid, gid, groups, name)
 
 
-def _group_id(root_fd: int, group: str) -> int:
+def _group_id(root: Root, group: str) -> int:
     number = _user_id(group)
-    for entry in _groups(root_fd):
+    for entry in _groups(root):
         if entry.gid == number if number is not None else entry.name == group:
             return entry.gid
     if number is None:

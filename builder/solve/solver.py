@@ -24,6 +24,7 @@ from builder.solve.sources import ImageSources
 from builder.solve.steps import StepContext, copy_options, open_mount, run_command, run_copy, run_mkdir
 from layers.errors import Cancelled, PybuildError
 from layers.events import Vertex
+from layers.oci import Platform
 from layers.snapshot import Mount
 from layers.values import NamedTuple
 
@@ -60,6 +61,7 @@ class Solver:
         self._layers = layers
         self._jobs = jobs or os.cpu_count() or 1
         self._tick = tick
+        self._host = Platform.host()
         self._before_threads = before_threads
         self._definition: list[str] = []
         self._content: dict[int, list[str]] = {}
@@ -74,6 +76,10 @@ class Solver:
         needed = self._look_up()
         self._announce(needed)
         if needed:
+            if any(s.platform != self._host for s in needed):
+                from builder.solve.emulation import require_runnable
+
+                require_runnable(needed)
             self._before_threads()
             self._execute(needed)
         return self.results

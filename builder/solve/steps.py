@@ -7,6 +7,7 @@ one, changes it, and leaves it to `builder.solve.solver` to commit. Nothing here
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -312,8 +313,39 @@ def _sandbox_spec(
 def _user(op: RunOp, active: ActiveSnapshot) -> ResolvedUser:
     from builder.solve import accounts
 
+    if active.mount.type == "overlay":
+        try:
+            return accounts.resolve_user(_etc_opener(active.mount), op.user)
+        except _NotPlain:
+            pass
     with open_mount(active.mount) as root:
         return accounts.resolve_user(root, op.user)
+
+
+class _NotPlain(Exception):
+    """/etc or a file in it is a symlink, say: only the merged tree tells where it leads."""
+
+
+def _etc_opener(mount: Mount) -> Callable[[str], int | None]:
+    """Opens files of /etc in a fresh snapshot, from the layer that has them: a mount would take 1 ms."""
+    from layers import lowerview
+
+    dirs = tuple(map(os.fsencode, mount.lower))
+    found = lowerview.find(dirs, b"etc", mount.dialect)
+
+    def open_file(path: str) -> int | None:
+        if found is None:
+            return None
+        file = lowerview.find(found.dirs, os.fsencode(path.removeprefix("/etc/")), mount.dialect)
+        if file is None:
+            return None
+        if not stat.S_ISREG(file.st.st_mode):
+            raise _NotPlain
+        return os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    if found is not None and not found.dirs:
+        raise _NotPlain
+    return open_file
 
 
 def _mount(
