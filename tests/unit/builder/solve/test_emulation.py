@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from builder.errors import SandboxError
 from builder.plan.graph import MkdirOp, RunOp, Step
 from builder.solve.emulation import can_run, emulator, require_runnable
