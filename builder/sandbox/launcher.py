@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import errno
 import json
 import os
 import select
@@ -387,5 +388,18 @@ def _error(message: dict[str, Any]) -> SandboxError:
         operation=operation,
         errno=message.get("errno"),
         path=path,
-        hint=message.get("hint"),
+        hint=message.get("hint") or _hint(operation, message.get("errno")),
     )
+
+
+def _hint(operation: str, number: int | None) -> str | None:
+    """What most often lies behind a refusal."""
+    if operation == "root" and number in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV}:
+        return "the store's file system may not bear an overlay: put it on ext4, xfs or btrfs with --root"
+    if operation == "identity" and number == errno.EINVAL:
+        return "the user's id is not mapped here: an ordinary user needs subordinate ids, see `pybuild doctor`"
+    if operation == "limits":
+        return "hard limits go up only with CAP_SYS_RESOURCE"
+    if number in {errno.EPERM, errno.EACCES}:
+        return "`pybuild doctor` tells what this machine forbids, and what would grant it"
+    return None

@@ -180,7 +180,16 @@ def op_readonly_root(sandbox: Sandbox) -> None:
 
 
 def op_proc(sandbox: Sandbox) -> None:
-    _mount_fs("proc", sandbox.open_target("/proc", is_file=False), _MS_PRIVATE_FLAGS)
+    """/proc of the sandbox's own PID namespace, else the caller's."""
+    target = sandbox.open_target("/proc", is_file=False)
+    try:
+        _mount_fs("proc", target, _MS_PRIVATE_FLAGS)
+    except OSError as e:
+        # EPERM: a user namespace inside a container whose own /proc is masked may not uncover it by a new one.
+        # EBUSY: a bound root brought its own along.
+        if e.errno not in {errno.EPERM, errno.EBUSY}:
+            raise
+        _bind("/proc", linux.AT_FDCWD, target, _MNT_PRIVATE_FLAGS, recursive=True)
 
 
 def op_sys(sandbox: Sandbox, cgroup2: bool) -> None:

@@ -75,7 +75,10 @@ EAGER_ROOMS: dict[str, tuple[str, ...]] = {
     "oras": ("registry.artifacts",),
 }
 
-FORKERS = ("builder.sandbox.userns", "builder.sandbox.zygote", "builder.sandbox.launcher")
+FORKERS = (
+    *("builder.sandbox.userns", "builder.sandbox.zygote", "builder.sandbox.launcher"),
+    "builder.sandbox.network",  # runs in a helper that the zygote forked
+)
 
 
 class Import(NamedTuple):
