@@ -28,6 +28,7 @@ CHUNK_BYTES = 64 << 20
 MAX_HELD_BYTES = 32 << 20
 """The largest piece of a blob of unknown digest: it is held in memory, to be sent with its length."""
 _HELD_BYTES = 8 << 20
+_PROGRESS_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _RANGE = re.compile(r"(?:bytes=)?(\d{1,18})-(\d{1,18})\Z")
 _LOST_SESSION = frozenset({400, 404, 416})
@@ -108,19 +109,19 @@ class Uploader:
 
         Raises: RegistryError by class, DigestMismatch, SizeMismatch, Cancelled, and what the source raises.
         """
-        failures = 0
+        failures, best = 0, 0
         while True:
-            reached = 0
             try:
                 location, offset, session = self._begin(session)
-                reached = offset
                 if self._descriptor is not None and offset == 0 and not self._wants_chunks():
                     return self._put_whole(location, self._descriptor)
                 return self._patch(location, offset)
             except _Interrupted as interrupted:
                 error, session = interrupted.error, interrupted.session
-                if session is not None and session.offset > reached:
-                    failures = 0
+                # Only what no attempt before has reached earns the retries back: a registry that
+                # forgets what it was sent must not be fed for ever.
+                if session is not None and session.offset >= best + _PROGRESS_BYTES:
+                    failures, best = 0, session.offset
             except _Present as present:
                 self._forget()
                 return present.descriptor
