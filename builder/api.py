@@ -268,7 +268,9 @@ def _lazy_transports(
 
 
 @contextmanager
-def _transports(store: Callable[[], Store] | None, registry: RegistryOptions | None) -> Iterator[TransportContext]:
+def _transports(
+    store: Callable[[], Store] | None, registry: RegistryOptions | None, *, uploads_dir: Path | None = None
+) -> Iterator[TransportContext]:
     from registry.transport import TransportContext
 
     opened: list[object] = []
@@ -281,7 +283,7 @@ def _transports(store: Callable[[], Store] | None, registry: RegistryOptions | N
         return made
 
     try:
-        yield TransportContext(store=store, client=client)  # type: ignore[arg-type]
+        yield TransportContext(store=store, client=client, uploads_dir=uploads_dir)  # type: ignore[arg-type]
     finally:
         for made in opened:
             made.close()  # type: ignore[attr-defined]
@@ -313,7 +315,7 @@ def copy(
     with (
         _lazy_store(root) as store,
         _transports(store, source_registry) as first,
-        _transports(store, destination_registry) as second,
+        _transports(store, destination_registry, uploads_dir=root / "uploads") as second,
     ):
         return copy_location(
                 start, end, first, destination_context=second, options=options, events=events, jobs=jobs,
@@ -323,12 +325,12 @@ def copy(
 
 @contextmanager
 def _lazy_store(root: Path) -> Iterator[Callable[[], Store]]:
-    from layers.store import Store
-
     opened: list[Store] = []
     lock = threading.Lock()
 
     def get() -> Store:
+        from layers.store import Store
+
         with lock:
             if not opened:
                 opened.append(Store.open(root))

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from layers.errors import Cancelled, PybuildError
 from layers.events import EventSink, NullSink, VertexWarning
 from layers.oci import Digest
+from layers.values import NamedTuple
 from registry.copy import DEFAULT_JOBS, CopyOptions, HostSlots, copy_location, run_parallel
 from registry.errors import ConfigError, InvalidReference, NotFoundError, RegistryError
 from registry.reference import Reference

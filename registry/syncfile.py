@@ -21,10 +21,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from layers.errors import ImageError
 from layers.oci import Digest, Platform
+from layers.values import NamedTuple
 from registry.errors import ConfigError, InvalidReference, printable
 from registry.reference import Reference
 
