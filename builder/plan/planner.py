@@ -27,7 +27,7 @@ from builder.plan.graph import (
     Step,
 )
 from builder.plan.request import BuildRequest
-from builder.plan.stage import Dispatcher, StageState, set_env
+from builder.plan.stage import Dispatcher, StageState
 from layers.errors import PybuildError
 from layers.oci import Platform
 from layers.values import Protocol
@@ -127,17 +127,11 @@ class _PlatformPlan:
         )
 
     def _final_config(self, state: StageState) -> dict[str, Any]:
-        request, config = self._request, state.config
+        request, config = self._request, state.full_config()
         labels = {**(config.get("Labels") or {}), **request.labels}
-        for name in request.unset_labels:
-            labels.pop(name, None)
-        if labels or "Labels" in config:
-            config["Labels"] = labels
-        for key, value in request.env.items():
-            set_env(config, key, value)
-        if request.unset_env:
-            gone = set(request.unset_env)
-            config["Env"] = [e for e in config.get("Env") or [] if e.partition("=")[0] not in gone]
+        config["Labels"] = {k: v for k, v in labels.items() if k not in request.unset_labels}
+        env = {**state.image_env, **request.env}
+        config["Env"] = [f"{key}={value}" for key, value in env.items() if key not in request.unset_env]
         return {k: v for k, v in config.items() if v not in (None, [], {}, "")}
 
     # Stages

@@ -55,6 +55,7 @@ class StageState:
         self.top: int | None = None
         self.base: ResolvedImage | None = None
         self.env: dict[str, str] = {}
+        self.image_env: dict[str, str] = {}
         self.config: dict[str, Any] = {}
         self.author: str | None = None
         self.history: list[HistoryEntry] = []
@@ -82,17 +83,25 @@ class StageState:
         self.config = _copy_json(base.config)
         self.config.pop("OnBuild", None)
         self.env = dict(base.env)
+        self.image_env = dict(base.image_env)
         self.args = dict(base.args)
         self.history = list(base.history)
         self._load_environment()
 
     def _load_environment(self) -> None:
-        pairs = [entry.partition("=") for entry in self.config.get("Env") or []]
-        if not any(key == "PATH" for key, _, _ in pairs) and self.platform.os != "windows":
-            self.config["Env"] = [*(self.config.get("Env") or []), f"PATH={DEFAULT_PATH}"]
-            pairs.append(("PATH", "=", DEFAULT_PATH))
-        for key, _, value in pairs:
-            self.env[key] = value
+        """Take the config's `Env` apart; `full_config` puts it together again."""
+        for entry in self.config.pop("Env", None) or []:
+            key, _, value = str(entry).partition("=")
+            self.image_env[key] = value
+        if self.platform.os != "windows":
+            self.image_env.setdefault("PATH", DEFAULT_PATH)
+        self.env.update(self.image_env)
+
+    def full_config(self) -> dict[str, Any]:
+        """The execution part of the image config."""
+        config = dict(self.config)
+        config["Env"] = [f"{key}={value}" for key, value in self.image_env.items()]
+        return config
 
     @property
     def workdir(self) -> str:
@@ -153,20 +162,19 @@ class Dispatcher:
                 self._arg(state, i)
             case ins.Env():
                 for pair in i.pairs:
-                    state.env[pair.name] = pair.value
-                    set_env(config, pair.name, pair.value)
+                    state.env[pair.name] = state.image_env[pair.name] = pair.value
                 state.record("ENV " + " ".join(f"{p.name}={p.value}" for p in i.pairs))
             case ins.Label():
-                config["Labels"] = {**(config.get("Labels") or {}), **{p.name: p.value for p in i.pairs}}
+                _table(config, "Labels").update((p.name, p.value) for p in i.pairs)
                 state.record("LABEL " + " ".join(f"{p.name}={p.value}" for p in i.pairs))
             case ins.User():
                 config["User"] = i.user
                 state.record(f"USER {i.user}")
             case ins.Expose():
-                config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **{p: {} for p in i.ports}}
+                _table(config, "ExposedPorts").update((p, {}) for p in i.ports)
                 state.record(f"EXPOSE [{' '.join(i.ports)}]")
             case ins.Volume():
-                config["Volumes"] = {**(config.get("Volumes") or {}), **{p: {} for p in i.paths}}
+                _table(config, "Volumes").update((p, {}) for p in i.paths)
                 state.record(f"VOLUME [{' '.join(i.paths)}]")
             case ins.Cmd():
                 args = state.with_shell(i.args) if i.shell else i.args
@@ -366,16 +374,12 @@ class Dispatcher:
         return CopyItem("path", "/" + posixpath.normpath("/" + source).lstrip("/"), include=include, required=required)
 
 
-def set_env(config: dict[str, Any], key: str, value: str) -> None:
-    """Set a variable in a config's `Env`, in place if it is there."""
-    env = list(config.get("Env") or [])
-    for at, entry in enumerate(env):
-        if entry.partition("=")[0] == key:
-            env[at] = f"{key}={value}"
-            break
-    else:
-        env.append(f"{key}={value}")
-    config["Env"] = env
+def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A map of the config, made if it is missing or null. The config is the stage's own copy."""
+    if not config.get(name):
+        config[name] = {}
+    table: dict[str, Any] = config[name]
+    return table
 
 
 def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
