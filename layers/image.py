@@ -153,7 +153,7 @@ def unpack_image(store: Store, image: Image, options: UnpackOptions | None = Non
     """Unpack the layers that have no snapshot yet; the ID of the snapshot of all, None without layers.
 
     Every layer's content is checked against the config's diff ID. Idempotent; two processes that
-    unpack the same layer do it once.
+    unpack the same layer do it once. No gc removes the snapshot while this process lives.
     Raises: LayerError, DigestMismatch, BlobNotFound, StoreError, Cancelled, and what `fetch` raises.
     """
     _check_layers(image.manifest, image.config)
@@ -161,12 +161,17 @@ def unpack_image(store: Store, image: Image, options: UnpackOptions | None = Non
         return None
     chain = chain_ids(image.diff_ids)
     snapshots = store.snapshots
-    if snapshots.get(chain[-1]) is not None:
+    if _there(store, chain[-1]):
         return chain[-1]
     chosen = options or UnpackOptions()
     if isinstance(snapshots, OverlaySnapshotter):
         return _Unpacking(store, snapshots, image, chain, chosen).run()
     return _unpack_native(store, snapshots, image, chain, chosen)
+
+
+def _there(store: Store, snapshot: str) -> bool:
+    """Whether a snapshot is there for this driver; if so, it stays until this process ends."""
+    return store.snapshots.get(snapshot) is not None and snapshot in store.claim(snapshots=[snapshot])
 
 
 def _open_layer(store: Store, descriptor: Descriptor, options: UnpackOptions) -> BinaryIO:
@@ -267,7 +272,7 @@ class _Unpacking:
     def _layer(self, index: int) -> None:
         descriptor, name = self._image.layers[index], self._chain[index]
         with self._store.flight(f"unpack:{self._snapshots.label}:{name}"):
-            if self._snapshots.get(name) is None:
+            if not _there(self._store, name):
                 self._unpack(index)
         self._committed[index].set()
         if self._options.done is not None:
@@ -353,9 +358,9 @@ def _unpack_native(
     """One tree for all layers on top of the highest that is there: copies of each stage would cost too much."""
     name = chain[-1]
     with store.flight(f"unpack:{snapshots.label}:{name}"):
-        if snapshots.get(name) is not None:
+        if _there(store, name):
             return name
-        have = max((i + 1 for i, c in enumerate(chain) if snapshots.get(c) is not None), default=0)
+        have = max((i + 1 for i, c in enumerate(chain) if _there(store, c)), default=0)
         active = snapshots.prepare(chain[have - 1] if have else None)
         records: list[tuple[Digest, LayerRecord]] = []
         try:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from layers.database import Database
 from layers.errors import StoreError
+from layers.sha import sha256
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -138,6 +139,25 @@ class Leases:
             except StoreError:
                 pass  # it ends with this process at the latest
 
+    def claim(self, *, blobs: Iterable[str] = (), snapshots: Iterable[str] = ()) -> set[str]:
+        """Protect what is there of these until this process ends; the IDs and digests of what is.
+
+        What a process writes is claimed by itself. What it merely found, a gc may take at any moment.
+        """
+        owner = self.owner()
+        found: set[str] = set()
+        with self._lock.shared(), self._database.write() as c:
+            for kind, column, table, names in (
+                ("blob", "digest", "blobs", blobs),
+                ("snapshot", "id", "snapshots", snapshots),
+            ):
+                for name in names:
+                    there = c.execute(f"SELECT 1 FROM {table} WHERE {column}=? LIMIT 1", (name,))  # noqa: S608
+                    if there.fetchone() is not None:
+                        found.add(name)
+                        c.execute("INSERT OR IGNORE INTO leases VALUES(?,'',?,?)", (owner, kind, name))
+        return found
+
     @contextmanager
     def flight(self, key: str, *, wait: bool = True) -> Iterator[bool]:
         """Be the only one, of all threads and processes, that works on `key` within the block.
@@ -145,9 +165,7 @@ class Leases:
         Waits for whoever does; then look whether the work is still to be done. With `wait=False`,
         yields False at once if somebody does.
         """
-        import hashlib
-
-        path = f"{self._flights}/{hashlib.sha256(key.encode()).hexdigest()[:40]}"
+        path = f"{self._flights}/{sha256(key.encode()).hexdigest()[:40]}"
         fd = lock_file(path, wait=wait)
         if fd is None:
             yield False

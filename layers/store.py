@@ -388,6 +388,10 @@ class Store:
         """
         return self.leases.hold(blobs=blobs, snapshots=snapshots)
 
+    def claim(self, *, blobs: Iterable[Digest] = (), snapshots: Iterable[str] = ()) -> set[str]:
+        """Protect what is there of these from gc until this process ends; which are. See Leases.claim."""
+        return self.leases.claim(blobs=blobs, snapshots=snapshots)
+
     def flight(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Be the only one, of all threads and processes, that does the work `key`; see Leases.flight."""
         return self.leases.flight(key, wait=wait)

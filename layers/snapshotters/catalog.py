@@ -75,11 +75,11 @@ class Catalog:
         """From `id` down to the base. Raises: StoreError if one of them is missing."""
         rows = self._database.rows(
             "WITH RECURSIVE c(id, parent, dir, owner, depth) AS ("
-            " SELECT id, parent, dir, owner, 0 FROM snapshots WHERE driver=?1 AND id=?2 AND owner IS NULL"
+            " SELECT id, parent, dir, owner, 0 FROM snapshots WHERE driver=? AND id=? AND owner IS NULL"
             " UNION ALL SELECT s.id, s.parent, s.dir, s.owner, depth+1 FROM c JOIN snapshots s"
-            " ON s.driver=?1 AND s.id=c.parent WHERE depth < 10000)"
+            " ON s.driver=? AND s.id=c.parent WHERE depth < 10000)"
             " SELECT id, parent, dir, owner FROM c ORDER BY depth",
-            (self.label, id),
+            (self.label, id, self.label),
         )
         entries = [Entry(*row) for row in rows]  # type: ignore[arg-type]
         if not entries:

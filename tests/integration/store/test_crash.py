@@ -19,6 +19,7 @@ import pytest
 
 from layers.fsck import fsck
 from layers.store import Store
+from tests.integration.store.worker import FILES
 from tests.support.machine import CHECKOUT, need_mounts, need_root, need_tool
 
 KILLS = int(os.environ.get("PYBUILD_TEST_KILLS", "12"))
@@ -66,6 +67,10 @@ def verify(root: Path, names: set[str]) -> None:
         for record in store.cache.list():
             if record.snapshot_id is not None:
                 assert all(s.path.is_dir() for s in store.snapshots.chain(record.snapshot_id))
+        for (id,) in store.database.rows("SELECT id FROM snapshots WHERE owner IS NULL AND id LIKE 'sha256:%'"):
+            unpacked = store.snapshots.get(str(id))
+            assert unpacked is not None
+            assert len(os.listdir(unpacked.path)) == FILES, "half a layer counts as a whole one"
         store.gc()
     report = fsck(root)
     assert report.problems == ()
@@ -84,7 +89,7 @@ def test_the_points_are_all_there() -> None:
 @pytest.mark.parametrize("turn", [1, 3])
 def test_killed_at(point: str, turn: int, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    actions = ("build", "build", "pull", "gc", "untag", "prune")
+    actions = ("build", "build", "pull", "unpack", "gc", "untag", "prune")
     code, before, err = finish(start(root, 1, 4, "build"))
     assert code == 0, err
     code, during, err = finish(start(root, 2, 25, *actions, fault=f"{point}@{turn}"))
@@ -100,10 +105,14 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     rng = random.Random(7)
     names: set[str] = set()
     for number in range(KILLS):
-        workers = [start(root, 100 + 2 * number + i, 1000, "build", "build", "pull", "gc", "prune") for i in range(2)]
-        time.sleep(rng.uniform(0.2, 0.9))
+        workers = [start(root, 100 + 2 * number + i, 1000, "build", "unpack", "pull", "gc", "prune") for i in range(2)]
+        # Once they are at it: how long a start takes says nothing about the store.
+        assert workers[0].stdout is not None
+        first = workers[0].stdout.readline()
+        time.sleep(rng.uniform(0, 0.5))
         for process in workers:
             process.kill()
+        names |= promised(first)
         for process in workers:
             code, out, err = finish(process)
             assert code == -signal.SIGKILL, err
@@ -114,7 +123,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 
 def test_several_at_once(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    workers = [start(root, seed, 12, "build", "build", "pull", "untag") for seed in range(3)]
+    workers = [start(root, seed, 12, "build", "unpack", "pull", "untag") for seed in range(3)]
     workers += [start(root, 50 + seed, 12, "gc", "prune", "build") for seed in range(2)]
     names: set[str] = set()
     for process in workers:

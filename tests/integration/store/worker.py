@@ -6,13 +6,17 @@ after it was published: such a name is a promise that the tests hold the store t
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import sys
+import tarfile
 from pathlib import Path
 
 from layers.errors import BlobNotFound, StoreError
-from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP, Descriptor, Manifest
+from layers.image import UnpackOptions, load_image, unpack_image, write_image
+from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP, Descriptor, Digest, Manifest, Platform
 from layers.records import LayerRecord
 from layers.store import Store
 
@@ -39,6 +43,30 @@ def build(store: Store, rng: random.Random, name: str) -> None:
     store.publish({name: store.put(manifest.raw, manifest.media_type)})
 
 
+FILES = 10
+"""How many files each layer of `unpack` has."""
+
+
+def unpack(store: Store, rng: random.Random) -> None:
+    """An image of real layers, some shared with other workers, pulled into snapshots."""
+    tars = [layer(random.Random(rng.randrange(3) if i == 0 else rng.random()), i) for i in range(3)]
+    blobs = [store.put(gzip.compress(tar, mtime=0), MEDIA_OCI_LAYER_GZIP) for tar in tars]
+    document = {"os": "linux", "rootfs": {"type": "layers", "diff_ids": [Digest.of(tar) for tar in tars]}}
+    image = load_image(store, write_image(store, document, blobs), Platform("linux", "amd64"))
+    unpack_image(store, image, UnpackOptions(threads=2))
+
+
+def layer(rng: random.Random, number: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for each in range(FILES):
+            data = rng.randbytes(rng.randrange(1, 9000))
+            info = tarfile.TarInfo(f"layer{number}-{each}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 def run(root: Path, seed: int, rounds: int, actions: list[str]) -> None:
     """Rounds of random actions, each as its own short life of a store."""
     rng = random.Random(seed)
@@ -63,6 +91,8 @@ def run(root: Path, seed: int, rounds: int, actions: list[str]) -> None:
                 with store.ingest(expected=expected, ref=f"pull:{expected.digest}") as ingest:
                     ingest.write(data[ingest.offset :])
                     ingest.commit()
+            elif action == "unpack":
+                unpack(store, rng)
             elif action == "gc":
                 store.gc()
             elif action == "prune":

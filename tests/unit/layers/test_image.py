@@ -252,6 +252,16 @@ class TestUnpack:
         # The native driver keeps no tree for a stage in between.
         assert shared == (1 if store.snapshots.driver == "overlay" else 2)
 
+    def test_what_was_found_stays_while_it_is_used(self, store: Store) -> None:
+        image = put_image(store, tar(("a", "1")), tar(("b", "2")))
+        unpack_image(store, image)
+        store.close()
+        driver = cast(Driver, store.snapshots.driver)
+        with Store.open(store.root, driver=driver) as user, Store.open(store.root, driver=driver) as collector:
+            snapshot = unpack_image(user, image)
+            collector.gc()
+            assert user.snapshots.prepare(snapshot).parent == snapshot
+
     def test_threads_and_processes_unpack_once(self, store: Store) -> None:
         image = put_image(store, *(tar((f"f{i}", "1")) for i in range(6)))
         calls: list[str] = []

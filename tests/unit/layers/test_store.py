@@ -598,6 +598,20 @@ class TestGarbage:
             with pytest.raises(StoreError, match="snapshot old"), user.lease(snapshots=["old"]):
                 pass
 
+    def test_claims_last_as_long_as_the_process(self, store: Store, root: Path) -> None:
+        blob = store.put(b"old", "x")
+        snapshot(store, "old")
+        store.close()
+        with reopen(root) as collector:
+            user = reopen(root)
+            assert user.claim(blobs=[blob.digest], snapshots=["old", "absent"]) == {blob.digest, "old"}
+            collector.gc()
+            assert user.snapshots.prepare("old").parent == "old"
+            user.close()
+            collector.sweep()
+            collector.gc()
+            assert collector.claim(blobs=[blob.digest], snapshots=["old"]) == set()
+
     def test_blobs_of_a_cache_record(self, store: Store, root: Path) -> None:
         blob = store.put(b"download", "x")
         store.cache.put("k", None, b"", blobs=[blob.digest])
