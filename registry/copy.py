@@ -20,14 +20,16 @@ from functools import partial
 from pathlib import Path
 
 from layers.errors import Cancelled, ImageError
-from layers.events import EventSink, NullSink, Vertex, VertexStatus
+from layers.events import EventSink, NullSink, Vertex, VertexStatus, VertexWarning
 from layers.oci import (
     INDEX_MEDIA_TYPES,
     MANIFEST_MEDIA_TYPES,
+    MAX_CONFIG_BYTES,
     MEDIA_DOCKER_CONFIG,
     MEDIA_OCI_CONFIG,
     Descriptor,
     Digest,
+    ImageConfig,
     Index,
     Manifest,
     Platform,
@@ -51,6 +53,7 @@ from registry.transport import (
     RawManifest,
     TransportContext,
     check_manifest,
+    read_blob,
 )
 
 DEFAULT_JOBS = 6
@@ -94,12 +97,13 @@ class CopyResult(NamedTuple):
 
 
 class HostSlots:
-    """Bounds the transfers that use a host at once. Thread-safe; shared by the copies of one command."""
+    """Bounds the transfers that use a host at once, and keeps them apart. Thread-safe; shared by a command's copies."""
 
     def __init__(self, per_host: int = DEFAULT_JOBS) -> None:
         self._per_host = per_host
         self._lock = threading.Lock()
         self._slots: dict[str, threading.Semaphore] = {}
+        self._busy: dict[str, tuple[threading.Lock, int]] = {}
 
     @contextmanager
     def hold(self, *hosts: str) -> Iterator[None]:
@@ -115,6 +119,23 @@ class HostSlots:
         finally:
             for slot in taken:
                 slot.release()
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Be the only one at work on `key`, so that copies which share a blob do not both move it."""
+        with self._lock:
+            lock, users = self._busy.get(key, (threading.Lock(), 0))
+            self._busy[key] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._busy[key]
+                if users == 1:
+                    del self._busy[key]
+                else:
+                    self._busy[key] = (lock, users - 1)
 
 
 def copy_location(
@@ -230,6 +251,8 @@ class _Copy:
     def run(self) -> CopyResult:
         top = check_manifest(self.source.get_manifest(), None)
         node = self._load(top)
+        if node.manifest.digest == top.digest:
+            self._check_platform(node)
         self._decide(node)
         final = node.manifest
         if not self._changes(node) and self.destination.head_manifest() == final.digest:
@@ -274,6 +297,16 @@ class _Copy:
             document = parse_manifest(inner.raw, chosen.media_type or inner.media_type)
             node = _Node(inner._replace(media_type=document.media_type), document)
         raise ImageError(f"{self.source.name}: indexes are nested more than {_MAX_INDEX_DEPTH} deep")
+
+    def _check_platform(self, node: _Node) -> None:
+        """Warn of a single image that is not for the platform that was asked for."""
+        wanted, document = self.options.platform, node.document
+        if wanted is None or isinstance(document, Index) or document.config.media_type not in _CONFIGS:
+            return
+        found = ImageConfig.parse(read_blob(self.source, document.config, MAX_CONFIG_BYTES)).platform
+        if not wanted.runs(found):
+            message = f"{self.source.name} is one image for {found}, not for {wanted}"
+            self.events.emit(VertexWarning(self.vertex, message))
 
     def _keeps_index(self) -> bool:
         if self.options.platform is not None:
@@ -353,10 +386,15 @@ class _Copy:
     # Blobs
 
     def _transfer(self, descriptor: Descriptor, goal: Compression | None) -> None:
-        with self._slots.hold(self.source.host, self.destination.host):
-            if goal is None:
+        if goal is None:
+            # Before the slots: who waits for another copy's transfer must not keep that from its slot.
+            with (
+                self._slots.alone(f"{self.destination.room} {descriptor.digest}"),
+                self._slots.hold(self.source.host, self.destination.host),
+            ):
                 self._move(descriptor, self.source)
-                return
+            return
+        with self._slots.hold(self.source.host, self.destination.host):
             from registry.recompress import recompress
 
             report = _Report(self, descriptor, f"{goal} {descriptor.digest.short}")

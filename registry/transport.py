@@ -19,6 +19,7 @@ Grammar, as containers-transports(5) has it:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,8 @@ class ImageDestination(Protocol):
 
     name: str
     host: str
+    room: str
+    """What shares its blobs with other destinations at work: a repository, a layout, the store."""
     single_platform: bool
     """Whether an index is narrowed to one platform unless all are asked for."""
     holds_indexes: bool
@@ -142,7 +145,7 @@ class ImageLocation(Protocol):
 
 
 class TransportContext:
-    """What transports need from the outside, opened when first used.
+    """What transports need from the outside, opened when first used. Thread-safe.
 
     `store` and `client` give the local store and the registry client; `scratch_dir` is for spools
     (an archive from a pipe, a layer being recompressed), which are unlinked while in use;
@@ -158,6 +161,7 @@ class TransportContext:
         uploads_dir: Path | None = None,
     ) -> None:
         self.uploads_dir = uploads_dir
+        self._lock = threading.Lock()
         self._open_store = store
         self._open_client = client
         self._store: Store | None = None
@@ -167,11 +171,12 @@ class TransportContext:
     @property
     def store(self) -> Store:
         """Raises: PybuildError if this context was made without one."""
-        if self._store is None:
-            if self._open_store is None:
-                raise PybuildError("the local store is not available here")
-            self._store = self._open_store()
-        return self._store
+        with self._lock:
+            if self._store is None:
+                if self._open_store is None:
+                    raise PybuildError("the local store is not available here")
+                self._store = self._open_store()
+            return self._store
 
     @property
     def has_store(self) -> bool:
@@ -180,11 +185,12 @@ class TransportContext:
     @property
     def client(self) -> RegistryClient:
         """Raises: PybuildError if this context was made without one."""
-        if self._client is None:
-            if self._open_client is None:
-                raise PybuildError("registries are not available here")
-            self._client = self._open_client()
-        return self._client
+        with self._lock:
+            if self._client is None:
+                if self._open_client is None:
+                    raise PybuildError("registries are not available here")
+                self._client = self._open_client()
+            return self._client
 
 
 class BlobInput:

@@ -428,7 +428,7 @@ class OciArchiveDestination:
     compresses = True
 
     def __init__(self, location: OciArchiveLocation, scratch_dir: Path) -> None:
-        self.name = str(location)
+        self.name = self.room = str(location)
         self._ref = location.ref
         self._tar = TarWriter(location.path, scratch_dir)
         self._lock = threading.Lock()

@@ -165,7 +165,7 @@ class DirDestination:
     compresses = False
 
     def __init__(self, location: DirLocation) -> None:
-        self.name = str(location)
+        self.name = self.room = str(location)
         try:
             os.makedirs(location.path, exist_ok=True)
         except OSError as e:

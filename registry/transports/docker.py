@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _SESSION_BYTES = 64 << 20
 """Smaller blobs are sent whole: to keep a session costs more than to send them again."""
 _MAX_SESSION_BYTES = 64 << 10
+_SESSION_DAYS = 7
+"""Registries purge uploads after a week at most (distribution's default)."""
 
 
 class DockerLocation(NamedTuple):
@@ -119,6 +122,7 @@ class DockerDestination:
     def __init__(self, ref: Reference, client: RegistryClient, uploads_dir: Path | None) -> None:
         self.name = f"docker://{ref.familiar()}"
         self.host = ref.domain
+        self.room = ref.repository
         self._ref = ref
         self._client = client
         self._uploads_dir = uploads_dir
@@ -201,11 +205,22 @@ class _SessionFile:
     def load(self) -> UploadSession | None:
         from registry.uploads import UploadSession
 
+        self._sweep()
         try:
             with open(self._path, "rb") as f:
                 return UploadSession.from_json(f.read(_MAX_SESSION_BYTES).decode("utf-8", "replace"))
         except (OSError, ImageError):
             return None
+
+    def _sweep(self) -> None:
+        """Drop the sessions that nobody went on with."""
+        oldest = time.time() - _SESSION_DAYS * 86400
+        try:
+            for path in self._path.parent.iterdir():
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+        except OSError:
+            return
 
     def save(self, session: UploadSession | None) -> None:
         try:

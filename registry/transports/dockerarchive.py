@@ -223,7 +223,7 @@ class DockerArchiveDestination:
     compresses = False
 
     def __init__(self, location: DockerArchiveLocation, scratch_dir: Path) -> None:
-        self.name = str(location)
+        self.name = self.room = str(location)
         self._ref = location.ref
         self._tar = TarWriter(location.path, scratch_dir)
         self._lock = threading.Lock()

@@ -431,6 +431,7 @@ class OciDestination:
 
     def __init__(self, location: OciLocation) -> None:
         self.name = str(location)
+        self.room = f"oci:{os.path.realpath(location.path)}"
         self._ref = location.ref
         self._layout = LayoutDir(location.path, create=True)
         self._top: RawManifest | None = None

@@ -184,6 +184,7 @@ class StorageDestination:
 
     def __init__(self, name: str, store: Store) -> None:
         self.name = f"storage:{name}"
+        self.room = f"storage {store.root}"
         self._name = name
         self._store = store
         self._top: RawManifest | None = None

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from layers.errors import Cancelled, DigestMismatch, ImageError, StoreError
-from layers.events import Event, Vertex, VertexStatus
+from layers.events import Event, Vertex, VertexStatus, VertexWarning
 from layers.oci import Descriptor, Digest, Platform
 from registry.copy import CopyOptions, CopyResult, HostSlots, copy_image
 from registry.transport import BlobInput, ImageSource, RawManifest, Reuse
@@ -92,6 +92,7 @@ class Destination:
         compresses: bool = False,
     ) -> None:
         self.name = "destination"
+        self.room = "room"
         self.host = host
         self.single_platform = single_platform
         self.holds_indexes = holds_indexes
@@ -151,6 +152,15 @@ class Destination:
 
 def copy(source: Source, destination: Destination, *, jobs: int = 4, **options: Any) -> CopyResult:
     return copy_image(source, destination, options=CopyOptions(**options), jobs=jobs)
+
+
+def test_a_single_image_of_another_platform_is_told() -> None:
+    for wanted, warnings in (("linux/arm64", 1), ("linux/amd64", 0)):
+        sink = Sink()
+        copy_image(
+            Source(make_image()), Destination(), events=sink, options=CopyOptions(platform=Platform.parse(wanted))
+        )
+        assert len([e for e in sink.events if isinstance(e, VertexWarning)]) == warnings
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 8])
@@ -236,6 +246,35 @@ def test_slots_are_shared_by_copies() -> None:
         thread.join(timeout=20)
     assert source.most == 1
     assert len(source.opened) == 15
+
+
+def test_copies_that_share_a_blob_move_it_once() -> None:
+    base = random_layer("base", 5000)
+    images = [make_image([base, random_layer(str(i))]) for i in range(4)]
+    slots = HostSlots()
+
+    class Room(Destination):
+        """A place whose blobs all copies see."""
+
+        def put_blob(self, blob: BlobInput) -> None:
+            super().put_blob(blob)
+            self.has.add(blob.descriptor.digest)
+
+    room = Room()
+    sources = [Source(image) for image in images]
+    for source in sources:
+        source.delay_s = 0.03
+    threads = [
+        threading.Thread(target=copy_image, args=(source, room), kwargs={"slots": slots, "jobs": 2})
+        for source in sources
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    moved = [digest for source in sources for digest in source.opened]
+    assert len(moved) == len(set(moved)) == 1 + 4 * 2
+    assert slots._busy == {}
 
 
 # Failures
