@@ -461,6 +461,10 @@ class RegistryClient:
         self.head_manifest(ref.with_default_tag())
         return self._wire.rate_limits.get(ref.domain)
 
+    def known_ratelimit(self, registry: str) -> RateLimit | None:
+        """The pulls left as the registry last told of its own accord; asks nothing."""
+        return self._wire.rate_limits.get(registry)
+
     def resolve_endpoints(self, ref: Reference, *, for_pull: bool) -> list[Endpoint]:
         """The endpoints of `ref` in order. Raises: ConfigError."""
         return self.hosts.resolve_endpoints(ref, for_pull=for_pull)

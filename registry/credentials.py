@@ -15,7 +15,7 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from registry.errors import AuthError, ConfigError, printable
@@ -24,6 +24,8 @@ from registry.reference import DEFAULT_DOMAIN
 MAX_AUTHFILE_BYTES = 1 << 20
 HUB_LEGACY_KEY = "https://index.docker.io/v1/"
 _HUB_KEYS = (DEFAULT_DOMAIN, HUB_LEGACY_KEY, "index.docker.io", "registry-1.docker.io")
+AUTH_FILES = "containers-auth.json"
+"""registries.conf's word, among its `credential-helpers`, for the files."""
 _HELPER_TIMEOUT_S = 60
 _TOKEN_USER = "<token>"
 _NOT_FOUND = "credentials not found in native keychain"
@@ -89,11 +91,13 @@ class CredentialStore:
         *,
         authfile: str | None = None,
         run_helper: HelperRunner | None = None,
+        helpers: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._environ: Mapping[str, str] = os.environ if environ is None else environ
         self._authfile = authfile or self._environ.get("REGISTRY_AUTH_FILE") or None
         self._authfile_required = authfile is not None
         self._run_helper = run_helper or _run_helper
+        self._helpers = helpers
 
     def files(self) -> list[str]:
         """The files that are read, in order."""
@@ -121,6 +125,18 @@ class CredentialStore:
 
         Raises: ConfigError if a file is malformed; AuthError if a credential helper fails.
         """
+        for source in self._helpers() or (AUTH_FILES,):
+            found = None
+            if source == AUTH_FILES:
+                found = self._find_in_files(registry, repository)
+            else:
+                for key in _helper_keys(registry):
+                    found = found or self._ask(source, key, "registries.conf")
+            if found is not None:
+                return found
+        return None
+
+    def _find_in_files(self, registry: str, repository: str) -> Credential | None:
         for path in self.files():
             doc = _load(path, required=self._authfile_required)
             if doc is None:
@@ -146,7 +162,7 @@ class CredentialStore:
                     return found
         store = doc.get("credsStore")
         if isinstance(store, str) and store:
-            for key in _keys(registry, ""):
+            for key in _helper_keys(registry):
                 found = self._ask(store, key, path)
                 if found is not None:
                     return found
@@ -265,6 +281,11 @@ def _keys(registry: str, repository: str) -> Iterator[str]:
         yield from _HUB_KEYS
     else:
         yield registry
+
+
+def _helper_keys(registry: str) -> tuple[str, ...]:
+    """What a helper may know a registry as; each costs a process, so the likeliest comes first."""
+    return (HUB_LEGACY_KEY, DEFAULT_DOMAIN) if registry == DEFAULT_DOMAIN else (registry,)
 
 
 def _entry(auths: Mapping[str, Any], key: str) -> Any:

@@ -86,7 +86,9 @@ class Wire:
         self.http = HttpClient(
             hosts.environ, pacer, timeouts=timeouts, tls_for=lambda host: hosts.tls_for(host, insecure=False)
         )
-        self._store = credentials or CredentialStore(hosts.environ, authfile=hosts.options.authfile)
+        self._store = credentials or CredentialStore(
+            hosts.environ, authfile=hosts.options.authfile, helpers=lambda: hosts.conf.credential_helpers
+        )
         self._auth = Authenticator(_TokenHttp(self), clock=pacer.clock)
         self._lock = threading.Lock()
         self._bases: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -216,7 +218,11 @@ class Wire:
         if sent.startswith("Bearer "):
             self._auth.forget(origin, sent)
             return True
-        return False
+        # What a helper gave may have ended (ECR's does after twelve hours): ask it once more.
+        before = self.credential(endpoint)
+        with self._lock:
+            self._found.pop((endpoint.registry, endpoint.repository), None)
+        return self.credential(endpoint) != before
 
     def credential(self, endpoint: Endpoint) -> Credential | None:
         """The credential for an endpoint's repository, looked up once per client.

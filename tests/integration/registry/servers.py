@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -65,11 +66,11 @@ def docker_registry(
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     host = f"localhost:{port}" if tls else f"127.0.0.1:{port}"
-    http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "secret": "for-tests", "relativeurls": False}
+    listen: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "secret": "for-tests", "relativeurls": False}
     if tls:
-        http["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
+        listen["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
         if client_ca:
-            http["tls"]["clientcas"] = [str(client_ca)]
+            listen["tls"]["clientcas"] = [str(client_ca)]
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "warn", "accesslog": {"disabled": True}},
@@ -78,7 +79,7 @@ def docker_registry(
             "delete": {"enabled": delete},
             "maintenance": {"uploadpurging": {"enabled": False}},
         },
-        "http": http,
+        "http": listen,
     }
     if htpasswd:
         config["auth"] = {"htpasswd": {"realm": "tests", "path": str(write_htpasswd(directory, htpasswd))}}
@@ -333,6 +334,7 @@ class FaultProxy:
         self.upstream = upstream
         self.rule: Rule = rule or (lambda exchange: None)
         self.log: list[Exchange] = []
+        self.connections = 0
         self.up_bytes = 0
         self.down_bytes = 0
         self._lock = threading.Lock()
@@ -371,6 +373,7 @@ class FaultProxy:
             except OSError:
                 return
             client.settimeout(30)
+            self.connections += 1
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
@@ -514,6 +517,75 @@ def _reset(sock: socket.socket) -> None:
     sock.close()
 
 
+class ForwardProxy(_Server):
+    """An HTTP proxy that takes every name for `127.0.0.1`; `seen` lists what it was asked for.
+
+    `registry` maps `name:port` to the real `host:port`; `password` must come as Proxy-Authorization.
+    """
+
+    def __init__(self, registry: dict[str, str], *, password: str = "") -> None:
+        self.seen: list[tuple[str, str]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"
+
+            def _allowed(self) -> bool:
+                proxy.seen.append((self.command, self.path))
+                wanted = "Basic " + base64.b64encode(password.encode()).decode()
+                if password and self.headers.get("Proxy-Authorization") != wanted:
+                    self.send_error(407)
+                    return False
+                return True
+
+            def do_CONNECT(self) -> None:
+                if not self._allowed():
+                    return
+                target = registry.get(self.path)
+                if target is None:
+                    self.send_error(502)
+                    return
+                host, _, port = target.rpartition(":")
+                with socket.create_connection((host, int(port))) as upstream:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    back = threading.Thread(target=_pump, args=(upstream, self.connection), daemon=True)
+                    back.start()
+                    _pump(self.connection, upstream)
+                    back.join(5)
+
+            def do_GET(self) -> None:
+                if not self._allowed():
+                    return
+                parts = urlsplit(self.path)
+                target = registry.get(parts.netloc)
+                if target is None:
+                    self.send_error(502)
+                    return
+                upstream = http.client.HTTPConnection(target, timeout=10)
+                upstream.request("GET", parts.path, headers={"Accept": self.headers.get("Accept", "*/*")})
+                answer = upstream.getresponse()
+                data = answer.read()
+                upstream.close()
+                self.send_response(answer.status)
+                for key, value in answer.getheaders():
+                    self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        super().__init__(Handler)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
 class TlsFiles:
     """A private CA with a server certificate for localhost and a client's; written under `directory`."""
 
@@ -524,7 +596,7 @@ class TlsFiles:
         authority = trustme.CA()
         self.ca = directory / "ca.crt"
         authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self._pair(directory / "server", authority.issue_cert("localhost", "127.0.0.1"))
+        self.server = self._pair(directory / "server", authority.issue_cert("localhost", "127.0.0.1", "registry.test"))
         self.client = self._pair(directory / "client", authority.issue_cert("client@example.test"))
 
     @staticmethod

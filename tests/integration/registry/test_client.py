@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from registry.reference import Reference
 from registry.retry import RetryPolicy
 from registry.uploads import UploadSession
 from tests.integration.registry.servers import (
+    FaultProxy,
+    ForwardProxy,
     RunningRegistry,
     TlsFiles,
     TokenServer,
@@ -477,6 +480,46 @@ def test_mirrors_are_tried_in_order_and_the_primary_last(tmp_path: Path) -> None
             push_image(api, ref.with_tag("2"), salt="pushed")
         tags = json.loads(get(f"http://{upstream.host}/v2/team/app/tags/list"))["tags"]
         assert sorted(tags) == ["1", "2"]
+
+
+def test_proxies(plain: RunningRegistry, tmp_path: Path) -> None:
+    with client(tmp_path) as api:
+        push_image(api, Reference.parse(f"{plain.host}/proxied/app:1"))
+    ref = Reference.parse("registry.test/proxied/app:1")
+    tls = TlsFiles(tmp_path / "tls")
+    with docker_registry(tmp_path / "tlsreg", tls=tls.server) as secure:
+        with client(tmp_path, ca_file=str(tls.ca)) as api:
+            push_image(api, Reference.parse(f"{secure.host}/proxied/app:1"))
+        ways = {"registry.test": plain.host, "registry.test:443": secure.host}
+        with ForwardProxy(ways, password="u:sesame") as proxy:
+            env = {"HTTPS_PROXY": f"http://u:sesame@{proxy.host}", "http_proxy": f"http://u:sesame@{proxy.host}"}
+            with client(tmp_path, env, ca_file=str(tls.ca)) as api:
+                assert api.head_manifest(ref) is not None
+            assert proxy.seen == [("CONNECT", "registry.test:443")]
+            del ways["registry.test:443"]
+            with client(tmp_path, env, tls_verify=False) as api:
+                assert api.get_manifest(ref).raw
+            assert ("GET", "http://registry.test/v2/proxied/app/manifests/1") in proxy.seen
+            asked = len(proxy.seen)
+            with client(tmp_path, {**env, "NO_PROXY": "127.0.0.0/8"}) as api:
+                assert api.head_manifest(Reference.parse(f"{plain.host}/proxied/app:1")) is not None
+            assert len(proxy.seen) == asked
+            wrong = {"HTTPS_PROXY": f"http://u:wrong-sesame@{proxy.host}"}
+            with client(tmp_path, wrong) as api, pytest.raises(NetworkError) as caught:
+                api.head_manifest(ref)
+            shown = "".join(traceback.format_exception(caught.value))
+            assert proxy.host in shown and "sesame" not in shown
+
+
+def test_connections_are_reused(plain: RunningRegistry, tmp_path: Path) -> None:
+    with FaultProxy(plain.host) as proxy, client(tmp_path) as api:
+        ref = Reference.parse(f"{proxy.host}/verbs/pooled:1")
+        image = push_image(api, ref)
+        for _ in range(5):
+            assert api.get_manifest(ref).raw == image.raw
+            assert api.open_blob(ref, image.layers[0]).read() == b"layer"
+            assert api.head_manifest(ref.with_tag("none")) is None
+        assert len(proxy.log) > 15 and proxy.connections == 1
 
 
 def test_platform_choice_of_an_index(plain: RunningRegistry, tmp_path: Path) -> None:

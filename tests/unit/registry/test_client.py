@@ -15,7 +15,7 @@ import responses
 from layers.errors import DigestMismatch, SizeMismatch
 from layers.oci import MEDIA_OCI_INDEX, MEDIA_OCI_LAYER, MEDIA_OCI_MANIFEST, Descriptor, Digest, Index, Manifest
 from registry.client import RegistryClient, fallback_tag
-from registry.credentials import Credential
+from registry.credentials import Credential, CredentialStore
 from registry.errors import (
     AuthError,
     InvalidReference,
@@ -185,6 +185,7 @@ def test_rate_limit_headers(mocked: responses.RequestsMock, api: RegistryClient)
     headers = {**manifest_headers(), "ratelimit-limit": "100;w=21600", "ratelimit-remaining": "76;w=21600"}
     mocked.head(f"{H}/v2/a/b/manifests/v1", headers={**headers, "Content-Length": "5"})
     limit = api.ratelimit(REF)
+    assert limit == api.known_ratelimit("h.x")
     assert limit is not None and (limit.limit, limit.remaining, limit.window_s) == (100, 76, 21600)
 
 
@@ -266,6 +267,28 @@ def test_a_401_without_a_challenge(mocked: responses.RequestsMock, api: Registry
     with pytest.raises(AuthError, match="401") as caught:
         api.get_manifest(REF)
     assert "pybuild login h.x" in str(caught.value.hint)
+
+
+def test_a_helper_is_asked_again_once_its_answer_has_ended(
+    mocked: responses.RequestsMock, tmp_path: Path, waits: Waits
+) -> None:
+    class Store(CredentialStore):
+        asked = 0
+
+        def find(self, registry: str, repository: str = "") -> Credential | None:
+            self.asked += 1
+            return Credential("AWS", f"password-{self.asked}")
+
+    basic = {"WWW-Authenticate": "Basic realm=x"}
+    mocked.get(f"{H}/v2/a/b/manifests/v1", status=401, headers=basic)
+    mocked.get(f"{H}/v2/a/b/manifests/v1", status=401, headers=basic)
+    mocked.get(f"{H}/v2/a/b/manifests/v1", body=IMAGE.raw, headers=manifest_headers())
+    (tmp_path / "r.conf").touch()
+    environ = {"HOME": str(tmp_path), "CONTAINERS_REGISTRIES_CONF": str(tmp_path / "r.conf")}
+    with RegistryClient(environ=environ, credentials=Store({}), pacer=Pacer(sleep=waits)) as api:
+        api.get_manifest(REF)
+    sent = [c.request.headers.get("Authorization") for c in mocked.calls]
+    assert sent == [None, Credential("AWS", "password-1").basic, Credential("AWS", "password-2").basic]
 
 
 # Redirects and locations

@@ -120,6 +120,21 @@ def test_helpers_by_registry_then_store(tmp_path: Path) -> None:
     assert helper.calls[0][2] == b"h.x"
 
 
+def test_helpers_of_registries_conf(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"auths": {"h.x": auth("filed", "p"), "f.x": auth("f", "p")}})
+    helper = Helper({"docker-credential-vault": secret("vaulted", "v")})
+
+    def store(*names: str) -> CredentialStore:
+        return CredentialStore({}, authfile=str(path), run_helper=helper, helpers=lambda: names)
+
+    assert user_of(store("vault", "containers-auth.json"), "h.x") == "vaulted"
+    assert user_of(store("containers-auth.json", "vault"), "h.x") == "filed"
+    assert user_of(store("containers-auth.json", "vault"), "docker.io") == "vaulted"
+    assert helper.calls[-1][2] == b"https://index.docker.io/v1/"
+    helper.answers["docker-credential-vault"] = (1, b"credentials not found in native keychain", b"")
+    assert user_of(store("vault"), "f.x") is None
+
+
 def test_a_helper_that_knows_nothing_is_no_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", {"credsStore": "all", "auths": {"h.x": auth("stored", "p")}})
     helper = Helper({"docker-credential-all": (1, b"credentials not found in native keychain\n", b"")})
