@@ -1,7 +1,7 @@
-"""The values of `--chmod`: octal, or symbolic as chmod(1) of the BSDs reads them with an umask of 0.
+"""The values of `--chmod`: octal, or symbolic as chmod(1) reads them with an umask of 0.
 
-Pure. The planner parses to refuse early, `builder.solve.fileops` applies. Differences from GNU's
-chmod are BuildKit's: `X` counts after `+` only, and `=` leaves the sticky bit alone.
+Pure. The planner parses to refuse early, `builder.solve.fileops` applies. It is the BSDs' chmod
+(`=` leaves the sticky bit alone), but for `X`, which counts after every operator as it does on Linux.
 Reference: https://man.freebsd.org/cgi/man.cgi?query=setmode&sektion=3
 """
 
@@ -16,7 +16,11 @@ _SHIFT = {"u": 6, "g": 3, "o": 0}
 
 
 class _Command(NamedTuple):
-    """`op` is +, - or X with its `bits`; or u, g, o: a copy, by `how` (+, -, =), to the classes in `who`."""
+    """One change.
+
+    `op` is + or - with its `bits`; X or x, which are + and - for what is executable or a directory;
+    or u, g, o: a copy, by `how` (+, -, =), to the classes in `who`.
+    """
 
     op: str
     bits: int
@@ -41,9 +45,9 @@ class FileMode(NamedTuple):
                 new |= command.bits
             elif command.op == "-":
                 new &= ~command.bits
-            elif command.op == "X":
+            elif command.op in "Xx":
                 if old & 0o111 or is_directory:
-                    new |= command.bits
+                    new = new | command.bits if command.op == "X" else new & ~command.bits
             else:
                 new = _copy_class(command, new)
         return new
@@ -106,7 +110,7 @@ def _add(operator: str, who: int, targets: str, permissions: str, commands: list
             cleared = True
             commands.append(_Command(letter, 0, operator, targets))
         elif letter == "X":
-            conditional = 0o111 if operator == "+" else 0
+            conditional = 0o111
         elif letter == "s":
             bits |= 0 if only_other else 0o6000
         elif letter == "t":
@@ -126,5 +130,5 @@ def _flush(operator: str, who: int, bits: int, conditional: int, commands: list[
     if bits:
         commands.append(_Command("-" if operator == "-" else "+", bits & mask))
     if conditional:
-        commands.append(_Command("X", conditional & mask))
+        commands.append(_Command("x" if operator == "-" else "X", conditional & mask))
     return cleared

@@ -2,7 +2,7 @@
 
 Both trees are known by a descriptor of their root; `builder.solve.rootpath` keeps every path inside
 them. The rules of merging, renaming and replacing are those of BuildKit's fsutil: a directory's
-contents go into the target, which is made with mode 0755; what exists keeps its metadata at the
+contents go into the target, which is made with mode 0755 or that of `--chmod`; what exists keeps its metadata at the
 top and takes the source's below; a file never replaces a directory unless `replace_existing`.
 What is copied is decided by `builder.solve.sourcetree`, archives are `builder.solve.unpack`'s.
 Called by the solver's copy step. The functions are thread-safe, each call on its own trees.
@@ -243,7 +243,12 @@ class _Copier:
             raise ContextError(f"cannot copy {rootpath.shown(source)} to {rootpath.shown(dest)}: {e.strerror}") from e
 
     def _make(self, path: str) -> None:
-        rootpath.make_directories(self.dest_fd, path, 0o755, self.options.owner, created=self.made)
+        """Make the directories that lead to the target. A numeric `--chmod` is for them too, as BuildKit has it."""
+        mode = self.options.mode
+        if isinstance(mode, str):
+            mode = int(mode, 8) if mode.isdigit() else None
+        bits = 0o755 if mode is None else mode & 0o777
+        rootpath.make_directories(self.dest_fd, path, bits, self.options.owner, created=self.made)
 
     def _prepare(self, basename: str, status: os.stat_result, dest: str) -> str:
         """Make the directories that the target needs; its canonical path."""

@@ -227,11 +227,14 @@ def test_the_umask_has_no_say(trees: Trees, umask: int) -> None:
     assert [mode(trees.dest / p) for p in ("x", "x/f", "x/s", "doc", "made")] == [0o755, 0o666, 0o777, 0o644, 0o755]
 
 
-def test_chmod_reaches_all_but_the_directories_made_for_the_target(trees: Trees) -> None:
-    trees.given({"d/f": "1", "d/s/g": "2", "d/l": "-> f"})
+def test_octal_chmod_reaches_the_directories_made_for_the_target_too(trees: Trees) -> None:
+    trees.given({"d/f": "1", "d/s/g": "2", "d/l": "-> f"}, {"old": None})
+    (trees.dest / "old").chmod(0o711)
     trees.copy("d", "/p/x", mode=0o4750)
-    seen = {p: mode(trees.dest / p) for p in ("p", "p/x", "p/x/f", "p/x/s", "p/x/s/g")}
-    assert seen == {"p": 0o755, "p/x": 0o755, "p/x/f": 0o4750, "p/x/s": 0o4750, "p/x/s/g": 0o4750}
+    trees.copy("d/f", "/old/q/", mode="0700")
+    seen = {p: mode(trees.dest / p) for p in ("p", "p/x", "p/x/f", "p/x/s", "p/x/s/g", "old", "old/q", "old/q/f")}
+    deep = dict.fromkeys(("p/x/f", "p/x/s", "p/x/s/g"), 0o4750)
+    assert seen == {"p": 0o750, "p/x": 0o750, **deep, "old": 0o711, "old/q": 0o700, "old/q/f": 0o700}
 
 
 def test_symbolic_chmod(trees: Trees) -> None:
@@ -239,8 +242,8 @@ def test_symbolic_chmod(trees: Trees) -> None:
     (trees.source / "d/f").chmod(0o600)
     (trees.source / "d/run").chmod(0o700)
     (trees.source / "d/s").chmod(0o700)
-    trees.copy("d", "/x", mode="u=rwX,go=u-w,+X")
-    assert [mode(trees.dest / p) for p in ("x/f", "x/run", "x/s")] == [0o644, 0o755, 0o755]
+    trees.copy("d", "/x", mode="u=rwX,go=u-w")
+    assert [mode(trees.dest / p) for p in ("x", "x/f", "x/run", "x/s")] == [0o755, 0o644, 0o755, 0o755]
     with pytest.raises(ContextError, match="invalid chmod parameter"):
         trees.copy("d", "/x", mode="u?x")
 

@@ -60,6 +60,11 @@ def test_split(path: str, wanted: tuple[str, list[str]]) -> None:
         ("ug+rwx,o-rwx", 0o007, 0o770, 0o770),
         ("a+rX", 0o600, 0o644, 0o755),
         ("u=", 0o4777, 0o077, 0o077),
+        ("u=rwX,go=rX", 0o600, 0o644, 0o755),
+        ("u=rwX,go=rX", 0o700, 0o755, 0o755),
+        ("u=rwX,go=", 0o4751, 0o700, 0o700),
+        ("a-X", 0o711, 0o600, 0o600),
+        ("=X", 0o644, 0, 0o111),
     ],
 )
 def test_modes(text: str, old: int, file: int, directory: int) -> None:
