@@ -28,11 +28,14 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add(
         "-f",
         "--file",
+        action="append",
+        default=[],
         metavar="FILE",
-        help="the Containerfile; - is stdin (default: Containerfile or Dockerfile in the context)",
+        help="the Containerfile; - is stdin; a URL is fetched; several are joined (default: the context's own)",
     )
     add("-t", "--tag", action="append", default=[], metavar="NAME", help="name of the image; may be given again")
     add("--target", metavar="STAGE", help="build this stage instead of the last")
+    add("--from", dest="base", metavar="IMAGE", help="begin the first stage from this image instead")
     add(
         "--build-arg",
         action="append",
@@ -145,6 +148,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("-q", "--quiet", action="store_true", help="print the image id alone")
     add("-j", "--jobs", type=int, default=0, metavar="N", help="steps at once (default: one a processor)")
     add("--check", action="store_true", help="lint the Containerfile instead of building it")
+    add("--call", choices=["build", "check", "outline", "targets"], default="build", help="do this instead of building")
     add(
         "--layers", nargs="?", const=True, type=boolean, default=True, help=SUPPRESS
     )  # buildah's default-off cache switch
@@ -154,10 +158,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 def run(verb: str, options: Namespace) -> int:
     with ExitStack() as stack:
         request = make_request(options, stack)
-        if options.check:
-            from builder.cli.language import print_findings
+        if options.check or options.call != "build":
+            from builder.cli.language import print_call
 
-            return print_findings(request, root=store_root(options), as_json=False)
+            return print_call("check" if options.check else options.call, request, root=store_root(options))
         return _build(options, request)
 
 
@@ -266,6 +270,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         ignore_file=ignore,
         build_args=args,
         target=options.target,
+        base=options.base,
         platforms=tuple(dict.fromkeys(map(Platform.parse, platforms))),
         tags=tuple(options.tag),
         labels=dict(v.partition("=")[::2] for v in options.label),
@@ -294,10 +299,10 @@ def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | No
     """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
     context = options.context
     if context and _is_remote(context):
-        if context == "-" and options.file == "-":
+        if context == "-" and "-" in options.file:
             raise UsageError("the context and the Containerfile cannot both come from stdin")
         return _remote_inputs(options, stack)
-    if options.file == "-":
+    if options.file == ["-"]:
         data = sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1)
         return (
             _source("-", data),
@@ -307,7 +312,10 @@ def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | No
     directory = Path(context or ".")
     if not directory.is_dir():
         raise ContextError(f"the build context {directory} is not a directory")
-    path = Path(options.file) if options.file else directory / _default_name(directory)
+    if len(options.file) > 1 or any("://" in name for name in options.file):
+        explicit = Path(options.ignorefile) if options.ignorefile else None
+        return _joined([_any_source(name, stack) for name in options.file]), directory, explicit
+    path = Path(options.file[0]) if options.file else directory / _default_name(directory)
     if options.file and not path.exists() and not path.is_absolute() and (directory / path).exists():
         path = directory / path
     return _read(path), directory, ignore_file_for(path, options.ignorefile)
@@ -326,7 +334,7 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Pa
     remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
     if remote.containerfile is not None:
         return _source("-" if options.context == "-" else options.context, remote.containerfile), remote.path, None
-    path = remote.path / (options.file or _default_name(remote.path))
+    path = remote.path / (options.file[0] if options.file else _default_name(remote.path))
     return _read(path), remote.path, ignore_file_for(path, options.ignorefile)
 
 
@@ -336,6 +344,24 @@ def _is_remote(context: str) -> bool:
     from builder.solve.remotecontext import is_remote_context
 
     return is_remote_context(context)
+
+
+def _any_source(name: str, stack: ExitStack) -> SourceFile:
+    """A Containerfile from a file, a URL or stdin."""
+    if name == "-":
+        return _source("-", sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1))
+    if "://" not in name:
+        return _read(Path(name))
+    import tempfile
+
+    from builder.solve.fetch import fetch_http
+
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-")))
+    return _source(name, fetch_http(name, place, environ=os.environ).path.read_bytes())
+
+
+def _joined(sources: list[SourceFile]) -> SourceFile:
+    return SourceFile(", ".join(s.name for s in sources), "\n".join(s.text.rstrip("\n") for s in sources) + "\n")
 
 
 def _default_name(directory: Path) -> str:

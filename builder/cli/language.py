@@ -102,6 +102,22 @@ def print_findings(request: BuildRequest, *, root: Path, as_json: bool) -> int:
     return 1 if findings and options.error else 0
 
 
+def print_call(call: str, request: BuildRequest, *, root: Path) -> int:
+    """`build --call`: what BuildKit's frontend answers instead of building."""
+    from builder.frontend.instructions import parse_containerfile
+    from builder.frontend.outline import outline, targets, to_text
+
+    if call == "check":
+        return print_findings(request, root=root, as_json=False)
+    containerfile = parse_containerfile(request.containerfile)
+    if call == "targets":
+        document = targets(containerfile)
+    else:
+        document = outline(containerfile, request.target, build_args=request.build_args)
+    print(to_text(document), end="")
+    return 0
+
+
 def _check(options: Namespace) -> int:
     from builder.cli.build import ignore_file_for
     from builder.cli.options import store_root

@@ -173,6 +173,8 @@ class _PlatformPlan:
     def _expand_from(self, stage: ins.Stage) -> tuple[str, Platform | None]:
         where = stage.from_.range
         name = self._expand(stage.from_.image, self._globals, where)
+        if stage.index == 0 and self._request.base:
+            name = self._request.base
         if not name:
             raise PlanError(
                 f"base name ({stage.from_.image}) should not be blank", source=self._file.source, range=where

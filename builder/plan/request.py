@@ -79,6 +79,8 @@ class BuildRequest:
     ignore_file: Path | None = None
     build_args: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
+    base: str | None = None
+    """Takes the place of the first FROM's image."""
     platforms: tuple[Platform, ...] = ()
     tags: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
