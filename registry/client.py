@@ -650,6 +650,9 @@ def next_link(reply: Reply) -> str | None:
 
 def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> FetchedManifest:
     raw = reply.body
+    if not raw:
+        # http.client also takes a connection that ends within the headers for a whole answer.
+        raise ServerError(f"the manifest of {ref} from {endpoint.host} is empty", url=reply.url, retryable=True)
     digest = Digest.of(raw)
     for promised in (ref.digest, _digest_header(reply)):
         if promised is None:

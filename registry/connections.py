@@ -93,7 +93,7 @@ class Connections:
         with self._changed:
             self._waiting[connection] = time.monotonic() + self._answer_s
         try:
-            return read()
+            answer = read()
         except Exception:
             if connection in self._expired:
                 raise TimeoutError("the answer's headers take too long") from None
@@ -101,6 +101,11 @@ class Connections:
         finally:
             with self._changed:
                 self._waiting.pop(connection, None)
+        if connection in self._expired:
+            # http.client takes the end of a connection for the end of the headers.
+            connection.close()
+            raise TimeoutError("the answer's headers take too long")
+        return answer
 
     def session(self, tls: TlsConfig, environ: Mapping[str, str], pool_size: int) -> requests.Session:
         """A session with its own pool and TLS context.

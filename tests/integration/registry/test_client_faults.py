@@ -435,6 +435,21 @@ def test_a_401_in_the_middle_of_a_transfer(tmp_path: Path, conf: dict[str, str])
             assert len(tokens.seen) == asked + 2
 
 
+def test_a_token_that_ends_between_the_requests_of_a_push(tmp_path: Path, conf: dict[str, str]) -> None:
+    data = os.urandom(300_000)
+    described = Descriptor.of(data, MEDIA_OCI_LAYER_GZIP)
+    with TokenServer({"me": "pw"}) as tokens, docker_registry(tmp_path / "auth", token=tokens) as guarded:
+        challenge = f'Bearer realm="{tokens.url}/token",service="{tokens.service}",error="invalid_token"'
+        ended = Fault(status=401, headers={"WWW-Authenticate": challenge})
+        for method, chunks in (("PUT", 0), ("PATCH", 100_000)):
+            rule = on(method, "/uploads/", ended)
+            with FaultProxy(guarded.host, rule) as proxy, client(conf, creds=Credential("me", "pw")) as api:
+                ref = Reference.parse(f"{proxy.host}/a/{method.lower()}")
+                api.upload_blob(ref, lambda o: io.BytesIO(data[o:]), described, chunk_bytes=chunks)
+                assert api.open_blob(ref, described).read() == data
+                assert proxy.count("POST") == 1
+
+
 def test_a_registry_that_never_accepts_a_token(upstream: RunningRegistry, conf: dict[str, str]) -> None:
     with TokenServer({}, anonymous_pull=True) as tokens:
         challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/token",service="x"'}

@@ -97,6 +97,12 @@ def test_a_generic_content_type_gives_way_to_the_documents_own(
     assert api.get_manifest(REF).media_type == MEDIA_OCI_MANIFEST
 
 
+def test_an_empty_manifest(mocked: responses.RequestsMock, api: RegistryClient) -> None:
+    mocked.get(f"{H}/v2/a/b/manifests/v1", body=b"", headers={"Content-Type": MEDIA_OCI_MANIFEST})
+    with pytest.raises(ServerError, match="is empty"):
+        api.get_manifest(REF)
+
+
 def test_an_unknown_digest_algorithm_promises_nothing(mocked: responses.RequestsMock, api: RegistryClient) -> None:
     headers = {**manifest_headers(), "Docker-Content-Digest": "blake3:abc"}
     mocked.get(f"{H}/v2/a/b/manifests/v1", body=IMAGE.raw, headers=headers)
