@@ -25,7 +25,7 @@ from layers import faults
 from layers.content import BlobInfo
 from layers.database import EPOCH, Database
 from layers.errors import BlobNotFound, DigestMismatch, ImageError, SizeMismatch, StoreError
-from layers.leases import Leases, StoreLock
+from layers.leases import Leases, StoreLock, release
 from layers.oci import Descriptor, Digest
 from layers.sha import sha256
 
@@ -336,7 +336,7 @@ class BlobIngest:
 
     def _close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            release(self._fd)
             self._fd = -1
 
     def _name(self) -> str:

@@ -61,6 +61,14 @@ def unlock_file(fd: int, path: str) -> None:
     except FileNotFoundError:
         pass
     finally:
+        release(fd)
+
+
+def release(fd: int) -> None:
+    """Unlock and close. A child forked meanwhile (the zygote) has a copy of the descriptor: closing is not enough."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
         os.close(fd)
 
 
@@ -86,7 +94,7 @@ class StoreLock:
             fcntl.flock(fd, operation)
             yield
         finally:
-            os.close(fd)
+            release(fd)
 
 
 class Leases:
@@ -203,7 +211,7 @@ class Leases:
             with self._database.write() as c:
                 c.execute("DELETE FROM leases WHERE owner=?", (owner,))
         except StoreError:
-            os.close(fd)  # the disk is full, say: without its lock the lease is void, and swept later
+            release(fd)  # the disk is full, say: without its lock the lease is void, and swept later
         else:
             unlock_file(fd, f"{self._dir}/{owner}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -196,6 +196,8 @@ def disk_usage(path: str, *, seen: set[tuple[int, int]] | None = None) -> int:
 
     What cannot be read counts as nothing. A missing tree has no bytes.
     """
+    from layers.lowerview import at
+
     inodes: set[tuple[int, int]] = set() if seen is None else seen
     try:
         top = os.lstat(path)
@@ -208,24 +210,30 @@ def disk_usage(path: str, *, seen: set[tuple[int, int]] | None = None) -> int:
     while pending:
         directory = pending.pop()
         try:
-            entries = os.scandir(directory)
+            entries = at(_statuses, directory)
         except OSError:
             continue
-        with entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:
+        for name, status in entries:
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(directory + b"/" + name)
+            elif status.st_nlink > 1:
+                key = (status.st_dev, status.st_ino)
+                if key in inodes:
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif status.st_nlink > 1:
-                    key = (status.st_dev, status.st_ino)
-                    if key in inodes:
-                        continue
-                    inodes.add(key)
-                total += status.st_blocks * 512
+                inodes.add(key)
+            total += status.st_blocks * 512
     return total
+
+
+def _statuses(directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+            except OSError:
+                continue
+    return found
 
 
 _SKIPPED_XATTRS = ("trusted.overlay.", "user.overlay.")
@@ -239,55 +247,98 @@ def copy_tree(source_fd: int, target: str | bytes) -> None:
     than overlayfs' whiteouts cannot be made: EPERM. Raises: OSError naming the path.
     """
     source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
-    target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _TreeCopier(target_fd).copy_directory(source, target_fd, depth=0)
-    finally:
+        copier = _TreeCopier(os.fsencode(target), source)
+    except BaseException:
         os.close(source)
-        os.close(target_fd)
+        raise
+    try:
+        copier.run()
+    finally:
+        copier.close()
 
 
 class _TreeCopier:
-    def __init__(self, top_fd: int) -> None:
-        self._top = top_fd
+    """Walks with one descriptor each in source and target; the way back up is `..`."""
+
+    def __init__(self, top: bytes, source: int) -> None:
+        self._top = os.path.abspath(top)
+        self._source = source
+        self._target = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._links: dict[tuple[int, int], bytes] = {}
         self._reflinks = True
 
-    def copy_directory(self, source: int, target: int, *, depth: int, prefix: bytes = b"") -> None:
-        """Contents first, then the directory's own metadata: writing into it changes its times."""
-        if depth > 500:
-            raise OSError(errno.ELOOP, "directories are nested too deeply to copy", os.fsdecode(prefix))
-        status = os.fstat(source)
-        with os.scandir(source) as entries:
-            names = [os.fsencode(e.name) for e in entries]
-        for name in names:
-            path = prefix + name
-            try:
-                below = os.stat(name, dir_fd=source, follow_symlinks=False)
-                if stat.S_ISDIR(below.st_mode):
-                    os.mkdir(name, 0o700, dir_fd=target)
-                    child, copy = os.open(name, _DIR, dir_fd=source), -1
-                    try:
-                        copy = os.open(name, _DIR, dir_fd=target)
-                        self.copy_directory(child, copy, depth=depth + 1, prefix=path + b"/")
-                    finally:
-                        os.close(child)
-                        if copy >= 0:
-                            os.close(copy)
-                else:
-                    self._copy_other(name, below, source, target, path)
-            except OSError as e:
-                if e.filename is None or not os.path.isabs(os.fsencode(e.filename)):
-                    raise OSError(e.errno, e.strerror, "/" + os.fsdecode(path)) from e
-                raise
-        _copy_metadata(source, target, status)
+    def close(self) -> None:
+        os.close(self._source)
+        os.close(self._target)
 
-    def _copy_other(self, name: bytes, status: os.stat_result, source: int, target: int, path: bytes) -> None:
+    def run(self) -> None:
+        # What is still to do in each directory on the way down, the directory's status, its path's length.
+        frames = [(self._names(), os.fstat(self._source), 0)]
+        prefix = b""
+        while True:
+            names, status, parent_length = frames[-1]
+            for name in names:
+                path = prefix + name
+                try:
+                    below = os.stat(name, dir_fd=self._source, follow_symlinks=False)
+                    if not stat.S_ISDIR(below.st_mode):
+                        self._copy_other(name, below, path)
+                        continue
+                    os.mkdir(name, 0o700, dir_fd=self._target)
+                    self._enter(name)
+                except OSError as e:
+                    raise OSError(e.errno, e.strerror, "/" + os.fsdecode(path)) from e
+                frames.append((self._names(), below, len(prefix)))
+                prefix = path + b"/"
+                break
+            else:
+                frames.pop()
+                # Contents first, then the directory's own metadata: writing into it changes its times.
+                self._leave(status, last=not frames)
+                if not frames:
+                    return
+                prefix = prefix[:parent_length]
+
+    def _names(self) -> Iterator[bytes]:
+        with os.scandir(self._source) as entries:
+            return iter([os.fsencode(entry.name) for entry in entries])
+
+    def _enter(self, name: bytes) -> None:
+        source = os.open(name, _DIR, dir_fd=self._source)
+        os.close(self._source)
+        self._source = source
+        target = os.open(name, _DIR, dir_fd=self._target)
+        os.close(self._target)
+        self._target = target
+
+    def _leave(self, status: os.stat_result, *, last: bool) -> None:
+        if last:
+            _copy_metadata(self._source, self._target, status)
+            return
+        source, target = os.open("..", _DIR, dir_fd=self._source), -1
+        try:
+            # Before the mode is set, which may forbid it.
+            target = os.open("..", _DIR, dir_fd=self._target)
+            _copy_metadata(self._source, self._target, status)
+        finally:
+            os.close(self._source)
+            self._source = source
+            if target >= 0:
+                os.close(self._target)
+                self._target = target
+
+    def _copy_other(self, name: bytes, status: os.stat_result, path: bytes) -> None:
+        source, target = self._source, self._target
         if status.st_nlink > 1:
-            key = (status.st_dev, status.st_ino)
-            first = self._links.setdefault(key, path)
+            first = self._links.setdefault((status.st_dev, status.st_ino), path)
             if first != path:
-                os.link(first, name, src_dir_fd=self._top, dst_dir_fd=target, follow_symlinks=False)
+                from layers.lowerview import at
+
+                at(
+                    lambda known: os.link(known, name, dst_dir_fd=target, follow_symlinks=False),
+                    self._top + b"/" + first,
+                )
                 return
         if stat.S_ISREG(status.st_mode):
             old = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)

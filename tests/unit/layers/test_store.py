@@ -661,6 +661,31 @@ class TestGarbage:
                 assert os.listdir(root / name) == [], name
 
 
+class TestForks:
+    def test_a_forked_child_keeps_no_lock(self, store: Store, root: Path) -> None:
+        """The zygote lives as long as the build, with copies of whatever was open when it was forked."""
+        reader, writer = os.pipe()
+        with store.lock.shared(), store.flight("work"), store.ingest(ref="pull"):
+            pid = os.fork()
+            if pid == 0:
+                os.close(writer)
+                os.read(reader, 1)  # until the parent is done
+                os._exit(0)
+        try:
+            store.close()
+            with reopen(root) as other:
+                with other.flight("work", wait=False) as mine:
+                    assert mine
+                with other.ingest(ref="pull"):
+                    pass
+                other.gc()
+                assert len(os.listdir(root / "leases")) <= 1
+        finally:
+            os.close(writer)
+            os.close(reader)
+            os.waitpid(pid, 0)
+
+
 class TestFlights:
     def test_one_at_a_time(self, store: Store, root: Path) -> None:
         order: list[str] = []

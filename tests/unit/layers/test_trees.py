@@ -164,6 +164,23 @@ class TestCopy:
             assert (old.st_mode, old.st_mtime_ns, old.st_uid) == (new.st_mode, new.st_mtime_ns, new.st_uid), path
         assert (target / "dir/file").read_bytes() == b"data"
 
+    def test_depth(self, tmp_path: Path) -> None:
+        """Deeper than descriptors, recursion and paths reach; with links to down there."""
+        source = tmp_path / "source"
+        source.mkdir()
+        nest(source, 2500)
+        fd = os.open(source, os.O_RDONLY)
+        for _ in range(2500):
+            below = os.open("d", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.link("leaf", "other", src_dir_fd=fd, dst_dir_fd=fd)
+        os.close(fd)
+        copy(source, tmp_path / "target")
+        assert disk_usage(f"{tmp_path / 'target'}") == disk_usage(f"{source}") >= 2500 * 4096
+        for tree in ("source", "target"):
+            remove_tree(f"{tmp_path / tree}")
+
     def test_holes_stay_holes(self, tmp_path: Path) -> None:
         source = tmp_path / "source"
         source.mkdir()
