@@ -179,6 +179,9 @@ class DirDestination:
                     f"{location.path} is neither empty nor an image directory: not touched",
                     hint="name a directory that does not exist yet",
                 )
+            if not existing:
+                # First of all, so that a copy that failed or was killed can be begun again here.
+                self._dir.write("version", VERSION_TEXT)
         except BaseException:
             self._dir.close()
             raise

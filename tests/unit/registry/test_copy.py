@@ -437,10 +437,7 @@ def test_some_places_take_this_machines_platform() -> None:
 def _nested(depth: int) -> Image:
     image = make_image()
     for _ in range(depth):
-        image = Image(
-            *[make_index({"amd64": image})[0]],
-            blobs=(image.top, *image.blobs),
-        )
+        image = Image(make_index({"amd64": image}).top, (image.top, *image.blobs))
     return image
 
 

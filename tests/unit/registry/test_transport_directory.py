@@ -147,3 +147,14 @@ def test_an_index_over_one_of_its_instances_keeps_both(tmp_path: Path) -> None:
     check_layout(tmp_path / "b", index.digest)
     copy(f"oci:{tmp_path}/a:amd", f"dir:{tmp_path}/d")
     assert len(list((tmp_path / "d").iterdir())) == 2 + len(amd.blobs)
+
+
+def test_a_copy_that_failed_can_be_begun_again(tmp_path: Path) -> None:
+    image = make_image()
+    layout = write_layout(tmp_path / "a", one=image)
+    blob = layout / "blobs" / image.blobs[1].digest.replace(":", "/")
+    blob.write_bytes(bytes(len(image.blobs[1].data)))
+    with pytest.raises(DigestMismatch):
+        copy(f"oci:{layout}:one", f"dir:{tmp_path}/d")
+    blob.write_bytes(image.blobs[1].data)
+    assert copy(f"oci:{layout}:one", f"dir:{tmp_path}/d") == image.digest
