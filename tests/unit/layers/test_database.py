@@ -1,0 +1,100 @@
+"""The store's database by itself: transactions, errors in the user's words, several users at once."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layers import database as database_module
+from layers.database import Database, boot_id
+from layers.errors import StoreError
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "store.db")
+    yield opened
+    opened.close()
+
+
+def put(database: Database, key: str) -> None:
+    with database.write() as c:
+        c.execute("INSERT INTO meta VALUES(?, 1)", (key,))
+
+
+def test_a_transaction_is_all_or_nothing(database: Database) -> None:
+    with pytest.raises(ValueError, match="stop"), database.write() as c:
+        c.execute("INSERT INTO meta VALUES('half', 1)")
+        raise ValueError("stop")
+    assert "half" not in database.meta()
+    put(database, "whole")
+    assert database.meta()["whole"] == 1
+
+
+def test_a_synced_commit_is_followed_by_unsynced_ones(database: Database) -> None:
+    for sync in (True, False):
+        with database.write(sync=sync) as c:
+            assert c.execute("PRAGMA synchronous").fetchone()[0] == (2 if sync else 1)
+    assert database.row("PRAGMA synchronous") == (1,)
+    assert database.row("PRAGMA journal_mode") == ("wal",)
+
+
+def test_threads_take_turns(database: Database) -> None:
+    def work(number: int) -> None:
+        for i in range(50):
+            put(database, f"{number}-{i}")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum("-" in key for key in database.meta()) == 200
+
+
+def test_a_writer_that_never_ends(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_S", 0.1)
+    other = Database(tmp_path / "store.db")
+    try:
+        with database.write(), pytest.raises(StoreError, match="locked"):
+            put(other, "late")
+        put(other, "now")
+    finally:
+        other.close()
+
+
+def test_mistakes_in_sql_are_store_errors_that_name_the_file(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=str(tmp_path)) as e:
+        database.rows("SELECT nonsense FROM nowhere")
+    assert isinstance(e.value.__cause__, sqlite3.Error)
+
+
+def test_a_directory_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "store.db").mkdir()
+    with pytest.raises(StoreError, match="cannot write to the store") as e:
+        Database(tmp_path / "store.db")
+    assert e.value.hint is not None and str(os.geteuid()) in e.value.hint
+
+
+def test_integrity(database: Database, tmp_path: Path) -> None:
+    for i in range(500):
+        put(database, f"key{i}")
+    assert database.check() == []
+    database.close()
+    with (tmp_path / "store.db").open("r+b") as f:
+        f.seek(4096 * 3)
+        f.write(b"\xee" * 4096 * 4)
+    damaged = Database(tmp_path / "store.db")
+    try:
+        assert damaged.check()
+    finally:
+        damaged.close()
+
+
+def test_the_boot_has_a_name() -> None:
+    assert boot_id() == boot_id() != ""
