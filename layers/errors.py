@@ -56,9 +56,13 @@ class BlobNotFound(ContentError):
 class DigestMismatch(ContentError):
     """The bytes do not hash to the digest that was promised."""
 
+    exit_code = 8
+
 
 class SizeMismatch(ContentError):
     """There are more or fewer bytes than were promised."""
+
+    exit_code = 8
 
 
 class LayerError(PybuildError):

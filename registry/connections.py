@@ -91,6 +91,8 @@ class Connections:
     def answer(self, connection: HTTPConnection, read: Callable[[], _T]) -> _T:
         """Read an answer's headers under the deadline. Raises: TimeoutError, and what `read` raises."""
         with self._changed:
+            # urllib3 connects the same object anew after a failure.
+            self._expired.discard(connection)
             self._waiting[connection] = time.monotonic() + self._answer_s
         try:
             answer = read()
