@@ -81,19 +81,29 @@ class HostConfig:
         self.options = options or RegistryOptions()
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self._conf: RegistriesConf | None = None
+        self._names: RegistriesConf | None = None
         self._policy: Policy | None = None
 
     @property
     def conf(self) -> RegistriesConf:
-        """The merged registries.conf, read at first use.
+        """The merged registries.conf but for files of aliases alone, read at first use.
 
         Raises: ConfigError if a file is malformed.
         """
         if self._conf is None:
             from registry.registriesconf import load_registries_conf
 
-            self._conf = load_registries_conf(self.options.registries_conf, self.environ)
+            self._conf = load_registries_conf(self.options.registries_conf, self.environ, aliases=False)
         return self._conf
+
+    @property
+    def names(self) -> RegistriesConf:
+        """The whole of registries.conf, aliases included, read at first use. Raises: ConfigError."""
+        if self._names is None:
+            from registry.registriesconf import load_registries_conf
+
+            self._names = load_registries_conf(self.options.registries_conf, self.environ)
+        return self._names
 
     @property
     def policy(self) -> Policy:
@@ -144,14 +154,14 @@ class HostConfig:
         if not is_short_name(text):
             return [parsed]
         name = text.partition("@")[0].partition(":")[0]
-        alias = self.conf.aliases.get(name)
+        alias = self.names.aliases.get(name)
         if alias is not None:
             base = Reference.parse(alias[0])
             return [base._replace(tag=parsed.tag, digest=parsed.digest)]
-        search = self.conf.search
+        search = self.names.search
         if not search:
             return [parsed]
-        if self.conf.short_name_mode == "enforcing" and len(search) > 1 and not interactive:
+        if self.names.short_name_mode == "enforcing" and len(search) > 1 and not interactive:
             raise ConfigError(
                 f"short name {text!r} is ambiguous: {', '.join(search)}",
                 hint="write the registry's host in front of it, or add an alias to registries.conf",

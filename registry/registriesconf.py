@@ -80,8 +80,11 @@ class RegistriesConf(NamedTuple):
         return best
 
 
-def load_registries_conf(explicit: str | None, environ: Mapping[str, str]) -> RegistriesConf:
+def load_registries_conf(explicit: str | None, environ: Mapping[str, str], *, aliases: bool = True) -> RegistriesConf:
     """Read and merge the configuration that applies.
+
+    `aliases` False leaves out files that hold nothing but short names' aliases: distributions ship
+    hundreds, which only a short name needs.
 
     The main file is `explicit`, or `CONTAINERS_REGISTRIES_CONF`, or the user's, or the system's;
     the drop-ins of the system and then the user follow, unless the file was named explicitly.
@@ -95,16 +98,18 @@ def load_registries_conf(explicit: str | None, environ: Mapping[str, str]) -> Re
     if named:
         return _merge(conf, _read(named, required=True), named)
     main = user if os.path.exists(user) else SYSTEM_CONF
-    document = _read(main, required=False)
-    if document is not None:
-        conf = _merge(conf, document, main)
-    for directory in (SYSTEM_CONF + ".d", user + ".d"):
-        for name in _drop_ins(directory):
-            path = os.path.join(directory, name)
-            document = _read(path, required=False)
-            if document is not None:
-                conf = _merge(conf, document, path)
+    drop_ins = [os.path.join(d, name) for d in (SYSTEM_CONF + ".d", user + ".d") for name in _drop_ins(d)]
+    for path in (main, *drop_ins):
+        document = _read(path, required=False)
+        if document is not None and _says_more(document, aliases=aliases):
+            conf = _merge(conf, document, path)
     return conf
+
+
+def _says_more(text: str, *, aliases: bool) -> bool:
+    """Whether a file has more than comments, and more than aliases if those are not wanted."""
+    idle = ("#",) if aliases else ("#", "[aliases]", '"')
+    return any(line and not line.startswith(idle) for line in map(str.strip, text.splitlines()))
 
 
 def _drop_ins(directory: str) -> list[str]:

@@ -39,6 +39,20 @@ def test_user_file_and_drop_ins_merge_in_order(tmp_path: Path) -> None:
     assert conf.find(Reference.parse("kept.x/a")) is not None
 
 
+def test_files_of_aliases_alone_are_read_for_short_names_only(tmp_path: Path) -> None:
+    base = tmp_path / ".config/containers"
+    drop = base / "registries.conf.d"
+    drop.mkdir(parents=True)
+    (base / "registries.conf").write_text("# nothing\n\n  # but comments\n")
+    (drop / "names.conf").write_text('# c\n[aliases]\n  "a" = "q.x/a"\n')
+    (drop / "more.conf").write_text('[aliases]\n"b" = "q.x/b"\n[[registry]]\nlocation = "h.x"\n')
+    env = {"HOME": str(tmp_path)}
+    whole, part = load_registries_conf(None, env), load_registries_conf(None, env, aliases=False)
+    assert {"a", "b"} <= set(whole.aliases) and "a" not in part.aliases
+    assert whole.find(Reference.parse("h.x/a")) is not None and part.find(Reference.parse("h.x/a")) is not None
+    assert not any(f.endswith("registries.conf") and f.startswith(str(base)) for f in whole.files)
+
+
 def test_nothing_configured(tmp_path: Path) -> None:
     conf = load_registries_conf(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")})
     assert conf.find(Reference.parse("h.x/a")) is None
