@@ -59,6 +59,8 @@ from registry.transport import (
 DEFAULT_JOBS = 6
 """Blobs in flight per copy, and per host over all copies."""
 _MAX_INDEX_DEPTH = 4
+_GRACE_S = 3.0
+"""How long an interrupted copy waits for its threads; they end with the process anyway."""
 _CONFIGS = frozenset({MEDIA_OCI_CONFIG, MEDIA_DOCKER_CONFIG})
 
 
@@ -526,8 +528,9 @@ def run_parallel(
     except BaseException:
         # KeyboardInterrupt: the transfers see it at their next chunk.
         stop.set()
+        deadline = time.monotonic() + _GRACE_S
         for thread in threads:
-            thread.join(timeout=5)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         raise
     if failures:
         raise next((e for e in failures if not isinstance(e, Cancelled)), failures[0])

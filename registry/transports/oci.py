@@ -433,6 +433,9 @@ class OciDestination:
         self.name = str(location)
         self.room = f"oci:{os.path.realpath(location.path)}"
         self._ref = location.ref
+        if os.path.lexists(location.path / "store.db"):
+            # Its index.json is written from the database, and its blobs are known there.
+            raise StoreError(f"{location.path} is pybuild's own store", hint="write to storage:NAME instead")
         self._layout = LayoutDir(location.path, create=True)
         self._top: RawManifest | None = None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from layers.errors import StoreError
 from layers.store import Store
 from registry.client import RegistryClient
 from registry.copy import CopyOptions, CopyResult, copy_location
@@ -281,3 +282,13 @@ def test_layouts_share_blobs_with_the_store(tmp_path: Path, store: Store, copy: 
     layer = image.blobs[1].digest.replace(":", "/")
     assert (tmp_path / "out/blobs" / layer).stat().st_ino == (tmp_path / "store/blobs" / layer).stat().st_ino
     check_layout(tmp_path / "out", image.digest)
+
+
+def test_the_store_is_read_as_a_layout_but_not_written_as_one(tmp_path: Path, store: Store, copy: Copy) -> None:
+    image = make_image()
+    write_layout(tmp_path / "made", t=image)
+    copy(f"oci:{tmp_path}/made:t", "app:1")
+    name = next(n for n in layout_names(tmp_path / "store") if n)
+    assert copy(f"oci:{tmp_path}/store:{name}", f"oci:{tmp_path}/out:t").descriptor.digest == image.digest
+    with pytest.raises(StoreError, match="own store"):
+        copy(f"oci:{tmp_path}/made:t", f"oci:{tmp_path}/store:other")
