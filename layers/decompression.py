@@ -97,7 +97,7 @@ class _Reader(io.RawIOBase):
         if at == 0 and len(piece) <= size:
             self._piece = b""
             return piece
-        self._at = at + size
+        self._at = min(at + size, len(piece))
         return piece[at : at + size]
 
     def readall(self) -> bytes:
