@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -128,6 +129,26 @@ def test_wrong_usage(arguments: list[str], status: int | None, pybuild: Pybuild)
     assert result.status == status if status is not None else result.status != 0, result.stderr
     assert result.stdout == b""
     assert 1 <= len(result.stderr.strip().splitlines()) <= 12, result.stderr
+
+
+def test_exit_statuses_tell_failures_apart(
+    pybuild: Pybuild, registry: RegistryServer, password_registry: RegistryServer, busybox_layout: Path, tmp_path: Path
+) -> None:
+    assert pybuild.run("pull", f"{registry.host}/no/such:1", check=False).status == 4
+    assert pybuild.run("pull", f"localhost:{free_port()}/x:1", check=False).status == 6
+    empty = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert pybuild.run("pull", f"{password_registry.host}/x/y:1", check=False, env=empty).status == 3
+    # A layer whose bytes changed under its digest.
+    broken = tmp_path / "broken"
+    shutil.copytree(busybox_layout, broken)
+    layer = max((broken / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(layer.read_bytes())
+    data[len(data) // 2] ^= 1
+    layer.write_bytes(data)
+    result = pybuild.run("pull", f"oci:{broken}:busybox", check=False)
+    assert result.status == 8, result.stderr
+    assert layer.name[:12] in result.stderr
+    assert "busybox" not in pybuild.run("images").text
 
 
 def test_unpack_does_not_touch_what_is_there(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
