@@ -22,15 +22,18 @@ from types import TracebackType
 from typing import Any
 
 from builder.errors import SandboxError
-from builder.sandbox.operations import Host, operations
+from builder.sandbox.operations import Host, operations, prelude
 from builder.sandbox.spec import SandboxSpec
 from builder.sandbox.userns import threads
 from layers import linux
+from layers.snapshot import Mount
 from layers.values import NamedTuple
 
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MAX_INLINE_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 16
+_SPARE_FLAGS = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
+"""The namespaces of most sandboxes, and so of the zygote's spare."""
 
 
 class Usage(NamedTuple):
@@ -166,6 +169,7 @@ class Launcher:
         self._server = server
         self._pid = pid
         self._host = host
+        self._prelude = prelude(SandboxSpec(args=("-",), root=Mount("bind", ())), host)
         self._lock = threading.Lock()
         self._programs: dict[bytes, int] = {}
 
@@ -188,7 +192,10 @@ class Launcher:
             ) from e
         finally:
             theirs.close()
-        return cls(ours, pid, _host())
+        launcher = cls(ours, pid, _host())
+        with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
+            ours.send(json.dumps({"prelude": launcher._prelude, "flags": _SPARE_FLAGS}).encode())
+        return launcher
 
     def run(
         self,
@@ -208,21 +215,26 @@ class Launcher:
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
             number, programs = self._number(program)
-            request = json.dumps(
-                {
-                    "flags": _clone_flags(spec),
-                    "trace": trace,
-                    "limits": {key: value for key, value in spec.resources._asdict().items() if value is not None},
-                    "programs": programs,
-                    "operations": operations(spec, self._host._replace(seccomp=number)),
-                    "args": list(spec.args),
-                    "init": spec.init,
-                    "network": self._network(spec),
-                    "env": spec.environment(),
-                }
-            ).encode()
+            steps = operations(spec, self._host._replace(seccomp=number))
+            flags = _clone_flags(spec)
+            request: dict[str, Any] = {
+                "flags": flags,
+                "trace": trace,
+                "args": list(spec.args),
+                "env": spec.environment(),
+                "init": spec.init,
+            }
+            ahead = len(self._prelude)
+            letter = b"D"
+            if flags == _SPARE_FLAGS and not programs and steps[:ahead] == self._prelude:
+                letter, steps = b"S", steps[ahead:]
+            else:
+                request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
+                request["programs"] = programs
+                request["network"] = self._network(spec)
+            request["operations"] = steps
             try:
-                ours = self._send(request, stdin_fd, stdout_fd, stderr_fd)
+                ours = self._send(letter, json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd)
             except BaseException:
                 if programs and program is not None:
                     del self._programs[program]
@@ -248,8 +260,10 @@ class Launcher:
         number = self._programs[program] = len(self._programs)
         return number, {number: binascii.b2a_base64(program, newline=False).decode()}
 
-    def _send(self, request: bytes, stdin_fd: int | None, stdout_fd: int, stderr_fd: int) -> socket.socket:
-        """Send a request; returns our end of its control socket. Raises: SandboxError."""
+    def _send(
+        self, letter: bytes, request: bytes, stdin_fd: int | None, stdout_fd: int, stderr_fd: int
+    ) -> socket.socket:
+        """Send a request, as `zygote` tells it; returns our end of its control socket. Raises: SandboxError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         extra: list[int] = []
         try:
@@ -263,9 +277,9 @@ class Launcher:
                 os.write(memfd, request)
                 os.lseek(memfd, 0, os.SEEK_SET)
                 fds.append(memfd)
-                request = b"{}"
+                request = b""
             try:
-                socket.send_fds(self._server, [request], fds)
+                socket.send_fds(self._server, [letter + request], fds)
             except OSError as e:
                 raise self._epitaph() from e
         except BaseException:

@@ -33,29 +33,19 @@ class Host(NamedTuple):
 
 
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
-    """The whole setup, from the keyring to the working directory."""
+    """The whole setup, from the keyring to the working directory; it begins with the `prelude`."""
     host = host or Host()
     mounts = _mounts(spec, host)
-    steps: list[Operation] = [["keyring", {}], ["hostname", {"name": spec.hostname}]]
+    steps = prelude(spec, host)
+    steps.append(["hostname", {"name": spec.hostname}])
     if spec.network != "host":
         steps.append(["loopback", {}])
-    root = _tree(spec.root)
-    scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
-    targets = [["/proc", False], ["/sys", False], ["/dev", False]]
-    targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
-    kept = _kept_stubs(targets) if spec.stubs and spec.root.type == "overlay" else []
-    root["stubs"] = f"{spec.stubs}/{_digest(kept)}" if kept else None
-    root["kept"] = kept
-    steps.append(["root", {**root, "targets": targets, "scratch": None if scratch is None else str(scratch)}])
-    steps.append(["proc", {}])
-    steps.append(["sys", {"cgroup2": host.cgroup2}])
-    steps.append(
-        ["dev", {"shm_size_bytes": spec.shm_size_bytes, "tty_gid": host.tty_gid, "devices": list(spec.devices)}]
-    )
+    steps += [["root", _root(spec, mounts)], ["place", {}]]
     steps.extend(["mount", _mount(mount)] for mount in mounts)
     if not spec.privileged:
-        steps.append(["mask", {"paths": list(spec.masked_paths)}])
-        steps.append(["readonly", {"paths": list(spec.readonly_paths)}])
+        for name, paths in (("mask", spec.masked_paths), ("readonly", spec.readonly_paths)):
+            if of_image := [path for path in paths if not _is_staged(path)]:
+                steps.append([name, {"paths": of_image}])
     if spec.readonly_root or spec.root.readonly:
         steps.append(["readonly_root", {}])
     steps.append(["enter", {"isolation": spec.isolation}])
@@ -66,6 +56,34 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     steps.append(["identity", _identity(spec, host)])
     steps.append(["cwd", {"path": spec.cwd}])
     return steps
+
+
+def prelude(spec: SandboxSpec, host: Host) -> list[Operation]:
+    """What does not depend on the image, and is the same for most specs: the zygote does it ahead."""
+    steps: list[Operation] = [["keyring", {}], ["stage", {"cgroup2": host.cgroup2}]]
+    steps.append(
+        ["dev", {"shm_size_bytes": spec.shm_size_bytes, "tty_gid": host.tty_gid, "devices": list(spec.devices)}]
+    )
+    if not spec.privileged:
+        for name, paths in (("mask", spec.masked_paths), ("readonly", spec.readonly_paths)):
+            if staged := [path for path in paths if _is_staged(path)]:
+                steps.append([name, {"paths": staged}])
+    return steps
+
+
+def _is_staged(path: str) -> bool:
+    return path.startswith(("/proc/", "/sys/"))
+
+
+def _root(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
+    root = _tree(spec.root)
+    scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
+    targets = [["/proc", False], ["/sys", False], ["/dev", False]]
+    targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
+    kept = _kept_stubs(targets) if spec.stubs and spec.root.type == "overlay" else []
+    root["stubs"] = f"{spec.stubs}/{_digest(kept)}" if kept else None
+    root["kept"] = kept
+    return {**root, "targets": targets, "scratch": None if scratch is None else str(scratch)}
 
 
 def describe(operation: Operation) -> str:

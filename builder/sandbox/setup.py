@@ -38,6 +38,9 @@ _DEV_LINKS = (
     ("ptmx", "pts/ptmx"),
     ("core", "/proc/kcore"),
 )
+_STAGED = ("proc", "sys", "dev")
+# Where nothing is bound from; /proc/sys is not there where only processes are shown.
+_STAGES = ("/proc/sys", "/sys")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
@@ -58,6 +61,7 @@ class Sandbox:
 
     def __init__(self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1) -> None:
         self.root_fd = -1
+        self.stage_fd = -1
         self.undo_fd = undo_fd
         self.gate_fd = gate_fd
         self.programs = programs or {}
@@ -164,54 +168,70 @@ def op_network(sandbox: Sandbox) -> None:
     network.pass_gate(sandbox.gate_fd)
 
 
-# ---- operations: the root and its mounts ------------------------------------------------------
+# ---- operations: what does not depend on the image --------------------------------------------
 
 
-def op_root(sandbox: Sandbox, **arguments: Any) -> None:
-    """Mount the root file system privately, with every mount point that it lacks."""
-    root = rootfs.mount_root(**arguments)
-    sandbox.root_fd, sandbox.undo = root.fd, root.undo
-    if root.undo and sandbox.undo_fd >= 0:
-        os.write(sandbox.undo_fd, json.dumps(root.undo).encode())
-
-
-def op_readonly_root(sandbox: Sandbox) -> None:
-    linux.mount_setattr(sandbox.root_fd, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_RDONLY)
-
-
-def op_proc(sandbox: Sandbox) -> None:
-    """/proc of the sandbox's own PID namespace, else the caller's."""
-    target = sandbox.open_target("/proc", is_file=False)
-    try:
-        _mount_fs("proc", target, _MS_PRIVATE_FLAGS)
-    except OSError as e:
-        # EPERM: a user namespace inside a container whose own /proc is masked may not uncover it by a new one.
-        # EBUSY: a bound root brought its own along.
-        if e.errno not in {errno.EPERM, errno.EBUSY}:
-            raise
-        _bind("/proc", linux.AT_FDCWD, target, _MNT_PRIVATE_FLAGS, recursive=True)
-
-
-def op_sys(sandbox: Sandbox, cgroup2: bool) -> None:
-    """/sys, read-only: fresh where the network namespace is ours, else the host's."""
-    target = sandbox.open_target("/sys", is_file=False)
-    try:
-        _mount_fs("sysfs", target, _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
-    except OSError as e:
-        # EPERM: the network namespace belongs to another user namespace; EBUSY: a bound root brought it along.
-        if e.errno not in {errno.EPERM, errno.EBUSY}:
-            raise
-        _bind("/sys", linux.AT_FDCWD, target, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY, recursive=True)
-        return
+def op_stage(sandbox: Sandbox, cgroup2: bool) -> None:
+    """Mount /proc and /sys, and a place for /dev, out of everyone's way until there is a root to `place` them in."""
+    # Both first: where they are the caller's own, the stage must not be seen in them.
+    proc, sys = _proc(), _sys()
+    fs = linux.fsopen("tmpfs")
+    linux.fsconfig_set_string(fs, "mode", "755")
+    linux.fsconfig_create(fs)
+    stage = linux.fsmount(fs)
+    os.close(fs)
+    place = next(path for path in _STAGES if os.path.isdir(path))
+    linux.move_mount(stage, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+    sandbox.root_fd = sandbox.stage_fd = stage
+    for name in _STAGED:
+        os.mkdir(name, 0o755, dir_fd=stage)
+    for name, tree in (("proc", proc), ("sys", sys)):
+        target = sandbox.open(name)
+        _attach(tree, target)
+        os.close(target)
+        os.close(tree)
     if cgroup2:
         with contextlib.suppress(PermissionError, FileNotFoundError):
             _mount_fs("cgroup2", sandbox.open("/sys/fs/cgroup"), _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
 
 
+def _fresh(fstype: str, attributes: int) -> int:
+    fs = linux.fsopen(fstype)
+    try:
+        linux.fsconfig_create(fs)
+        return linux.fsmount(fs, attributes)
+    finally:
+        os.close(fs)
+
+
+def _proc() -> int:
+    """/proc of the sandbox's own PID namespace, else the caller's, as a detached mount."""
+    try:
+        return _fresh("proc", _MNT_PRIVATE_FLAGS)
+    except PermissionError:
+        # A user namespace inside a container whose own /proc is masked may not uncover it by a new one.
+        return _clone_tree("/proc", _MNT_PRIVATE_FLAGS)
+
+
+def _sys() -> int:
+    """/sys, read-only: fresh where the network namespace is ours, else the caller's, as a detached mount."""
+    attributes = _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY
+    try:
+        return _fresh("sysfs", attributes)
+    except PermissionError:
+        return _clone_tree("/sys", attributes)
+
+
+def _clone_tree(path: str, attributes: int) -> int:
+    flags = linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE | linux.AT_RECURSIVE
+    tree = linux.open_tree(linux.AT_FDCWD, path, flags)
+    linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH | linux.AT_RECURSIVE, attr_set=attributes)
+    return tree
+
+
 def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: list[str]) -> None:
     """The runtime-spec's /dev. Nodes are binds of the host's on a nodev tmpfs: no other device opens."""
-    target = sandbox.open_target("/dev", is_file=False)
-    _mount_fs("tmpfs", target, linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64k")
+    _mount_fs("tmpfs", sandbox.open("/dev"), linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64k")
     dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
     place = _fd_path(dev)
     for name in _DEVICES:
@@ -247,6 +267,56 @@ def _device(dev: int, path: str) -> None:
         _bind(path, linux.AT_FDCWD, target, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, recursive=True)
     finally:
         os.close(target)
+
+
+def op_mask(sandbox: Sandbox, paths: list[str]) -> None:
+    """Hide files behind /dev/null and directories behind an empty read-only tmpfs, as runc does."""
+    null = _fd_path(sandbox.open("/dev/null"))
+    for path in paths:
+        try:
+            fd = sandbox.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            _mount_fs("tmpfs", fd, _MS_PRIVATE_FLAGS | linux.MS_RDONLY, "size=0,mode=755")
+        else:
+            linux.mount(null, _fd_path(fd), None, linux.MS_BIND)
+        os.close(fd)
+
+
+def op_readonly(sandbox: Sandbox, paths: list[str]) -> None:
+    for path in paths:
+        try:
+            fd = sandbox.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        _bind("", fd, fd, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY)
+        os.close(fd)
+
+
+# ---- operations: the root and its mounts ------------------------------------------------------
+
+
+def op_root(sandbox: Sandbox, **arguments: Any) -> None:
+    """Mount the root file system privately, with every mount point that it lacks."""
+    root = rootfs.mount_root(**arguments)
+    sandbox.root_fd, sandbox.undo = root.fd, root.undo
+    if root.undo and sandbox.undo_fd >= 0:
+        os.write(sandbox.undo_fd, json.dumps(root.undo).encode())
+
+
+def op_place(sandbox: Sandbox) -> None:
+    """Move what was staged into the root."""
+    for name in _STAGED:
+        target = sandbox.open_target(f"/{name}", is_file=False)
+        tree = rootfs.open_in(sandbox.stage_fd, name)
+        _attach(tree, target)
+        os.close(tree)
+        os.close(target)
+
+
+def op_readonly_root(sandbox: Sandbox) -> None:
+    linux.mount_setattr(sandbox.root_fd, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_RDONLY)
 
 
 def op_mount(
@@ -339,31 +409,6 @@ def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mod
     _bind(name, dev, target_fd, attributes)
     os.unlink(name, dir_fd=dev)
     os.close(dev)
-
-
-def op_mask(sandbox: Sandbox, paths: list[str]) -> None:
-    """Hide files behind /dev/null and directories behind an empty read-only tmpfs, as runc does."""
-    null = _fd_path(sandbox.open("/dev/null"))
-    for path in paths:
-        try:
-            fd = sandbox.open(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            _mount_fs("tmpfs", fd, _MS_PRIVATE_FLAGS | linux.MS_RDONLY, "size=0,mode=755")
-        else:
-            linux.mount(null, _fd_path(fd), None, linux.MS_BIND)
-        os.close(fd)
-
-
-def op_readonly(sandbox: Sandbox, paths: list[str]) -> None:
-    for path in paths:
-        try:
-            fd = sandbox.open(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        _bind("", fd, fd, _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY)
-        os.close(fd)
 
 
 def op_enter(sandbox: Sandbox, isolation: str) -> None:

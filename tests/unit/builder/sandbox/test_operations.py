@@ -37,7 +37,7 @@ def test_operations_are_json_that_setup_knows() -> None:
 
 def test_the_order_is_what_security_needs() -> None:
     found = names(SandboxSpec(args=("true",), root=ROOT))
-    order = ["keyring", "root", "proc", "sys", "dev", "mask", "readonly", "enter", "limits", "identity", "cwd"]
+    order = ["keyring", "stage", "dev", "mask", "readonly", "root", "place", "enter", "limits", "identity", "cwd"]
     assert [name for name in found if name in order] == order
 
 
