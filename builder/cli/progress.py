@@ -4,12 +4,12 @@
 
     plain     BuildKit-like lines: `#5 [2/4] RUN make`, `#5 0.123 output`, `#5 DONE 0.4s`
     tty       a live region with the running steps and transfer bars (builder.cli.progress_tty)
-    quiet     nothing
+    quiet     nothing, unless a step fails
     rawjson   one JSON object a line, in the shape of BuildKit's status stream (see `_RawJson`)
     auto      tty on a capable terminal outside CI, plain elsewhere
 
-Every mode keeps the last output lines of each running step, so that `failure_report` can show what
-a failed one said last. Output of steps is hostile: escape sequences and control characters never
+Every mode keeps the last output lines of each running step, and all but rawjson show at their end
+what a failed one said last, quiet included. Output of steps is hostile: escape sequences and control characters never
 reach the terminal, lines and memory are bounded. Nothing here imports tqdm; importing this module
 costs next to nothing, since a cached build pays for it.
 """
@@ -161,7 +161,7 @@ class Node:
 
 
 class Progress:
-    """An `EventSink` and a context manager; this class itself draws nothing (mode quiet).
+    """An `EventSink` and a context manager; this class itself draws nothing but failures (mode quiet).
 
     `emit` is thread-safe and never raises: a stream that has gone away is written to no more.
     A failing write is the only way to lose output; a slow reader slows the writer, as for any
@@ -175,6 +175,7 @@ class Progress:
         self._nodes: dict[str, Node] = {}
         self._numbered = 0
         self._broken = False
+        self._closed = False
         self._failed: list[Node] = []
 
     def __enter__(self) -> Progress:
@@ -201,16 +202,23 @@ class Progress:
                 self._on_warning(self._nodes.get(event.vertex), event)
 
     def close(self) -> None:
-        """Draw what is left to draw. Idempotent."""
+        """Draw what is left to draw, and what failed steps said last. Idempotent."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+            if not closed:
+                self._on_close()
 
     def failure_report(self) -> str:
         """What the failed steps said last, as BuildKit prints it; empty where none failed or none spoke."""
         with self._lock:
-            return "".join(
-                f"------\n > {node.name}:\n" + "".join(f"{line}\n" for line in node.tail) + "------\n"
-                for node in self._failed
-                if node.tail
-            )
+            return self._report()
+
+    def _report(self) -> str:
+        return "".join(
+            f"------\n > {node.name}:\n" + "".join(f"{line}\n" for line in node.tail) + "------\n"
+            for node in self._failed
+            if node.tail
+        )
 
     def _node(self, vertex_id: str) -> Node:
         """The node of that id; output may come before its vertex does."""
@@ -259,6 +267,9 @@ class Progress:
             self._stream.flush()
         except (OSError, ValueError):  # the reader has gone, or the stream is closed
             self._broken = True
+
+    def _on_close(self) -> None:
+        self._write(self._report())
 
     def _on_vertex(self, vertex: Vertex) -> None: ...
     def _on_started(self, node: Node) -> None: ...
@@ -344,6 +355,8 @@ class _RawJson(Progress):
 
         kept = {name: value for name, value in record.items() if value is not None}
         self._write(dumps({key: [kept]}, separators=(",", ":")) + "\n")
+
+    def _on_close(self) -> None: ...
 
     def _on_vertex(self, vertex: Vertex) -> None:
         self._line(

@@ -40,13 +40,14 @@ class TtyProgress(Progress):
         self._stop = threading.Event()
 
     def close(self) -> None:
-        if self._stop.is_set():
-            return
         self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
-        with self._lock:
-            self._frame(final=True)
+        super().close()
+
+    def _on_close(self) -> None:
+        self._frame(final=True)
+        super()._on_close()
 
     def _loop(self) -> None:
         while not self._stop.wait(FRAME_S):

@@ -34,10 +34,11 @@ def test_a_failing_run_keeps_its_status(pybuild_each: Pybuild, busybox_base: str
 
 
 def test_the_last_output_is_shown_without_progress(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
-    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN seq 100; echo the end; exit 7\n")
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN seq 100; echo the $((40 + 2))nd line; exit 7\n")
     result = pybuild.build(context, "--quiet", check=False)
     assert result.status == 7
-    assert "the end" in result.stderr
+    assert "99\n100\nthe 42nd line\n" in result.stderr
+    assert "\n50\n" not in result.stderr, "the last lines, not all"
 
 
 @pytest.mark.parametrize(

@@ -257,14 +257,34 @@ def test_format_bytes(size: float, text: str) -> None:
     assert format_bytes(size) == text
 
 
-def test_quiet_writes_nothing_yet_keeps_what_failed() -> None:
+def test_quiet_writes_nothing_unless_a_step_fails() -> None:
     out = io.StringIO()
-    progress = make_progress("quiet", out, {})
-    for event in (started(), log(b"oops\n"), VertexWarning("v", "w"), ended("exit status 1")):
-        progress.emit(event)
-    progress.close()
+    with make_progress("quiet", out, {}) as progress:
+        for event in (started(), log(b"fine\n"), VertexWarning("v", "w"), ended()):
+            progress.emit(event)
     assert out.getvalue() == ""
-    assert "oops\n" in progress.failure_report()
+    with make_progress("quiet", out, {}) as progress:
+        for event in (started(), log(b"oops\n"), ended("exit status 1")):
+            progress.emit(event)
+    progress.close()
+    assert out.getvalue() == "------\n > [2/4] RUN make:\noops\n------\n"
+
+
+@pytest.mark.parametrize("mode", ["plain", "tty"])
+def test_the_last_output_of_a_failed_step_comes_at_the_end(mode: str) -> None:
+    out = io.StringIO()
+    with make_progress(mode, out, {"NO_COLOR": "1"}) as progress:
+        for event in (started(), log(b"oops\n"), ended("exit status 1")):
+            progress.emit(event)
+    assert out.getvalue().endswith("------\n > [2/4] RUN make:\noops\n------\n")
+
+
+def test_rawjson_stays_json_when_a_step_fails() -> None:
+    out = io.StringIO()
+    with make_progress("rawjson", out, {}) as progress:
+        for event in (started(), log(b"oops\n"), ended("exit status 1")):
+            progress.emit(event)
+    assert len([json.loads(line) for line in out.getvalue().splitlines()]) == 3
 
 
 def test_rawjson_is_one_object_a_line() -> None:
