@@ -92,8 +92,8 @@ def copies_in_a_row(bench: Bench, tool: Any, turn: int) -> float:
     return bench.timed(tool.build(folder, "copies:1", cached=False)) / steps
 
 
-def copy_many(bench: Bench, tool: Any, turn: int) -> float:
-    folder = many_files(bench, 20_000)
+def copy_many(bench: Bench, tool: Any, turn: int, count: int = 20_000) -> float:
+    folder = many_files(bench, count)
     if tool.name == "cp":
         shutil.rmtree(bench.work / "copied", ignore_errors=True)
         return bench.timed(["cp", "-a", str(folder), str(bench.work / "copied")])
@@ -101,6 +101,10 @@ def copy_many(bench: Bench, tool: Any, turn: int) -> float:
     if turn == 0:
         bench.quiet(tool.build(context(bench, "debian", f"FROM {bench.debian}\nLABEL a=b\n"), "debian:1"))
     return bench.timed(tool.build(folder, "many:1", cached=False))
+
+
+def copy_very_many(bench: Bench, tool: Any, turn: int) -> float:
+    return copy_many(bench, tool, turn, 100_000)
 
 
 def copy_many_to_layout(bench: Bench, tool: Any, turn: int) -> float:
@@ -140,6 +144,22 @@ def copy_large(bench: Bench, tool: Any, turn: int) -> float:
     shutil.rmtree(layout, ignore_errors=True)
     took = bench.timed(tool.build(folder, "large:1", cached=False))
     return took + bench.timed(tool.push("large:1", f"oci:{layout}:large"))
+
+
+def huge_layer(bench: Bench, tool: Any, turn: int) -> float:
+    """Looked at for its memory more than for its time: nothing may grow with the layer."""
+    folder = context(bench, "huge", f"FROM {bench.busybox}\nCOPY huge /huge\n")
+    huge = folder / "huge"
+    if not huge.exists():
+        block = os.urandom(1 << 20)
+        with huge.open("wb") as file:
+            for n in range(2048):
+                file.write(block[n:] + block[:n])
+    layout = bench.work / f"huge-{tool.name}"
+    took = bench.timed(tool.build(folder, "huge:1", cached=False))
+    took += bench.timed(tool.push("huge:1", f"oci:{layout}:huge"))
+    shutil.rmtree(layout, ignore_errors=True)
+    return took
 
 
 def cold_base(bench: Bench, tool: Any, turn: int) -> float:
@@ -198,6 +218,24 @@ def multi_stage(bench: Bench, tool: Any, turn: int) -> float:
     return bench.timed(tool.build(folder, "site:1", "--build-arg", f"BASE={bench.busybox}", cached=False))
 
 
+def source_line_changed(bench: Bench, tool: Any, turn: int) -> float:
+    flags = ("--build-arg", f"BASE={bench.busybox}")
+    folder = bench.work / "contexts" / "site"
+    if turn == 0:
+        bench.quiet(tool.build(folder, "site:1", *flags))
+    with (folder / "pages/about.txt").open("a") as page:
+        page.write(f"Changed by {tool.name} in round {turn}.\n")
+    return bench.timed(tool.build(folder, "site:1", *flags))
+
+
+def source_line_pushed(bench: Bench, tool: Any, turn: int) -> float:
+    target = f"docker://{bench.host}/site/{tool.name}:1"
+    if turn == 0:
+        bench.quiet(tool.push("site:1", target))
+    source_line_changed(bench, tool, turn + 1)
+    return bench.timed(tool.push("site:1", target))
+
+
 WORKLOADS = (
     Workload("version", "--version", ("pybuild", "buildah", "skopeo", "umoci"), version, None, 9),
     Workload("cached", "cached rebuild of ten steps", BUILDERS, cached_rebuild, 0.3, 9),
@@ -219,4 +257,8 @@ WORKLOADS = (
     Workload("copy", "Debian, registry to registry", ("pybuild", "skopeo"), registry_to_registry, 0.9, 5),
     Workload("copy-again", "… all there", ("pybuild", "skopeo"), registry_to_registry_again, None, 5),
     Workload("stages", "multi-stage example, nothing cached", BUILDERS, multi_stage, 0.5, 5),
+    Workload("stages-change", "one source line of it changed, rebuilt", BUILDERS[:2], source_line_changed, 0.35, 5),
+    Workload("stages-push", "… and pushed", BUILDERS[:2], source_line_pushed, None, 5),
+    Workload("copy-100k", "COPY 100,000 small files onto Debian", BUILDERS[:2], copy_very_many, 0.25, 1),
+    Workload("huge", "COPY 2 GiB, into an OCI layout", BUILDERS[:1], huge_layer, None, 1),
 )
