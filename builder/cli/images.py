@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from builder.cli.options import add_registry_options, registry_options, store_root
+from builder.cli.options import add_registry_options, boolean, duration, registry_options, store_root
+from builder.errors import UsageError
 
 if TYPE_CHECKING:
-    from layers.oci import Descriptor
+    from builder.api import InspectedImage
+    from builder.images import ListedImage
     from layers.store import Store
 
 
@@ -19,10 +22,15 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     match verb:
         case "images":
-            add("name", nargs="?", metavar="NAME", help="only images of this repository or name")
+            add("name", nargs="?", metavar="NAME", help="only images of this repository or name; * and ? match")
             add("-q", "--quiet", action="store_true", help="image ids alone")
             add("--no-trunc", action="store_true", help="whole ids")
             add("--digests", action="store_true", help="manifest digests, too")
+            add("-f", "--filter", action="append", default=[], metavar="KEY=VALUE",
+                help="reference=PATTERN, label=KEY[=VALUE], dangling=BOOL, before=IMAGE, since=IMAGE, id=PREFIX,"
+                " until=TIME; several of one key: any of them; keys: all of them")  # fmt: skip
+            add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
+            add("--sort", choices=["name", "created", "size"], default="name", help="(default: name)")
             add("--json", action="store_true", help="print JSON")
         case "tag":
             add("source", metavar="NAME", help="an image of the store")
@@ -32,24 +40,33 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             if verb == "rmi":
                 add("-a", "--all", action="store_true", help="all images")
                 add("-f", "--force", action="store_true", help="a missing image is no error")
+                add("-p", "--prune", action="store_true", help="all images that have no tag")
         case "inspect":
-            add("name", metavar="NAME", help="an image, of any transport")
+            add("name", nargs="+", metavar="NAME", help="an image, of any transport")
             add("--raw", action="store_true", help="the manifest's own bytes")
             add("--config", action="store_true", help="the image's config")
+            add("--format", metavar="TEMPLATE", help="a Go template over what is printed otherwise")
             add("--platform", metavar="OS/ARCH", help="the image of an index for this platform")
             add_registry_options(parser)
         case "history":
             add("name", metavar="NAME", help="an image of the store")
             add("--json", action="store_true", help="print JSON")
+            add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
             add("--no-trunc", action="store_true", help="whole commands")
+            add("-q", "--quiet", action="store_true", help="layers' digests alone")
+            add("-H", "--human", nargs="?", const=True, default=True, type=boolean, metavar="BOOL",
+                help="sizes and times for people (default: true)")  # fmt: skip
 
 
 def run(verb: str, options: Namespace) -> int:
-    from builder.api import open_store
+    from builder import api
 
     if verb == "inspect":
         return _inspect(options)
-    with open_store(store_root(options)) as store:
+    root = store_root(options)
+    if verb == "rmi":
+        api.prepare_namespaces()  # an ordinary user's snapshots belong to subordinate ids
+    with api.open_store(root) as store:
         match verb:
             case "images":
                 return _list(store, options)
@@ -62,67 +79,126 @@ def run(verb: str, options: Namespace) -> int:
 
 
 def _list(store: Store, options: Namespace) -> int:
-    from registry.reference import Reference
+    from builder.images import image_document, list_images
 
-    rows: list[dict[str, Any]] = []
-    for image in store.names.list():
-        name, _, platform = image.name.partition("#")
-        repository, tag = "<none>", "<none>"
-        if not name.startswith("@"):
-            reference = Reference.parse(name)
-            familiar = reference.familiar()
-            tag = reference.tag or "<none>"
-            repository = familiar.partition("@")[0].removesuffix(f":{tag}")
-            if options.name and options.name not in {familiar, repository, reference.canonical()}:
-                continue
-        elif options.name:
-            continue
-        id, created, size = _summary(store, image.descriptor)
-        rows.append(
-            {
-                "name": repository,
-                "tag": tag,
-                "digest": str(image.descriptor.digest),
-                "id": id,
-                "created": created,
-                "size": size,
-                **({"platform": platform} if platform else {}),
-            }
-        )
+    listed = list_images(store)
+    chosen = _chosen(listed, options)
+    keys: dict[str, Callable[[ListedImage], Any]] = {
+        "name": lambda i: (i.dangling, i.repository, i.tag),
+        "created": lambda i: i.created,
+        "size": lambda i: i.size_bytes,
+    }
+    chosen.sort(key=keys[options.sort], reverse=options.sort != "name")
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([image_document(image) for image in chosen], indent=2))
         return 0
+    ids = {image.id: image.id if options.no_trunc else image.id.partition(":")[2][:12] for image in chosen}
     if options.quiet:
-        for id in dict.fromkeys(str(row["id"]) for row in rows):
-            print(id if options.no_trunc else id[:12])
+        print("".join(f"{id}\n" for id in dict.fromkeys(ids[image.id] for image in chosen)), end="")
+        return 0
+    if options.format is not None:
+        from builder.cli.template import print_formatted
+
+        print_formatted(options.format, [_fields(image, ids[image.id]) for image in chosen])
         return 0
     heads = ["REPOSITORY", "TAG", *(["DIGEST"] if options.digests else []), "IMAGE ID", "CREATED", "SIZE"]
     table = [
         [
-            row["name"],
-            row["tag"],
-            *([row["digest"]] if options.digests else []),
-            row["id"] if options.no_trunc else row["id"][:12],
-            ago(row["created"]),
-            human_size(row["size"]),
+            image.repository or "<none>",
+            image.tag or "<none>",
+            *([str(image.descriptor.digest)] if options.digests else []),
+            ids[image.id],
+            ago(image.created),
+            human_size(image.size_bytes),
         ]
-        for row in rows
+        for image in chosen
     ]
     print_table([heads, *table])
     return 0
 
 
-def _summary(store: Store, descriptor: Descriptor) -> tuple[str, str, int]:
-    """An image's id, time and compressed size in bytes."""
-    from layers.oci import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, ImageConfig, Manifest, parse_manifest
+def _fields(image: ListedImage, id: str) -> dict[str, Any]:
+    """What a --format sees of an image: docker's names."""
+    return {
+        "Repository": image.repository or "<none>",
+        "Tag": image.tag or "<none>",
+        "ID": id,
+        "Digest": str(image.descriptor.digest),
+        "CreatedSince": ago(image.created),
+        "CreatedAt": image.created,
+        "Created": image.created,
+        "Size": human_size(image.size_bytes),
+        "VirtualSize": human_size(image.size_bytes),
+        "Bytes": image.size_bytes,
+        "Labels": image.labels,
+        "Platform": image.platform,
+        "Dangling": image.dangling,
+    }
 
-    document = parse_manifest(store.read(descriptor.digest, MAX_MANIFEST_BYTES), descriptor.media_type)
-    if not isinstance(document, Manifest):
-        sizes = [_summary(store, d)[2] for d in document.manifests if store.stat(d.digest) is not None]
-        return descriptor.digest.encoded, "", sum(sizes)
-    config = ImageConfig.parse(store.read(document.config.digest, MAX_CONFIG_BYTES))
-    size = sum(d.size_bytes for d in document.layers) + document.config.size_bytes + len(document.raw)
-    return document.config.digest.encoded, str(config.document.get("created") or ""), size
+
+def _chosen(listed: Sequence[ListedImage], options: Namespace) -> list[ListedImage]:
+    """Those of the images that NAME and the filters are for. Raises: UsageError, NameNotFound."""
+    tests: dict[str, list[Callable[[ListedImage], bool]]] = {}
+    for text in options.filter:
+        key, separator, value = text.partition("=")
+        if not separator or not value:
+            raise UsageError(f"--filter {text!r}: expected KEY=VALUE")
+        tests.setdefault(key, []).append(_test(key, value, text, listed))
+    if options.name:
+        tests["NAME"] = [lambda image: _named_so(image, options.name)]
+    every = {"label"}  # several labels: an image has them all, as docker means it
+    return [
+        image
+        for image in listed
+        if all((all if key in every else any)(test(image) for test in group) for key, group in tests.items())
+    ]
+
+
+def _test(key: str, value: str, text: str, listed: Sequence[ListedImage]) -> Callable[[ListedImage], bool]:
+    match key:
+        case "reference":
+            return lambda image: _named_so(image, value)
+        case "label":
+            name, separator, wanted = value.partition("=")
+            return lambda image: name in image.labels and (not separator or image.labels[name] == wanted)
+        case "dangling":
+            try:
+                wants = boolean(value)
+            except ArgumentTypeError as e:
+                raise UsageError(f"--filter {text!r}: {e}") from e
+            return lambda image: image.dangling is wants
+        case "id":
+            prefix = value.removeprefix("sha256:")
+            return lambda image: image.id.partition(":")[2].startswith(prefix)
+        case "until":
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parse_time(value, f"--filter {text}") // 10**9))
+            return lambda image: image.created[:19] < moment
+        case "before" | "since":
+            other = next((i for i in listed if _named_so(i, value) or i.id.partition(":")[2].startswith(value)), None)
+            if other is None:
+                from layers.errors import NameNotFound
+
+                raise NameNotFound(f"--filter {text!r}: no image {value!r} in the store")
+            created = other.created
+            return lambda image: image.created < created if key == "before" else image.created > created
+    raise UsageError(
+        f"--filter {text!r}: unknown filter",
+        hint="there are reference=, label=, dangling=, before=, since=, id= and until=",
+    )
+
+
+def _named_so(image: ListedImage, pattern: str) -> bool:
+    """Whether an image's name is `pattern`: in full or short, with or without its tag, or by shell pattern."""
+    import fnmatch
+
+    if image.dangling:
+        return False
+    names = {f"{image.repository}:{image.tag}", image.repository, image.name, image.name.rpartition(":")[0]}
+    if not any(c in pattern for c in "*?["):
+        return pattern in names
+    # docker matches a pattern against the last part of the path as well.
+    names |= {name.rpartition("/")[2] for name in names}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _tag(store: Store, options: Namespace) -> int:
@@ -139,6 +215,8 @@ def _remove(store: Store, verb: str, options: Namespace) -> int:
     names = [name for text in options.names for name in _names_of(store, text, force=getattr(options, "force", False))]
     if getattr(options, "all", False):
         names = [image.name for image in store.names.list()]
+    elif getattr(options, "prune", False):
+        names += [image.name for image in store.names.list() if image.name.startswith("@")]
     elif not names and not options.names:
         raise NameNotFound("no image was named")
     for name in dict.fromkeys(names):
@@ -170,23 +248,49 @@ def _names_of(store: Store, text: str, *, force: bool) -> list[str]:
 
 def _history(store: Store, options: Namespace) -> int:
     from layers.image import load_image
-
     from layers.oci import Platform
     from registry.transports.storage import find_image
 
     image = load_image(store, find_image(store, options.name), Platform.host())
-    sizes = iter([d.size_bytes for d in image.manifest.layers])
-    rows = []
+    layers = iter(zip(image.manifest.layers, image.diff_ids, strict=True))
+    rows: list[dict[str, Any]] = []
     for entry in image.config.history:
-        size = 0 if entry.get("empty_layer") else next(sizes, 0)
-        rows.append({"created": entry.get("created", ""), "created_by": entry.get("created_by", ""), "size": size})
+        layer = None if entry.get("empty_layer") else next(layers, None)
+        rows.append(
+            {
+                "created": str(entry.get("created") or ""),
+                "created_by": str(entry.get("created_by") or ""),
+                "comment": str(entry.get("comment") or ""),
+                "empty_layer": bool(entry.get("empty_layer")),
+                "size": layer[0].size_bytes if layer else 0,
+                **({"digest": str(layer[0].digest), "diff_id": str(layer[1])} if layer else {}),
+            }
+        )
     rows.reverse()
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
+    if options.quiet:
+        print("".join(f"{row.get('digest', '<empty>')}\n" for row in rows), end="")
+        return 0
     width = 10_000 if options.no_trunc else 60
-    table = [[ago(str(r["created"])), str(r["created_by"])[:width], human_size(int(r["size"]))] for r in rows]
-    print_table([["CREATED", "CREATED BY", "SIZE"], *table])
+    shown = [
+        {
+            "ID": row.get("digest", "<empty>") if options.no_trunc else row.get("digest", "<empty>")[:19],
+            "CreatedSince": ago(row["created"]) if options.human else row["created"],
+            "CreatedAt": row["created"],
+            "CreatedBy": " ".join(row["created_by"].split())[:width],
+            "Size": human_size(row["size"]) if options.human else str(row["size"]),
+            "Comment": row["comment"],
+        }
+        for row in rows
+    ]
+    if options.format is not None:
+        from builder.cli.template import print_formatted
+
+        print_formatted(options.format, shown)
+        return 0
+    print_table([["CREATED", "CREATED BY", "SIZE"], *[[r["CreatedSince"], r["CreatedBy"], r["Size"]] for r in shown]])
     return 0
 
 
@@ -195,30 +299,49 @@ def _inspect(options: Namespace) -> int:
     from layers.oci import Platform
 
     platform = Platform.parse(options.platform) if options.platform else None
-    found = api.inspect(
-        options.name, root=store_root(options), registry=registry_options(options), platform=platform, raw=options.raw
-    )
-    if options.raw:
-        sys.stdout.buffer.write(found.manifest.raw)
-        return 0
-    if found.config is None:
-        print(json.dumps(json.loads(found.manifest.raw), indent=2))
-        return 0
-    document: dict[str, Any] = dict(found.config.document)
-    if not options.config:
-        document = {
-            "Name": found.name,
-            "Digest": found.manifest.descriptor.digest,
-            "MediaType": found.manifest.media_type,
-            "Created": document.get("created"),
-            "Platform": str(found.config.platform),
-            "Config": document.get("config"),
-            "Layers": [d.to_json() for d in found.layers],
-            "DiffIDs": list(found.config.diff_ids),
-            "History": document.get("history"),
-        }
-    print(json.dumps(document, indent=2))
+    documents: list[dict[str, Any]] = []
+    for name in options.name:
+        found = api.inspect(
+            name, root=store_root(options), registry=registry_options(options), platform=platform, raw=options.raw
+        )
+        if options.raw and options.format is None:
+            sys.stdout.buffer.write(found.manifest.raw)
+            sys.stdout.flush()
+            continue
+        documents.append(_document(found, config=options.config))
+    if options.format is not None:
+        from builder.cli.template import print_formatted
+
+        print_formatted(options.format, documents)
+    elif documents:
+        # One image is an object, as skopeo prints it; several are a list, as docker does.
+        print(json.dumps(documents[0] if len(options.name) == 1 else documents, indent=2))
     return 0
+
+
+def _document(found: InspectedImage, *, config: bool) -> dict[str, Any]:
+    if found.config is None:
+        document: dict[str, Any] = json.loads(found.manifest.raw)
+        return document
+    document = dict(found.config.document)
+    if config:
+        return document
+    return {
+        "Name": found.name,
+        "Id": json.loads(found.manifest.raw)["config"]["digest"],
+        "Digest": found.manifest.descriptor.digest,
+        "MediaType": found.manifest.media_type,
+        "Created": document.get("created"),
+        "Platform": str(found.config.platform),
+        "Architecture": document.get("architecture"),
+        "Os": document.get("os"),
+        "Annotations": json.loads(found.manifest.raw).get("annotations"),
+        "Size": sum(d.size_bytes for d in found.layers),
+        "Config": document.get("config"),
+        "Layers": [d.to_json() for d in found.layers],
+        "DiffIDs": list(found.config.diff_ids),
+        "History": document.get("history"),
+    }
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -255,4 +378,24 @@ def ago(text: str) -> str:
     ):
         if seconds >= 2 * length:
             return f"{seconds // length} {unit} ago"
-    return f"{seconds} seconds ago"
+    return f"{seconds} second{'' if seconds == 1 else 's'} ago"
+
+
+def parse_time(text: str, flag: str) -> int:
+    """A moment in nanoseconds since the epoch: how long ago (`24h`), a date, a time, or seconds since the epoch.
+
+    Raises: UsageError.
+    """
+    from datetime import datetime
+
+    if text.isdigit() and len(text) > 8:
+        return int(text) * 10**9
+    try:
+        return time.time_ns() - int(duration(text) * 10**9)
+    except ArgumentTypeError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as e:
+        raise UsageError(f"{flag}: {text!r} is neither a duration nor a time", hint="24h, 2026-01-31") from e
+    return int(moment.timestamp() * 10**9)
