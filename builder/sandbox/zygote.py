@@ -121,6 +121,7 @@ def _settle(server: socket.socket) -> None:
     for number in _STOPPED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0)  # the modes of mount points are ours to say, not the caller's shell's
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

@@ -203,6 +203,19 @@ def test_closing_the_launcher_kills_its_sandboxes(root_box: RootBox) -> None:
     launcher.close()
 
 
+def test_the_callers_umask_changes_nothing(root_box: RootBox) -> None:
+    before = os.umask(0o077)
+    try:
+        with Launcher.start() as launcher:
+            box = RootBox(root_box.base, launcher)
+            box.base = root_box.directory("other")[0]
+            spec = {"files": {"/etc/hosts": b"x"}, "stubs": box.base / "stubs"}
+            outcome = box.sh("stat -c %a /etc /dev /dev/pts /dev/shm; umask; cat /etc/hosts", **spec)
+    finally:
+        os.umask(before)
+    assert outcome.out.split() == ["755", "755", "755", "1777", "0022", "x"]
+
+
 def test_a_caller_with_threads_gets_a_zygote_too(root_box: RootBox) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
