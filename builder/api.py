@@ -14,40 +14,30 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.building import NAMELESS as NAMELESS
+from builder.building import BuildResult as BuildResult
 from builder.plan.request import BuildRequest
 from layers.errors import PybuildError
 from layers.events import EventSink, NullSink
-from layers.oci import Descriptor, Digest, Platform
+from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.frontend.instructions import Containerfile
     from builder.frontend.lint import CheckOptions, Finding
-    from builder.plan.graph import BuildGraph
     from builder.sandbox.launcher import Launcher
     from builder.session import Session
+    from builder.solve.explain import BuildPlan
     from builder.solve.sources import ImageSources
     from layers.oci import ImageConfig
     from layers.store import Store
     from registry.copy import CopyOptions, CopyResult
     from registry.hosts import RegistryOptions
     from registry.transport import RawManifest, TransportContext
-
-NAMELESS = "@"
-"""With the image's id, the store's name of an image that was built without a tag."""
-
-
-class BuildResult(NamedTuple):
-    """A finished build. `image_id` is the config's digest; for several platforms the index's."""
-
-    descriptor: Descriptor
-    image_id: Digest
-    tags: tuple[str, ...]
-    executed: int
-    cached: int
 
 
 def prepare_namespaces() -> None:
@@ -94,65 +84,59 @@ def build(
     cancelled: Callable[[], bool] | None = None,
     tick: Callable[[], None] = lambda: None,
     launcher: Launcher | None = None,
+    on_plan: Callable[[BuildPlan], None] | None = None,
 ) -> BuildResult:
     """Build the request's target and tag it in the store at `root`.
 
     Equal requests on equal inputs run nothing twice and give the same image. `tick` is called a few
-    times a second from the calling thread.
+    times a second from the calling thread. `on_plan` is told before anything runs what will be done and why.
     Raises: ParseError, PlanError, ContextError, StepError, SandboxError, RegistryError, StoreError,
     Cancelled.
     """
-    from builder.export import Exporter
-    from builder.frontend.instructions import parse_containerfile
-    from builder.plan.planner import plan
-    from builder.session import Session
-    from builder.solve.layering import LayerBook
-    from builder.solve.remote import RemoteSources
-    from builder.solve.solver import Solver
-    from builder.solve.sources import ImageSources
-    from builder.solve.steps import StepContext
-    from registry.reference import Reference
+    from builder.building import finish, prepared
 
     sink = events or NullSink()
     stopped = cancelled or _never
-    names = [Reference.parse(tag).with_default_tag() for tag in request.tags]
-    containerfile = parse_containerfile(request.containerfile)
     prepare_namespaces()
-    zygote = _Zygote(launcher)
-    with open_store(root) as store, _lazy_transports(lambda: store, registry) as transports:
-        session = Session(request)
-        sources = ImageSources(store, transports, policy=request.pull, events=sink, cancelled=stopped)
-        layers = LayerBook(store, request, stopped)
-        remotes = RemoteSources(store.root / "remote")
-        try:
-            _enforce_checks(request, containerfile, session, sources)
-            graph = plan(request, containerfile, sources)
-            ctx = StepContext(
-                store=store,
-                session=session,
-                request=request,
-                launcher=zygote.get,
-                events=sink,
-                cancelled=stopped,
-                source=request.containerfile,
-                remotes=remotes,
-            )
-            solver = Solver(
-                ctx, graph, sources, layers, jobs=request.jobs, tick=tick, before_threads=_needs_zygote(graph, zygote)
-            )
-            results = solver.solve()
-            image = Exporter(store, request, sources, layers).export(graph, results, solver.made_ns)
-            if names:
-                store.publish({name.canonical(): image.descriptor for name in names})
-            else:
-                store.publish({f"{NAMELESS}{image.image_id}": image.descriptor})
-        finally:
-            layers.close()
-            remotes.close()
-            session.close()
-            zygote.close()
-    executed = sum(not r.cached for r in results.values())
-    return BuildResult(image.descriptor, image.image_id, tuple(map(str, names)), executed, len(graph.steps) - executed)
+    with (
+        open_store(root) as store,
+        _lazy_transports(lambda: store, registry) as transports,
+        prepared(
+            request, store, transports, events=sink, cancelled=stopped, tick=tick, launcher=launcher,
+            check=partial(_enforce_checks, request),
+        ) as parts,
+    ):  # fmt: skip
+        return finish(parts, request, events=sink, cancelled=stopped, on_plan=on_plan)
+
+
+def plan(
+    request: BuildRequest,
+    *,
+    root: Path,
+    registry: RegistryOptions | None = None,
+    events: EventSink | None = None,
+) -> BuildPlan:
+    """What `build` would do with the request: each step found or to be run, and why; bytes to fetch.
+
+    Fetches manifests and configs of base images, no layers; runs nothing.
+    Raises: ParseError, PlanError, ContextError, RegistryError, StoreError.
+    """
+    from builder.building import prepared
+
+    sink = events or NullSink()
+    prepare_namespaces()
+    with (
+        open_store(root) as store,
+        _lazy_transports(lambda: store, registry) as transports,
+        prepared(
+            request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)
+        ) as parts,
+    ):
+        if request.cache_from:
+            from builder.solve.remotecache import import_caches
+
+            import_caches(parts, request, sink)
+        return parts.solver.forecast()
 
 
 def check(request: BuildRequest, *, root: Path, options: CheckOptions | None = None) -> list[Finding]:
@@ -219,36 +203,6 @@ def _lint(
 
 def _never() -> bool:
     return False
-
-
-def _needs_zygote(graph: BuildGraph, zygote: _Zygote) -> Callable[[], None]:
-    from builder.plan.graph import RunOp
-
-    return zygote.start if any(isinstance(s.op, RunOp) for s in graph.steps) else (lambda: None)
-
-
-class _Zygote:
-    """The launcher of a build: started when the first step is to run, before there are threads."""
-
-    def __init__(self, launcher: Launcher | None) -> None:
-        self._launcher = launcher
-        self._own = launcher is None
-
-    def start(self) -> None:
-        if self._launcher is None:
-            from builder.sandbox.launcher import Launcher
-
-            self._launcher = Launcher.start()
-
-    def get(self) -> Launcher:
-        self.start()
-        assert self._launcher is not None
-        return self._launcher
-
-    def close(self) -> None:
-        if self._own and self._launcher is not None:
-            self._launcher.close()
-            self._launcher = None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from layers.oci import Descriptor, Digest, ImageConfig, Index
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
-    from builder.solve.solver import StepResult
+    from builder.solve.solver import Solver, StepResult
     from layers.store import Store
 
 HISTORY_COMMENT = "buildkit.dockerfile.v0"
@@ -36,7 +36,10 @@ class ExportedImage(NamedTuple):
 class Exporter:
     """Writes a solved graph's images to the store."""
 
-    def __init__(self, store: Store, request: BuildRequest, sources: ImageSources, layers: LayerBook) -> None:
+    def __init__(
+        self, store: Store, request: BuildRequest, sources: ImageSources, layers: LayerBook, solver: Solver
+    ) -> None:
+        self._solver = solver
         self._store = store
         self._request = request
         self._sources = sources
@@ -70,6 +73,13 @@ class Exporter:
             for part in list(self._store.snapshots.chain(snapshot))[-made:]:
                 record = self._layers.get(part.id)
                 built.append((record.diff_id, record.descriptor))
+        elif made and plan.top is not None:
+            # The result lies in a remote cache: the image needs its layers, not its files.
+            for step in chain:
+                found = self._solver.layer_of(step)
+                if found is not None:
+                    built.append((found[1].diff_id, found[1].descriptor))
+            self._solver.fetch_remote([d for _, d in built])
         if base is not None and base_count:
             self._sources.ensure_layers(base)
         diff_ids = [*(base.config.diff_ids if base else ()), *(d for d, _ in built)]
@@ -80,6 +90,10 @@ class Exporter:
         document["rootfs"] = {"type": "layers", "diff_ids": [str(d) for d in diff_ids]}
         if not self._request.omit_history:
             document["history"] = history
+        if any(ref.type == "inline" for ref in self._request.cache_to):
+            from builder.solve.remotecache import INLINE_FIELD, inline_rows
+
+            document[INLINE_FIELD] = inline_rows(graph, self._solver, plan.top, base_count)
         return self._write_image(document, layers)
 
     def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:

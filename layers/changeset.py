@@ -91,7 +91,7 @@ class Ownership(NamedTuple):
 
 def write_layer(
     changes: Iterable[Change],
-    root: Path,
+    root: Path | str,
     ingest: Sink,
     *,
     compression: Compression = "gzip",
@@ -130,7 +130,7 @@ class _Entries:
     """Turns changes into tar entries. The directory of the current file is held open for its neighbours."""
 
     def __init__(
-        self, root: Path, tar: TarWriter, owners: Callable[[bytes, os.stat_result], Ownership | None] | None
+        self, root: Path | str, tar: TarWriter, owners: Callable[[bytes, os.stat_result], Ownership | None] | None
     ) -> None:
         self._root = os.fsencode(root)
         self._tar = tar

@@ -65,7 +65,7 @@ def diff_overlay(
 
 def diff_trees(
     old: Path | None,
-    new: Path,
+    new: Path | str,
     *,
     exclude: frozenset[bytes] = frozenset(),
     warn: Callable[[str], None] | None = None,

@@ -7,11 +7,16 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.cli.options import add_registry_options, boolean, duration, fields, key_value, size, store_root
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
-from builder.plan.request import BuildRequest, ResourceLimits, RunOptions, SecretSource
+from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+
+if TYPE_CHECKING:
+    from builder.building import BuildResult
+    from builder.solve.explain import BuildPlan
 
 _MAX_CONTAINERFILE_BYTES = 64 << 20
 
@@ -147,6 +152,51 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     )
     add("-q", "--quiet", action="store_true", help="print the image id alone")
     add("-j", "--jobs", type=int, default=0, metavar="N", help="steps at once (default: one a processor)")
+    add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="type=TYPE[,dest=PATH][,name=NAME]",
+        help="registry, oci, docker, tar, local, image; may be given again; alone: a directory, - a tar on stdout",
+    )
+    add("--push", action="store_true", help="send the image to the registry of its names")
+    add("--load", action="store_true", help="give the image to the Docker daemon")
+    add(
+        "--cache-to",
+        action="append",
+        default=[],
+        metavar="type=registry|local|inline[,ref=NAME][,mode=min|max]",
+        help="write the steps' results there, for other machines",
+    )
+    add(
+        "--cache-from",
+        action="append",
+        default=[],
+        metavar="type=registry|local[,ref=NAME]",
+        help="take steps' results from there",
+    )
+    add(
+        "--cache-mounts",
+        nargs="?",
+        const=True,
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="let the contents of cache mounts travel with --cache-to and --cache-from",
+    )
+    add("--cache-ttl", type=duration, metavar="DURATION", help="do not use results older than this")
+    add("--explain", action="store_true", help="tell before running why each step is found or not")
+    add(
+        "--summary",
+        nargs="?",
+        const=True,
+        type=boolean,
+        default=None,
+        metavar="BOOL",
+        help="tell at the end where the time went (default: on a terminal)",
+    )
+    add("--timeline", metavar="FILE", help="draw the build as a chart: .svg or .html")
     add("--check", action="store_true", help="lint the Containerfile instead of building it")
     add("--call", choices=["build", "check", "outline", "targets"], default="build", help="do this instead of building")
     add(
@@ -191,6 +241,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
                 events=progress,
                 registry=registry,
                 launcher=launcher,
+                on_plan=_explain if options.explain else None,
             )
     finally:
         if launcher is not None:
@@ -199,24 +250,35 @@ def _build(options: Namespace, request: BuildRequest) -> int:
     return 0
 
 
-def _report(options: Namespace, result: object) -> None:
-    from builder.api import BuildResult
+def _explain(plan: BuildPlan) -> None:
+    from builder.solve.explain import render
 
-    assert isinstance(result, BuildResult)
+    print("\n".join(render(plan)), file=sys.stderr)
+
+
+def _report(options: Namespace, result: BuildResult) -> None:
     if options.iidfile:
         Path(options.iidfile).write_text(result.image_id)
     if options.metadata_file:
         import json
 
-        document = {
-            "containerimage.config.digest": result.image_id,
-            "containerimage.digest": result.descriptor.digest,
-            "containerimage.descriptor": result.descriptor.to_json(),
-            "image.name": ",".join(result.tags),
-            "pybuild.steps": {"executed": result.executed, "cached": result.cached},
-        }
-        Path(options.metadata_file).write_text(json.dumps(document, indent=2) + "\n")
-    print(result.image_id)
+        from builder.building import metadata
+
+        Path(options.metadata_file).write_text(json.dumps(metadata(result), indent=2) + "\n")
+    if options.timeline:
+        from builder.solve.timeline import write_timeline
+
+        write_timeline(result.steps, Path(options.timeline))
+    wanted = options.summary
+    if wanted is None:
+        wanted = bool(result.executed) and not options.quiet and sys.stderr.isatty()
+    if wanted:
+        from builder.solve.report import summary
+
+        sent = sum(output.moved_bytes for output in result.outputs)
+        print("\n".join(summary(result.steps, result.wall_s, result.fetched_bytes, sent)), file=sys.stderr)
+    if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):
+        print(result.image_id)
 
 
 def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
@@ -231,6 +293,15 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         epoch = int(text) if text else None
     from layers.oci import Platform
 
+    outputs: tuple[Output, ...] = ()
+    cache_from: tuple[CacheRef, ...] = ()
+    cache_to: tuple[CacheRef, ...] = ()
+    if options.output or options.push or options.load or options.cache_to or options.cache_from:
+        from builder.cli import outputs as flags
+
+        outputs = flags.outputs(options)
+        cache_from = flags.caches(options.cache_from, "--cache-from")
+        cache_to = flags.caches(options.cache_to, "--cache-to")
     platforms = [p for value in options.platform for p in value.split(",") if p]
     if options.pull not in {"always", "missing", "never", "newer"}:
         options.pull = "always" if boolean(options.pull) else "missing"
@@ -291,6 +362,11 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         omit_history=options.omit_history,
         source_date_epoch=epoch,
         jobs=options.jobs,
+        outputs=outputs,
+        cache_from=cache_from,
+        cache_to=cache_to,
+        cache_mounts=options.cache_mounts,
+        cache_ttl_s=options.cache_ttl,
         environ=dict(os.environ),
     )
 

@@ -34,6 +34,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "build": Verb("build", "build an image from a Containerfile (also without the verb)"),
+    "plan": Verb("plan", "tell what a build would do, and why, before anything runs"),
     "push": Verb("transfer", "copy an image from the local store to a registry or elsewhere"),
     "pull": Verb("transfer", "copy an image from a registry or elsewhere to the local store"),
     "copy": Verb("transfer", "copy an image from anywhere to anywhere"),

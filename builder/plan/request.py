@@ -27,6 +27,34 @@ class SecretSource(NamedTuple):
         return f"SecretSource(path={self.path!r}, value={'***' if self.value is not None else None})"
 
 
+class Output(NamedTuple):
+    """One place for what was built, besides the store.
+
+    `type` is registry, docker-daemon, oci, docker (archives; a directory with `tar` False), tar or local
+    (the root file system), or image (the store alone). `dest` is a path, "-" for `stdout_fd`; `name`
+    the image's name there (the request's tags, if None).
+    """
+
+    type: Literal["registry", "docker-daemon", "oci", "docker", "tar", "local", "image"]
+    dest: str | None = None
+    name: str | None = None
+    tar: bool = True
+    compression: Literal["gzip", "zstd", "none"] | None = None
+
+
+class CacheRef(NamedTuple):
+    """Where a cache is read from or written to: a registry's name, a directory, or the image itself.
+
+    `mode` min keeps the steps of the result alone, max all of them. `ignore_error`: a cache that cannot be
+    written or read is a warning.
+    """
+
+    type: Literal["registry", "local", "inline"]
+    ref: str = ""
+    mode: Literal["min", "max"] = "min"
+    ignore_error: bool = False
+
+
 class ResourceLimits(NamedTuple):
     """Limits for every RUN; None leaves the host's. Sizes in bytes, CPU time in microseconds."""
 
@@ -69,6 +97,8 @@ class BuildRequest:
     """One build. `context` is a directory, or None where there is none (`-f -` with no context).
 
     `contexts` maps a name to a directory or an image (`docker-image://…`, `oci-layout://…`).
+    `cache_mounts` lets the contents of cache mounts travel with `cache_to` and `cache_from`, up to that size
+    and unless unused for that long; `cache_ttl_s` is the age from which a step's result is not used.
     `platforms` empty means the host's. `source_date_epoch` is in seconds. `environ` is what programs
     and downloads on the host's side see of an environment: PATH, proxies, certificates.
     """
@@ -104,4 +134,11 @@ class BuildRequest:
     source_date_epoch: int | None = None
     rewrite_timestamp: bool = False
     jobs: int = 0
+    outputs: tuple[Output, ...] = ()
+    cache_from: tuple[CacheRef, ...] = ()
+    cache_to: tuple[CacheRef, ...] = ()
+    cache_mounts: bool = False
+    cache_mounts_max_bytes: int = 2 << 30
+    cache_mounts_max_age_s: float = 30 * 86400.0
+    cache_ttl_s: float | None = None
     environ: Mapping[str, str] = field(default_factory=dict)

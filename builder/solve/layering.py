@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,19 @@ from typing import TYPE_CHECKING
 from builder.plan.request import BuildRequest
 from builder.solve.scheduler import Task, Workers
 from layers.oci import Descriptor
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.layerdiff import Change
     from layers.records import LayerRecord
     from layers.store import Store
+
+
+class LayerReport(NamedTuple):
+    """How long a layer took to make, by phase in seconds, and its size."""
+
+    phases: Mapping[str, float] = {}
+    size_bytes: int = 0
 
 
 class LayerBook:
@@ -35,17 +44,36 @@ class LayerBook:
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self._pool: Workers | None = None
+        self.made: Callable[[Descriptor], None] | None = None
+        """Told of each new layer, in the thread that made it."""
         self._made: dict[str, Task[LayerRecord]] = {}
+        self._reports: dict[str, LayerReport] = {}
+        self._others: list[Task[None]] = []
 
     def start(self, snapshot: str) -> Task[LayerRecord]:
         """Begin to make a snapshot's layer, unless it is known or under way."""
         with self._lock:
             task = self._made.get(snapshot)
             if task is None:
-                if self._pool is None:
-                    self._pool = Workers(max(1, (os.cpu_count() or 2) // 2), "layer")
-                task = self._made[snapshot] = self._pool.submit(partial(self._make, snapshot))
+                task = self._made[snapshot] = self._workers().submit(partial(self._make, snapshot))
             return task
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Do something else in the background, which `finish` waits for."""
+        with self._lock:
+            self._others.append(self._workers().submit(work))
+
+    def _workers(self) -> Workers:
+        if self._pool is None:
+            self._pool = Workers(max(1, (os.cpu_count() or 2) // 2), "layer")
+        return self._pool
+
+    def finish(self) -> None:
+        """Wait for what `submit` was given. Raises: what that raised."""
+        with self._lock:
+            others, self._others = self._others, []
+        for task in others:
+            task.result()
 
     def get(self, snapshot: str) -> LayerRecord:
         """The layer of a snapshot, made now if need be. Raises: LayerError, StoreError, Cancelled."""
@@ -68,10 +96,12 @@ class LayerBook:
         from layers.changeset import write_layer
         from layers.records import LayerRecord
 
+        began = time.perf_counter()
         changes, root = self._changes(snapshot)
+        timed = _Timed(changes)
         with self._store.ingest() as ingest:
             result = write_layer(
-                changes,
+                timed,
                 root,
                 ingest,
                 compression=self._compression,
@@ -84,6 +114,10 @@ class LayerBook:
         descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
         record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
         self._store.layers.record(snapshot, record)
+        phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
+        self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
+        if self.made is not None:
+            self.made(descriptor)
         return record
 
     def _changes(self, snapshot: str) -> tuple[Iterator[Change], Path]:
@@ -97,9 +131,31 @@ class LayerBook:
         lower = snapshots.view(below[-1].id).lower if below else ()
         return diff_overlay(top.path, lower, snapshots.dialect), top.path
 
+    def report(self, snapshot: str | None) -> LayerReport:
+        """What this build's making of a layer took; nothing if it was known."""
+        return self._reports.get(snapshot or "", LayerReport())
+
     def close(self) -> None:
         """Wait for the layers under way; those not begun are dropped."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+
+
+class _Timed:
+    """Counts the time that an iterator takes of its own."""
+
+    def __init__(self, changes: Iterator[Change]) -> None:
+        self._changes = changes
+        self.spent_s = 0.0
+
+    def __iter__(self) -> Iterator[Change]:
+        return self
+
+    def __next__(self) -> Change:
+        began = time.perf_counter()
+        try:
+            return next(self._changes)
+        finally:
+            self.spent_s += time.perf_counter() - began

@@ -13,7 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from builder.errors import ParseError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
@@ -22,11 +23,20 @@ from builder.solve.layering import LayerBook
 from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
 from builder.solve.steps import StepContext, copy_options, open_mount, run_command, run_copy, run_mkdir
-from layers.errors import Cancelled, PybuildError
+from layers.errors import BlobNotFound, Cancelled, PybuildError
 from layers.events import Vertex
-from layers.oci import Platform
+from layers.oci import Platform, chain_id
 from layers.snapshot import Mount
 from layers.values import NamedTuple
+
+if TYPE_CHECKING:
+    from builder.sandbox.launcher import Usage
+    from builder.solve.contenthash import ContentEntry
+    from builder.solve.explain import BuildPlan, Status, StepPlan
+    from builder.solve.remotecache import RemoteCache
+    from builder.solve.report import StepReport
+    from layers.oci import Descriptor
+    from layers.records import LayerRecord
 
 
 class StepResult(NamedTuple):
@@ -39,6 +49,8 @@ class StepResult(NamedTuple):
     snapshot: str | None
     created_ns: int
     cached: bool
+    layer: LayerRecord | None = None
+    """Of a result that a remote cache has and whose files nobody needed yet."""
 
 
 class Solver:
@@ -54,6 +66,7 @@ class Solver:
         jobs: int,
         tick: Callable[[], None] = lambda: None,
         before_threads: Callable[[], None] = lambda: None,
+        arguments: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._ctx = ctx
         self._graph = graph
@@ -64,16 +77,25 @@ class Solver:
         self._host = Platform.host()
         self._before_threads = before_threads
         self._definition: list[str] = []
+        self._needed: list[Step] | None = None
+        self._arguments = arguments
         self._content: dict[int, list[str]] = {}
         self.results: dict[int, StepResult] = {}
         self.made_ns: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._slots: list[str] | None = None
+        self._known: dict[int, StepResult] = {}
+        self._remote: RemoteCache | None = None
+        ttl_s = ctx.request.cache_ttl_s
+        self._not_before_ns = 0 if ttl_s is None else time.time_ns() - int(ttl_s * 1e9)
+        self._phases: dict[int, dict[str, float]] = {}
+        self._times: dict[int, tuple[int, int]] = {}
+        self._usage: dict[int, Usage] = {}
         self._materialised: dict[str, threading.Lock] = {}
 
     def solve(self) -> dict[int, StepResult]:
         """Bring every target's topmost step to a result. Raises: what the first failing step raised."""
-        self._define()
-        needed = self._look_up()
+        needed = self._prepare()
         self._announce(needed)
         if needed:
             if any(s.platform != self._host for s in needed):
@@ -81,8 +103,131 @@ class Solver:
 
                 require_runnable(needed)
             self._before_threads()
-            self._execute(needed)
+            with self._hold():
+                self._execute(needed)
         return self.results
+
+    def _prepare(self) -> list[Step]:
+        if self._needed is None:
+            self._define()
+            self._needed = self._look_up()
+        return self._needed
+
+    def _hold(self) -> AbstractContextManager[None]:
+        """Keep what was found from a prune that comes between. Raises: StoreError if one has come already."""
+        snapshots = self._ctx.store.snapshots
+        ids = {r.snapshot for r in self.results.values() if r.snapshot is not None}
+        for step in self._graph.steps:
+            if isinstance(step.op, SourceOp) and step.op.image.config.diff_ids:
+                top = chain_id(step.op.image.config.diff_ids)
+                if snapshots.get(top) is not None:
+                    ids.add(top)
+        return self._ctx.store.lease(snapshots=ids)
+
+    # What would be done
+
+    def forecast(self) -> BuildPlan:
+        """What `solve` would do, and why. Runs no step and fetches no layer.
+
+        Raises: ContextError, StoreError.
+        """
+        from builder.solve.explain import BuildPlan, Explainer, StepPlan
+
+        needed = {s.number for s in self._prepare()}
+        explainer = Explainer(
+            self._ctx.store.cache, self._ctx.request, self._graph, self._definition, self.entries, self._arguments()
+        )
+        keys: dict[int, str | None] = {}
+        rows: list[StepPlan] = []
+        used: set[int] = set()
+        for step in self._graph.steps:
+            if isinstance(step.op, SourceOp):
+                keys[step.number] = self._definition[step.number]
+            elif step.number in self.results:
+                keys[step.number] = self.results[step.number].key
+            elif step.number in needed:
+                status, keys[step.number] = self._foresee(step, keys, used)
+                reasons = () if status == "hit" else explainer.reasons(step, self._cause(step, rows))
+                rows.append(StepPlan(step.number, step.name, status, reasons))
+                continue
+            rows.append(StepPlan(step.number, step.name, "hit"))
+        missing = self._missing(used)
+        rows = [row._replace(fetch_bytes=sum(missing.get(row.number, {}).values())) for row in rows]
+        once: dict[str, int] = {}
+        for layers in missing.values():
+            once |= layers
+        return BuildPlan(tuple(rows), sum(once.values()))
+
+    def _foresee(self, step: Step, keys: Mapping[int, str | None], used: set[int]) -> tuple[Status, str | None]:
+        """Whether a step that its definition does not find will run; and its content key, if it can be known yet."""
+        below = [i for i in (step.parent, *step.inputs) if i is not None]
+        if any(keys.get(i) is None for i in below):
+            used.update(below)
+            return "content", None
+        if isinstance(step.op, CopyOp) and step.op.input is not None and self._tree(step.op.input) is None:
+            used.update(below)
+            return "content", None
+        key = self._content_key(step, lambda i: str(keys[i]))[0]
+        record = None if step.ignore_cache else self._ctx.store.cache.get(key)
+        found = None if record is None else _from_record(record.record, record.snapshot_id)
+        if found is not None:
+            self.made_ns[step.number] = found.created_ns
+            return "hit", found.key
+        used.update(below)
+        return "run", key
+
+    def _tree(self, index: int) -> str | None:
+        """The snapshot of a step if it is here already."""
+        step = self._graph.steps[index]
+        if isinstance(step.op, SourceOp):
+            top = chain_id(step.op.image.config.diff_ids)
+            return top if self._ctx.store.snapshots.get(top) is not None else None
+        result = self.results.get(index)
+        return None if result is None else result.snapshot
+
+    def _cause(self, step: Step, rows: Sequence[StepPlan]) -> Step | None:
+        """The nearest step below that is not found."""
+        missed = {row.number for row in rows if row.status != "hit"}
+        below = [i for i in (step.parent, *step.inputs) if i in missed]
+        return self._graph.steps[below[0]] if below else None
+
+    def _missing(self, used: set[int]) -> dict[int, dict[str, int]]:
+        """The layers to be fetched, by FROM: those whose files a step needs, and those of the images themselves."""
+        bases = {image.base.digest for image in self._graph.images if image.base is not None}
+        missing: dict[int, dict[str, int]] = {}
+        for step in self._graph.steps:
+            if not isinstance(step.op, SourceOp):
+                continue
+            image = step.op.image
+            files = step.number in used and self._tree(step.number) is None
+            if files or image.digest in bases:
+                missing[step.number] = {
+                    d.digest: d.size_bytes for d in image.manifest.layers if self._ctx.store.stat(d.digest) is None
+                }
+        return missing
+
+    def entries(self, step: Step) -> Sequence[ContentEntry] | None:
+        """The files that a COPY takes, one by one; None where they cannot be known yet."""
+        from builder.solve.contenthash import content_key
+
+        if not isinstance(step.op, CopyOp):
+            return None
+        op = step.op
+        found: list[ContentEntry] = []
+        for item in op.items:
+            if item.kind != "path" or (op.input is None and op.context is None):
+                continue
+            options = copy_options(self._ctx, op, item, owner=None)
+            stats = self._ctx.store.filestats
+            if op.input is None:
+                root = self._ctx.session.context(op.context or "").fd
+                found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
+            elif self._tree(op.input) is not None:
+                with open_mount(self._ctx.store.snapshots.view(self._tree(op.input))) as root:
+                    found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
+            else:
+                return None
+        return found
 
     # Keys and lookup
 
@@ -140,10 +285,15 @@ class Solver:
         for step in steps:
             record = records.get(self._definition[step.number])
             result = None if record is None else _from_record(record.record, record.snapshot_id)
+            if result is not None and result.created_ns < self._not_before_ns:
+                result = None
             if result is not None and not step.ignore_cache and not isinstance(step.op, SourceOp):
                 known[step.number] = result
                 # Also of steps that need no look themselves: the image's history tells their times.
                 self.made_ns[step.number] = result.created_ns
+            elif self._remote is not None and not step.ignore_cache and not isinstance(step.op, SourceOp):
+                self._look_afar(step, known)
+        self._known = known
         visited: set[int] = set()
         needed: list[int] = []
         waiting = [image.top for image in self._graph.images if image.top is not None]
@@ -162,6 +312,43 @@ class Solver:
             needed.append(index)
             waiting += [i for i in (step.parent, *step.inputs) if i is not None]
         return [steps[i] for i in sorted(needed)]
+
+    def _look_afar(self, step: Step, known: dict[int, StepResult]) -> None:
+        """Take a step's result from a remote cache, if those of all steps that it stands on are known as well."""
+        assert self._remote is not None
+        below = None if step.parent is None else self._graph.steps[step.parent]
+        if below is not None and below.number not in known and not isinstance(below.op, SourceOp):
+            return
+        found = self._remote.find(self._definition[step.number], not_before_ns=self._not_before_ns)
+        if found is not None:
+            known[step.number] = StepResult(found.key, None, found.created_ns, True, found.layer)
+            self.made_ns[step.number] = found.created_ns
+
+    def use_remote(self, remote: RemoteCache) -> None:
+        """Look into other machines' caches, too. To be called before `solve`."""
+        self._remote = remote
+
+    def fetch_remote(self, layers: Sequence[Descriptor]) -> None:
+        """Make layers that only a remote cache has be in the store. Raises: PybuildError."""
+        for layer in layers:
+            if self._remote is None:
+                raise BlobNotFound(f"layer {layer.digest} is not in the store")
+            self._remote.fetch(layer)
+
+    def definition(self, step: Step) -> str:
+        """A step's definition key."""
+        return self._definition[step.number]
+
+    def layer_of(self, step: Step) -> tuple[StepResult, LayerRecord] | None:
+        """A step's result and the layer that it adds; None for an image, and where nothing is known of it."""
+        result = self.results.get(step.number) or self._known.get(step.number)
+        if result is None or isinstance(step.op, SourceOp):
+            return None
+        if result.layer is not None:
+            return result, result.layer
+        if result.snapshot is None or self._ctx.store.snapshots.get(result.snapshot) is None:
+            return None
+        return result, self._layers.get(result.snapshot)
 
     def _announce(self, needed: Sequence[Step]) -> None:
         """Tell of the steps that are found, and of those below them, which are not even looked at."""
@@ -205,7 +392,9 @@ class Solver:
             ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), error=e.message))
             self._locate(e, step)
             raise
-        ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), cached=cached))
+        completed = time.time_ns()
+        self._times[step.number] = (started, completed)
+        ctx.events.emit(Vertex(vertex, step.name, inputs, started, completed, cached=cached))
         return result
 
     def _locate(self, error: PybuildError, step: Step) -> None:
@@ -218,17 +407,23 @@ class Solver:
     ) -> tuple[StepResult, bool]:
         if ctx.cancelled():
             raise Cancelled
-        key, layer_key = self._content_key(step)
+        key, layer_key = self._content_key(step, lambda i: self.results[i].key)
         store = ctx.store
         if step.ignore_cache:
             return self._make(ctx, step, vertex, inputs, key, layer_key), False
+        waited = time.perf_counter()
         with self._flight(ctx, key):
+            self._phase(step.number, "wait", waited)
             record = store.cache.get(key)
             if record is not None and store.snapshots.get(record.snapshot_id or "") is not None:
                 found = _from_record(record.record, record.snapshot_id)
-                if found is not None:
+                if found is not None and found.created_ns >= self._not_before_ns:
                     store.cache.put(self._definition[step.number], record.snapshot_id, record.record)
+                    self._layers.submit(lambda: self._remember(step))
                     return found, True
+            remote = None if self._remote is None else self._remote.find(key, not_before_ns=self._not_before_ns)
+            if remote is not None:
+                return StepResult(key, None, remote.created_ns, True, remote.layer), True
             return self._make(ctx, step, vertex, inputs, key, layer_key), False
 
     @contextmanager
@@ -249,7 +444,11 @@ class Solver:
         self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...], key: str, layer_key: str
     ) -> StepResult:
         ctx.events.emit(Vertex(vertex, step.name, inputs, time.time_ns()))
+        began = time.perf_counter()
         parent = self._snapshot(step.parent)
+        for i in step.inputs:
+            self._snapshot(i)
+        self._phase(step.number, "pull", began)
         if isinstance(step.op, CopyOp) and step.op.link:
             snapshot = self._linked(ctx, step, step.op, layer_key, parent, vertex)
         else:
@@ -261,16 +460,36 @@ class Solver:
         if self._definition[step.number] != key:
             store.cache.put(self._definition[step.number], snapshot, record_bytes)
         self._layers.start(snapshot)
+        self._layers.submit(lambda: self._remember(step))
         return result
+
+    def _remember(self, step: Step) -> None:
+        """Keep what a step's key was made of, to compare with when it is not found one day."""
+        from builder.solve.explain import INPUTS, describe, encode, slot_of
+
+        cache, key = self._ctx.store.cache, self._definition[step.number]
+        with self._lock:
+            if self._slots is None:
+                self._slots = slot_of(self._ctx.request, self._graph)
+        try:
+            entries = self.entries(step)
+        except PybuildError:
+            entries = None  # a file of the context has gone meanwhile: the build is none the worse for it
+        record = encode(describe(step, self._graph, self._ctx.request, entries))
+        if record is not None:
+            cache.put(INPUTS + key, None, record)
+        cache.put(self._slots[step.number], None, key.encode())
 
     def _build(self, ctx: StepContext, step: Step, parent: str | None, vertex: str) -> str:
         snapshots = ctx.store.snapshots
+        began = time.perf_counter()
         active = snapshots.prepare(parent)
+        began = self._phase(step.number, "prepare", began)
         try:
             match step.op:
                 case RunOp() as op:
                     trees = {i: self._view(i) for i in step.inputs}
-                    run_command(ctx, step, op, active, trees, vertex)
+                    self._usage[step.number] = run_command(ctx, step, op, active, trees, vertex)
                 case CopyOp() as op:
                     run_copy(ctx, op, active, None if op.input is None else self._view(op.input))
                 case MkdirOp() as op:
@@ -280,7 +499,48 @@ class Solver:
         except BaseException:
             snapshots.discard(active)
             raise
-        return snapshots.commit(active).id
+        began = self._phase(step.number, "sandbox" if isinstance(step.op, RunOp) else "copy", began)
+        committed = snapshots.commit(active).id
+        self._phase(step.number, "commit", began)
+        return committed
+
+    # What came of it
+
+    def _phase(self, number: int, name: str, began: float) -> float:
+        """Add the time since `began` to a phase of a step; the time now."""
+        now = time.perf_counter()
+        phases = self._phases.setdefault(number, {})
+        phases[name] = phases.get(name, 0.0) + now - began
+        return now
+
+    def reports(self) -> tuple[StepReport, ...]:
+        """Every step that was found or run, in order; once `solve` has returned."""
+        from builder.solve.report import StepReport
+
+        found: list[StepReport] = []
+        for step in self._graph.steps:
+            below = tuple(i for i in (step.parent, *step.inputs) if i is not None)
+            times = self._times.get(step.number)
+            if times is None or self.results[step.number].cached:
+                found.append(StepReport(step.number, step.name, step.stage, below, cached=True))
+                continue
+            usage = self._usage.get(step.number)
+            layer = self._layers.report(self.results[step.number].snapshot)
+            found.append(
+                StepReport(
+                    step.number, step.name, step.stage, below, False, *times,
+                    phases={**self._phases.get(step.number, {}), **layer.phases},
+                    user_s=0.0 if usage is None else usage.user_s,
+                    system_s=0.0 if usage is None else usage.system_s,
+                    max_rss_bytes=0 if usage is None else usage.max_rss_bytes,
+                    layer_bytes=layer.size_bytes,
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def snapshot(self, index: int) -> str | None:
+        """The snapshot of a step that is solved; an image is fetched and unpacked if it must be."""
+        return self._snapshot(index)
 
     def _linked(self, ctx: StepContext, step: Step, op: CopyOp, layer_key: str, parent: str | None, vertex: str) -> str:
         """`COPY --link`: a layer made on nothing, found again on whatever parent, stacked without a copy."""
@@ -296,10 +556,10 @@ class Solver:
             ctx.store.cache.put(layer_key, layer, json.dumps({"key": layer_key, "created_ns": time.time_ns()}).encode())
         return layer if parent is None else snapshots.rebase(layer, parent).id
 
-    def _content_key(self, step: Step) -> tuple[str, str]:
+    def _content_key(self, step: Step, key_of: Callable[[int], str]) -> tuple[str, str]:
         """The content key, and for `--link` the key of the layer by itself."""
-        parent = None if step.parent is None else self.results[step.parent].key
-        inputs = [self.results[i].key for i in step.inputs]
+        parent = None if step.parent is None else key_of(step.parent)
+        inputs = [key_of(i) for i in step.inputs]
         match step.op:
             case RunOp() as op:
                 key = cachekey.run_key(op, self._ctx.request.run, parent, inputs)
@@ -310,7 +570,9 @@ class Solver:
             case CopyOp() as op:
                 content = self._content[step.number]
                 if op.input is not None:
-                    with open_mount(self._view(op.input)) as root:
+                    with open_mount(
+                        self._ctx.store.snapshots.view(self._tree(op.input) or self._snapshot(op.input))
+                    ) as root:
                         content = [
                             self._digest_tree(op, at, root) if item.kind == "path" else content[at]
                             for at, item in enumerate(op.items)
@@ -327,20 +589,36 @@ class Solver:
         """The snapshot of a result; an image's layers are fetched and unpacked when first asked for."""
         if index is None:
             return None
-        result = self.results[index]
-        op = self._graph.steps[index].op
-        if result.snapshot is not None or not isinstance(op, SourceOp):
+        step = self._graph.steps[index]
+        result = self.results.get(index) or self._known.get(index)
+        if result is None:  # a FROM beneath a step that a remote cache has
+            result = StepResult(self._definition[index], None, 0, True)
+        if result.snapshot is not None or (result.layer is None and not isinstance(step.op, SourceOp)):
             return result.snapshot
+        place = step.op.image.digest if isinstance(step.op, SourceOp) else vertex_id(step)
         with self._lock:
-            lock = self._materialised.setdefault(op.image.digest, threading.Lock())
+            lock = self._materialised.setdefault(place, threading.Lock())
         with lock:
-            result = self.results[index]
-            if result.snapshot is None:
-                step = self._graph.steps[index]
-                snapshot = self._sources.unpack(op.image, vertex_id(step), step.name)
-                result = result._replace(snapshot=snapshot)
-                self.results[index] = result
-        return result.snapshot
+            done = self.results.get(index)
+            if done is not None and done.snapshot is not None:
+                return done.snapshot
+            if isinstance(step.op, SourceOp):
+                snapshot = self._sources.unpack(step.op.image, vertex_id(step), step.name)
+            else:
+                snapshot = self._materialise(step, result)
+            self.results[index] = result._replace(snapshot=snapshot)
+        return snapshot
+
+    def _materialise(self, step: Step, result: StepResult) -> str:
+        """Fetch and unpack a step's layer, and those of the steps beneath it, from a remote cache."""
+        assert self._remote is not None
+        assert result.layer is not None
+        parent = self._snapshot(step.parent)
+        snapshot = self._remote.materialise(result.layer, parent, vertex_id(step))
+        record = json.dumps({"key": result.key, "created_ns": result.created_ns}).encode()
+        for key in {result.key, self._definition[step.number]}:
+            self._ctx.store.cache.put(key, snapshot, record)
+        return snapshot
 
 
 def vertex_id(step: Step) -> str:

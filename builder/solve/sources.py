@@ -51,6 +51,8 @@ class ImageSources:
         self._open_context = context
         self._opened: list[TransportContext] = []
         self._guard = threading.Lock()
+        self.fetched_bytes = 0
+        """Of layers, by this build; a figure for people, not quite exact where threads collide."""
         self._policy = policy
         self._events = events
         self._cancelled = cancelled
@@ -180,6 +182,10 @@ class ImageSources:
         finally:
             source.close()
 
+    def fetch_blob(self, source: ImageSource, blob: Descriptor, vertex: str) -> None:
+        """One blob of a remote cache into the store. Raises: RegistryError, ContentError, Cancelled."""
+        self._fetch_layer(source, blob, vertex)
+
     def _fetch_layer(self, source: ImageSource, layer: Descriptor, vertex: str) -> None:
         """One blob into the store, verified, continued where an earlier process stopped."""
         if self._store.stat(layer.digest) is not None:
@@ -202,6 +208,7 @@ class ImageSources:
                     if self._cancelled():
                         raise Cancelled
                     ingest.write(data)
+                    self.fetched_bytes += len(data)
                     self._events.emit(VertexStatus(vertex, name, name, ingest.offset, layer.size_bytes, started))
             finally:
                 stream.close()

@@ -25,7 +25,7 @@ from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
-    from builder.sandbox.launcher import ExitStatus, Launcher
+    from builder.sandbox.launcher import ExitStatus, Launcher, Usage
     from builder.sandbox.spec import SandboxMount, SandboxSpec
     from builder.session import Session
     from builder.solve.accounts import ResolvedUser
@@ -151,22 +151,25 @@ def _epoch_ns(request: BuildRequest) -> int | None:
 
 def run_command(
     ctx: StepContext, step: Step, op: RunOp, active: ActiveSnapshot, trees: Mapping[int, Mount], vertex: str
-) -> None:
-    """RUN: the command in a sandbox on the active snapshot.
+) -> Usage:
+    """RUN: the command in a sandbox on the active snapshot; what it used.
 
     Raises: StepError when it fails, SandboxError when it cannot be started, Cancelled.
     """
     spec, cleanup = _sandbox_spec(ctx, op, active, trees)
     try:
-        tail = _execute(ctx, step, op, spec, vertex)
+        status, failure = _execute(ctx, step, op, spec, vertex)
     finally:
         for action in reversed(cleanup):
             action()
-    if tail is not None:
-        raise tail
+    if failure is not None:
+        raise failure
+    return status.usage
 
 
-def _execute(ctx: StepContext, step: Step, op: RunOp, spec: SandboxSpec, vertex: str) -> StepError | None:
+def _execute(
+    ctx: StepContext, step: Step, op: RunOp, spec: SandboxSpec, vertex: str
+) -> tuple[ExitStatus, StepError | None]:
     out_r, out_w = os.pipe2(os.O_CLOEXEC)
     err_r, err_w = os.pipe2(os.O_CLOEXEC)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -188,9 +191,7 @@ def _execute(ctx: StepContext, step: Step, op: RunOp, spec: SandboxSpec, vertex:
     finally:
         os.close(out_r)
         os.close(err_r)
-    if status.code == 0:
-        return None
-    return _failure(ctx, step, op, status, tail)
+    return status, None if status.code == 0 else _failure(ctx, step, op, status, tail)
 
 
 def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: bytes) -> StepError:

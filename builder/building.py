@@ -1,0 +1,266 @@
+"""One build from its request to its outputs: puts the session, the planner, the solver and the exporter together.
+
+`builder.api` gives this to callers; nothing here knows of the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.plan.request import BuildRequest
+from layers.events import EventSink
+from layers.oci import Descriptor, Digest
+from layers.values import NamedTuple
+
+if TYPE_CHECKING:
+    from builder.export import ExportedImage
+    from builder.frontend.instructions import Containerfile
+    from builder.plan.graph import BuildGraph
+    from builder.sandbox.launcher import Launcher
+    from builder.session import Session
+    from builder.solve.explain import BuildPlan
+    from builder.solve.layering import LayerBook
+    from builder.solve.report import StepReport
+    from builder.solve.solver import Solver
+    from builder.solve.sources import ImageSources
+    from layers.store import Store
+    from registry.transport import TransportContext
+
+NAMELESS = "@"
+"""With the image's id, the store's name of an image that was built without a tag."""
+
+
+class OutputResult(NamedTuple):
+    """What was written besides the store: where, and the digest of the image there (None for a file system)."""
+
+    type: str
+    place: str
+    digest: Digest | None
+    moved_bytes: int = 0
+
+
+class BuildResult(NamedTuple):
+    """A finished build. `image_id` is the config's digest; for several platforms the index's.
+
+    `steps` are those that were looked at or run, with their times.
+    """
+
+    descriptor: Descriptor
+    image_id: Digest
+    tags: tuple[str, ...]
+    executed: int
+    cached: int
+    steps: tuple[StepReport, ...] = ()
+    outputs: tuple[OutputResult, ...] = ()
+    wall_s: float = 0.0
+    fetched_bytes: int = 0
+
+
+class Parts(NamedTuple):
+    """What a build works with, once its graph is known."""
+
+    store: Store
+    session: Session
+    sources: ImageSources
+    layers: LayerBook
+    graph: BuildGraph
+    solver: Solver
+    transports: Callable[[], TransportContext]
+    epoch_s: int | None = None
+
+
+Check = Callable[["Containerfile", "Session", "ImageSources"], None]
+
+
+@contextmanager
+def prepared(
+    request: BuildRequest,
+    store: Store,
+    transports: Callable[[], TransportContext],
+    *,
+    events: EventSink,
+    cancelled: Callable[[], bool],
+    check: Check,
+    tick: Callable[[], None] = lambda: None,
+    launcher: Launcher | None = None,
+) -> Iterator[Parts]:
+    """Parse and plan the request; what it opened is closed with the block.
+
+    Raises: ParseError, PlanError, ContextError.
+    """
+    from builder.frontend.instructions import parse_containerfile
+    from builder.plan.planner import plan
+    from builder.session import Session
+    from builder.solve.layering import LayerBook
+    from builder.solve.remote import RemoteSources
+    from builder.solve.solver import Solver
+    from builder.solve.sources import ImageSources
+    from builder.solve.steps import StepContext
+
+    containerfile = parse_containerfile(request.containerfile)
+    with ExitStack() as stack:
+        zygote = Zygote(launcher)
+        stack.callback(zygote.close)
+        session = Session(request)
+        stack.callback(session.close)
+        sources = ImageSources(store, transports, policy=request.pull, events=events, cancelled=cancelled)
+        remotes = RemoteSources(store.root / "remote")
+        stack.callback(remotes.close)
+        layers = LayerBook(store, request, cancelled)
+        stack.callback(layers.close)
+        check(containerfile, session, sources)
+        graph = plan(request, containerfile, sources)
+        context = StepContext(
+            store=store,
+            session=session,
+            request=request,
+            launcher=zygote.get,
+            events=events,
+            cancelled=cancelled,
+            source=request.containerfile,
+            remotes=remotes,
+        )
+        solver = Solver(
+            context,
+            graph,
+            sources,
+            layers,
+            jobs=request.jobs,
+            tick=tick,
+            before_threads=_needs_zygote(graph, zygote),
+            arguments=_argument_names(containerfile),
+        )
+        yield Parts(store, session, sources, layers, graph, solver, transports, request.source_date_epoch)
+
+
+def _argument_names(containerfile: Containerfile) -> Callable[[], frozenset[str]]:
+    def names() -> frozenset[str]:
+        from builder.frontend.language import Arg
+
+        everything = [*containerfile.global_args, *(i for s in containerfile.stages for i in s.instructions)]
+        return frozenset(pair.name for i in everything if isinstance(i, Arg) for pair in i.pairs)
+
+    return names
+
+
+def finish(
+    parts: Parts,
+    request: BuildRequest,
+    *,
+    events: EventSink,
+    cancelled: Callable[[], bool],
+    on_plan: Callable[[BuildPlan], None] | None = None,
+) -> BuildResult:
+    """Solve, export, name and output a prepared build. Raises: see `builder.api.build`."""
+    from builder.export import Exporter
+    from registry.reference import Reference
+
+    started = time.monotonic()
+    store, solver = parts.store, parts.solver
+    names = [Reference.parse(tag).with_default_tag() for tag in request.tags]
+    if request.cache_from:
+        from builder.solve.remotecache import import_caches
+
+        import_caches(parts, request, events)
+    if on_plan is not None:
+        on_plan(solver.forecast())
+    results = solver.solve()
+    image = Exporter(store, request, parts.sources, parts.layers, solver).export(parts.graph, results, solver.made_ns)
+    parts.layers.finish()
+    if names:
+        store.publish({name.canonical(): image.descriptor for name in names})
+    else:
+        store.publish({f"{NAMELESS}{image.image_id}": image.descriptor})
+    outputs = _outputs(parts, request, image, tuple(map(str, names)), events, cancelled)
+    if request.cache_to:
+        from builder.solve.remotecache import export_caches
+
+        export_caches(parts, request, image, events)
+    executed = sum(not r.cached for r in results.values())
+    return BuildResult(
+        image.descriptor,
+        image.image_id,
+        tuple(map(str, names)),
+        executed,
+        len(parts.graph.steps) - executed,
+        solver.reports(),
+        outputs,
+        time.monotonic() - started,
+        parts.sources.fetched_bytes,
+    )
+
+
+def _outputs(
+    parts: Parts,
+    request: BuildRequest,
+    image: ExportedImage,
+    names: tuple[str, ...],
+    events: EventSink,
+    cancelled: Callable[[], bool],
+) -> tuple[OutputResult, ...]:
+    if not request.outputs:
+        return ()
+    from builder.output import write_output
+
+    return tuple(
+        result
+        for output in request.outputs
+        for result in write_output(parts, output, image, names, events=events, cancelled=cancelled)
+    )
+
+
+def _needs_zygote(graph: BuildGraph, zygote: Zygote) -> Callable[[], None]:
+    from builder.plan.graph import RunOp
+
+    return zygote.start if any(isinstance(s.op, RunOp) for s in graph.steps) else (lambda: None)
+
+
+class Zygote:
+    """The launcher of a build: started when the first step is to run, before there are threads."""
+
+    def __init__(self, launcher: Launcher | None) -> None:
+        self._launcher = launcher
+        self._own = launcher is None
+
+    def start(self) -> None:
+        if self._launcher is None:
+            from builder.sandbox.launcher import Launcher
+
+            self._launcher = Launcher.start()
+
+    def get(self) -> Launcher:
+        self.start()
+        assert self._launcher is not None
+        return self._launcher
+
+    def close(self) -> None:
+        if self._own and self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
+
+
+def metadata(result: BuildResult) -> Mapping[str, object]:
+    """A result as the JSON document of `--metadata-file`; the keys with dots are buildx's."""
+    return {
+        "containerimage.config.digest": result.image_id,
+        "containerimage.digest": result.descriptor.digest,
+        "containerimage.descriptor": result.descriptor.to_json(),
+        "image.name": ",".join(result.tags),
+        "pybuild.steps": {
+            "executed": result.executed,
+            "cached": result.cached,
+            "list": [step.to_json() for step in result.steps],
+        },
+        "pybuild.outputs": [o._asdict() for o in result.outputs],
+        "pybuild.wall_s": round(result.wall_s, 4),
+        "pybuild.fetched_bytes": result.fetched_bytes,
+    }
+
+
+def store_path(path: str) -> Path:
+    """A path of an output as given, `~` expanded."""
+    return Path(path).expanduser()

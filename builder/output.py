@@ -1,0 +1,159 @@
+"""`--output`: a finished image written to registries, layouts, archives, directories and tar streams.
+
+Images are copied out of the store by `registry.copy`, which sends only what is not there; file systems
+are read from the result's snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from builder.building import OutputResult
+from builder.errors import ContextError, UsageError
+from layers.events import EventSink
+from layers.snapshot import Mount
+
+if TYPE_CHECKING:
+    from builder.building import Parts
+    from builder.export import ExportedImage
+    from builder.plan.graph import ImagePlan
+    from builder.plan.request import Output
+    from layers.oci import Platform
+
+
+def write_output(
+    parts: Parts,
+    output: Output,
+    image: ExportedImage,
+    names: tuple[str, ...],
+    *,
+    events: EventSink,
+    cancelled: Callable[[], bool],
+) -> list[OutputResult]:
+    """Write one output. Raises: UsageError (a name or place is missing), RegistryError, StoreError, Cancelled."""
+    if output.type == "image":
+        return []
+    if output.type == "local":
+        return [_write_tree(parts, output, cancelled)]
+    if output.type == "tar":
+        return [_write_tar(parts, output, cancelled)]
+    from registry.copy import CopyOptions, copy_location
+    from registry.transport import parse_location
+
+    options = CopyOptions(all_platforms=True, compression=output.compression)
+    if output.type == "docker-daemon":
+        options = CopyOptions()
+    results: list[OutputResult] = []
+    for place in _places(output, names):
+        source = parse_location(f"storage:image@{image.descriptor.digest}", "storage")
+        copied = copy_location(
+            source, parse_location(place), parts.transports(), options=options, events=events, cancelled=cancelled
+        )
+        results.append(OutputResult(output.type, place, copied.descriptor.digest, copied.moved_bytes))
+    return results
+
+
+def _places(output: Output, names: tuple[str, ...]) -> list[str]:
+    """The locations that an image output means, as `registry.transport` spells them."""
+    wanted = [output.name] if output.name else list(names)
+    if output.type in {"registry", "docker-daemon"}:
+        if not wanted:
+            raise UsageError(f"output type={output.type} needs a name", hint="add -t NAME, or name=NAME to the output")
+        transport = "docker://" if output.type == "registry" else "docker-daemon:"
+        return [f"{transport}{name}" for name in wanted]
+    if output.dest is None:
+        raise UsageError(f"output type={output.type} needs dest=PATH")
+    dest = output.dest if output.dest == "-" else str(Path(output.dest).expanduser())
+    if output.type == "docker":
+        return [f"docker-archive:{dest}" + (f":{wanted[0]}" if wanted else "")]
+    tag = wanted[0].rpartition("/")[2].partition(":")[2] if wanted else ""
+    return [f"{'oci-archive' if output.tar else 'oci'}:{dest}" + (f":{tag}" if tag else "")]
+
+
+# File systems
+
+
+def _trees(parts: Parts) -> list[tuple[Platform, Mount]]:
+    """The root file system of each platform's image."""
+    return [(plan.platform, parts.store.snapshots.view(_top(parts, plan))) for plan in parts.graph.images]
+
+
+def _top(parts: Parts, plan: ImagePlan) -> str | None:
+    return None if plan.top is None else parts.solver.snapshot(plan.top)
+
+
+def _write_tree(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> OutputResult:
+    """Copy the root file systems to a directory; those of several platforms to `OS_ARCH` in it."""
+    from builder.solve import fileops
+    from builder.solve.steps import open_mount
+
+    if not output.dest or output.dest == "-":
+        raise UsageError("output type=local needs dest=DIRECTORY")
+    top = Path(output.dest).expanduser()
+    trees = _trees(parts)
+    for platform, mount in trees:
+        place = top if len(trees) == 1 else top / str(platform).replace("/", "_")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            dest = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise ContextError(f"cannot write to {place}: {e.strerror}") from e
+        try:
+            with open_mount(mount) as root:
+                fileops.copy(root, "/", dest, "/", fileops.CopyOptions(replace_existing=True), cancelled=cancelled)
+        finally:
+            os.close(dest)
+    return OutputResult("local", str(top), None)
+
+
+def _write_tar(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> OutputResult:
+    """Write the root file system as a tar stream, deterministic in its order."""
+    from builder.solve.steps import open_mount
+    from layers.changeset import write_layer
+    from layers.layerdiff import diff_trees
+
+    trees = _trees(parts)
+    if len(trees) != 1:
+        raise UsageError("output type=tar writes one platform", hint="use type=local, or build one --platform")
+    if not output.dest:
+        raise UsageError("output type=tar needs dest=FILE (- is stdout)")
+    epoch = parts.epoch_s
+    with open_mount(trees[0][1]) as root, _sink(output.dest) as sink:
+        place = f"/proc/self/fd/{root}/."  # the dot has the link followed
+        write_layer(diff_trees(None, place), place, sink, compression="none", clamp_mtime=epoch, cancelled=cancelled)
+    return OutputResult("tar", output.dest, None)
+
+
+class _sink:  # noqa: N801 - used as a context manager's verb
+    """A file that appears under its name when it is whole, or stdout."""
+
+    def __init__(self, dest: str) -> None:
+        self._path = None if dest == "-" else Path(dest).expanduser()
+        self._part = None if self._path is None else self._path.with_name(f".{self._path.name}.part-{os.getpid()}")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _sink:
+        try:
+            self._file = sys.stdout.buffer if self._part is None else self._part.open("wb")
+        except OSError as e:
+            raise ContextError(f"cannot write {self._path}: {e.strerror}") from e
+        return self
+
+    def write(self, data: bytes | memoryview) -> int:
+        assert self._file is not None
+        return self._file.write(data)
+
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        assert self._file is not None
+        if self._part is None or self._path is None:
+            self._file.flush()
+            return
+        self._file.close()
+        if kind is None:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink(missing_ok=True)

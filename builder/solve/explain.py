@@ -1,0 +1,290 @@
+"""Why a step is found or has to run: what its key was made of, kept, and compared with last time.
+
+Two kinds of cache records serve this, beside the step's own. `inputs:KEY` holds what a definition key
+was made of: the instruction's fields, its variables, the files that it copies, its base image.
+`slot:PLACE` says which definition key the step at that place of that Containerfile had last. Both are
+written when a step has run, in the background; a build that finds everything reads and writes neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
+from builder.plan.request import BuildRequest
+from layers.sha import sha256
+from layers.values import NamedTuple
+
+if TYPE_CHECKING:
+    from builder.solve.contenthash import ContentEntry
+    from layers.records import Cache
+
+INPUTS = "inputs:"
+SLOT = "slot:"
+_MAX_FILES = 200_000
+_MAX_RECORD_BYTES = 64 << 20
+_SHOWN = 8
+
+Status = Literal["hit", "run", "content"]
+
+
+class Reason(NamedTuple):
+    """One input that differs. `old` and `new` are None where there is no such value."""
+
+    kind: str
+    subject: str
+    old: str | None = None
+    new: str | None = None
+
+    def __str__(self) -> str:
+        if self.kind in {"new", "gone", "forced", "above"}:
+            return self.subject
+        if self.old is None:
+            return f"{self.kind} {self.subject}: added" + (f" ({self.new})" if self.new else "")
+        if self.new is None:
+            return f"{self.kind} {self.subject}: removed" + (f" (was {self.old})" if self.old else "")
+        return f"{self.kind} {self.subject}: {self.old} -> {self.new}"
+
+
+class StepPlan(NamedTuple):
+    """A step before it runs.
+
+    `hit`: its result is here. `run`: it has to run. `content`: it runs unless the files that it takes
+    from a step above come out as they were. `fetch_bytes` of a FROM are those that are not here yet.
+    """
+
+    number: int
+    name: str
+    status: Status
+    reasons: tuple[Reason, ...] = ()
+    fetch_bytes: int = 0
+
+
+class BuildPlan(NamedTuple):
+    """All steps of a build in order, and what it will fetch."""
+
+    steps: tuple[StepPlan, ...]
+    fetch_bytes: int
+
+    def count(self, status: Status) -> int:
+        return sum(step.status == status for step in self.steps)
+
+
+def slot_of(request: BuildRequest, graph: BuildGraph) -> list[str]:
+    """The place of every step: which Containerfile, stage and platform, and the how-many-eth there."""
+    name = request.containerfile.name
+    place = os.path.abspath(name) if name not in {"-", ""} else os.path.abspath(request.context or ".")
+    counts: dict[tuple[str, str], int] = {}
+    slots: list[str] = []
+    for step in graph.steps:
+        where = (step.stage, str(step.platform))
+        counts[where] = counts.get(where, 0) + 1
+        text = json.dumps([place, *where, counts[where] if step.stage else step.name])
+        slots.append(SLOT + sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
+    return slots
+
+
+# What a key is made of
+
+
+def describe(
+    step: Step, graph: BuildGraph, request: BuildRequest, entries: Iterable[ContentEntry] | None
+) -> dict[str, Any]:
+    """The inputs of a step as JSON values; `entries` are the files that a COPY takes, None if unknown."""
+    doc: dict[str, Any] = {"step": step.name, "op": type(step.op).__name__}
+    match step.op:
+        case RunOp() as op:
+            options = request.run
+            doc["fields"] = {
+                "command": " ".join(op.args),
+                "working directory": op.cwd,
+                "user": op.user,
+                "network": op.network,
+                "security": op.security,
+                "host name": op.hostname,
+            }
+            doc["env"] = dict(op.env)
+            doc["mounts"] = [_mount_text(m) for m in op.mounts]
+            doc["heredocs"] = {path: sha256(data).hexdigest() for path, data in op.files}
+            doc["options"] = {
+                "--add-host": options.add_hosts, "--cap-add": options.cap_add, "--cap-drop": options.cap_drop,
+                "--security-opt": options.security_opt, "--ulimit": options.ulimits, "--volume": options.volumes,
+                "--shm-size": options.shm_size_bytes,
+            }  # fmt: skip
+        case CopyOp() as op:
+            doc["fields"] = {
+                "sources": " ".join(i.source for i in op.items),
+                "destination": op.dest,
+                "--chown": op.chown,
+                "--chmod": op.mode,
+                "--exclude": " ".join(op.exclude),
+                "--parents": " ".join(p for i in op.items for p in i.include),
+                "--link": str(op.link),
+                "--unpack": str(op.unpack),
+                "--checksum": op.checksum,
+                "time stamp": str(request.source_date_epoch),
+            }
+            doc["heredocs"] = {i.source: sha256(i.data).hexdigest() for i in op.items if i.kind == "inline"}
+            if entries is not None:
+                doc["files"] = {e.path: [e.kind, e.mode, e.uid, e.gid, e.value] for e in entries}
+        case MkdirOp() as op:
+            doc["fields"] = {"path": op.path, "user": op.user}
+        case SourceOp():
+            pass
+    base = graph.steps[step.parent].op if step.parent is not None else None
+    if isinstance(base, SourceOp):
+        doc["base"] = [base.image.reference, base.image.digest]
+    doc["images"] = {
+        source.image.reference: source.image.digest
+        for i in step.inputs
+        if isinstance(source := graph.steps[i].op, SourceOp)
+    }
+    return json.loads(json.dumps(doc, default=str))  # type: ignore[no-any-return]
+
+
+def _mount_text(mount: Any) -> str:
+    parts = [f"{k}={v}" for k, v in mount._asdict().items() if k != "input" and v not in (None, "", False)]
+    return ",".join(parts)
+
+
+def encode(doc: Mapping[str, Any]) -> bytes | None:
+    """The record's bytes; None for one that is too large to be worth it."""
+    if len(doc.get("files", ())) > _MAX_FILES:
+        doc = {k: v for k, v in doc.items() if k != "files"}
+    return zlib.compress(json.dumps(doc, separators=(",", ":")).encode("utf-8", "surrogatepass"), 1)
+
+
+def decode(data: bytes) -> dict[str, Any] | None:
+    """A record's document; None if it is damaged or of another version."""
+    try:
+        raw = zlib.decompressobj().decompress(data, _MAX_RECORD_BYTES)
+        doc = json.loads(raw)
+    except (zlib.error, ValueError):
+        return None
+    return doc if isinstance(doc, dict) else None
+
+
+# What differs
+
+
+class Explainer:
+    """Compares the steps that are not found with what stood at their places last time."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        request: BuildRequest,
+        graph: BuildGraph,
+        keys: Sequence[str],
+        entries: Callable[[Step], Iterable[ContentEntry] | None],
+        arguments: frozenset[str],
+    ) -> None:
+        self._cache = cache
+        self._request = request
+        self._graph = graph
+        self._keys = keys
+        self._entries = entries
+        self._arguments = arguments | frozenset(request.build_args)
+        self._slots = slot_of(request, graph)
+        self._last = {k: r.record.decode("ascii", "replace") for k, r in cache.get_many(self._slots).items()}
+
+    def reasons(self, step: Step, above: Step | None) -> tuple[Reason, ...]:
+        """Why the step is not found. `above` is the nearest step before it that is not found either, if any."""
+        if step.ignore_cache:
+            return (Reason("forced", "--no-cache"),)
+        last = self._last.get(self._slots[step.number])
+        if last is None:
+            return (*_above(above), Reason("new", "it was never built here"))
+        if last == self._keys[step.number]:
+            return (Reason("gone", "its result is no longer in the cache"),)
+        record = self._cache.get(INPUTS + last)
+        old = None if record is None else decode(record.record)
+        if old is None:
+            return (*_above(above), Reason("gone", "what it was made of last time is no longer known"))
+        new = describe(step, self._graph, self._request, self._entries(step))
+        own = tuple(self._differences(old, new))
+        return own + _above(above) or (Reason("above", "what it copies from or mounts changed"),)
+
+    def _differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[Reason]:
+        if old.get("op") != new["op"]:
+            yield Reason("instruction", "", str(old.get("step")), str(new["step"]))
+            return
+        if old.get("base") != new.get("base"):
+            was, now = old.get("base") or ["", ""], new.get("base") or ["", ""]
+            same = was[0] == now[0]
+            yield Reason(
+                "base", now[0] or was[0], was[1] if same else f"{was[0]} {was[1]}", now[1] if same else " ".join(now)
+            )
+        yield from _compared("image", old.get("images"), new["images"])
+        yield from _compared("instruction", old.get("fields"), new.get("fields"))
+        for reason in _compared("variable", old.get("env"), new.get("env")):
+            yield reason._replace(kind="ARG" if reason.subject in self._arguments else "ENV")
+        if old.get("mounts") != new.get("mounts"):
+            yield Reason("instruction", "--mount", "; ".join(old.get("mounts") or ()), "; ".join(new["mounts"]))
+        yield from _compared("heredoc", old.get("heredocs"), new.get("heredocs"))
+        yield from _compared("flag", old.get("options"), new.get("options"))
+        if "files" in new and "files" in old:
+            yield from _files(old["files"], new["files"])
+
+
+def _above(step: Step | None) -> tuple[Reason, ...]:
+    return () if step is None else (Reason("above", f"{step.name} changed"),)
+
+
+def _compared(kind: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterable[Reason]:
+    old, new = old or {}, new or {}
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name):
+            yield Reason(kind, name, _shown(old.get(name)), _shown(new.get(name)))
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _files(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[Reason]:
+    for path in sorted({*old, *new}):
+        was, now = old.get(path), new.get(path)
+        if was == now:
+            continue
+        name = path or "/"
+        if was is None or now is None:
+            yield Reason("file", name, None if was is None else _content(was), None if now is None else _content(now))
+            continue
+        if was[0] != now[0] or was[4] != now[4]:
+            yield Reason("file", name, _content(was), _content(now))
+        if was[1] != now[1]:
+            yield Reason("mode of", name, f"{was[1]:04o}", f"{now[1]:04o}")
+        if was[2:4] != now[2:4]:
+            yield Reason("owner of", name, f"{was[2]}:{was[3]}", f"{now[2]}:{now[3]}")
+
+
+def _content(entry: Sequence[Any]) -> str:
+    kind, value = str(entry[0]), str(entry[4])
+    if kind == "file":
+        return f"sha256:{value[:12]}"
+    return f"{kind} {value}".strip()
+
+
+def render(plan: BuildPlan) -> list[str]:
+    """The plan as lines for people: every step with its status, each miss with what changed."""
+    words = {"hit": "HIT ", "run": "MISS", "content": "MAY "}
+    lines: list[str] = []
+    for step in plan.steps:
+        fetch = f"  ({step.fetch_bytes} bytes to fetch)" if step.fetch_bytes else ""
+        shown = [f"       {reason}" for reason in step.reasons[:_SHOWN]]
+        more = [f"       and {len(step.reasons) - _SHOWN} more"] if len(step.reasons) > _SHOWN else []
+        lines += [f"{words[step.status]} {step.name}{fetch}", *shown, *more]
+    hits, runs, may = plan.count("hit"), plan.count("run"), plan.count("content")
+    lines.append(
+        f"{hits} found, {runs} to run" + (f", {may} as their contents decide" if may else "")
+        + f"; {plan.fetch_bytes} bytes to fetch"
+    )  # fmt: skip
+    return lines
