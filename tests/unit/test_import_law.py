@@ -20,7 +20,7 @@ import pytest
 TOP = Path(__file__).resolve().parents[2]
 PACKAGES = ("layers", "registry", "builder")
 
-LEAVES = ("layers.errors", "layers.events", "layers.oci", "layers.linux")
+LEAVES = ("layers.errors", "layers.events", "layers.oci", "layers.linux", "layers.sha")
 EVERYWHERE = ("layers.values",)
 """What stands for a piece of the stdlib."""
 
@@ -79,6 +79,10 @@ FORKERS = (
     *("builder.sandbox.userns", "builder.sandbox.zygote", "builder.sandbox.launcher"),
     "builder.sandbox.network",  # runs in a helper that the zygote forked
 )
+
+
+STDLIB = sys.stdlib_module_names | {"_sha2", "_sha256"}
+"""The names of all versions that we run on."""
 
 
 class Import(NamedTuple):
@@ -151,7 +155,7 @@ def test_imports_go_in_one_direction() -> None:
         f"{name}:{found.line} imports {found.module}"
         for name in modules()
         for found in imports(name)
-        if found.module.split(".")[0] not in sys.stdlib_module_names
+        if found.module.split(".")[0] not in STDLIB
         and not under(found.module, (*EVERYWHERE, *row(name)))
         and not (found.typing_only and found.module == "_typeshed")
         and not (found.typing_only and under(found.module, PACKAGES) and not name.startswith("layers."))
