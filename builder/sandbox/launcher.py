@@ -65,6 +65,7 @@ class Running:
     """A started sandbox. Dropping it without `wait` kills the sandbox."""
 
     def __init__(self, spec: SandboxSpec, control: socket.socket) -> None:
+        self._lock = threading.Lock()
         self._spec = spec
         self._control = control
         self._pidfd = -1
@@ -84,20 +85,24 @@ class Running:
 
     def kill(self) -> None:
         """Kill everything in the sandbox at once. Thread-safe, idempotent."""
-        with contextlib.suppress(OSError):
-            linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Send a signal to the sandbox's first process."""
-        with contextlib.suppress(OSError):
-            linux.pidfd_send_signal(self._pidfd, number)
+        """Send a signal to the sandbox's first process. Thread-safe; without effect after the end."""
+        # Under the lock, `close` cannot give the descriptor's number to another sandbox meanwhile.
+        with self._lock, contextlib.suppress(OSError):
+            if self._pidfd >= 0:
+                linux.pidfd_send_signal(self._pidfd, number)
 
     def poll(self, timeout_s: float | None = 0) -> ExitStatus | None:
         """The end if it comes within `timeout_s`, else None. Raises: SandboxError where the setup failed."""
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._status is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._control], [], [], left)[0]:
+            # poll(2), not select(2): a large build has more than 1024 descriptors
+            if not poller.poll(None if left is None else left * 1000):
                 return None
             self._take(self._receive()[0])
         return self._status
@@ -120,10 +125,11 @@ class Running:
 
     def close(self) -> None:
         """Let go; a sandbox that still runs is killed. Idempotent."""
-        self._control.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        with self._lock:
+            self._control.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
 
     def __enter__(self) -> Running:
         return self

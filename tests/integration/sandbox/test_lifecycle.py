@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -176,6 +177,20 @@ def test_kill_from_another_thread(root_box: RootBox) -> None:
     assert (status.code, status.signal) == (137, 9)
     assert running.poll() == status
     running.close()
+
+
+def test_more_descriptors_than_select_takes(root_box: RootBox) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("the hard limit of open files is below 2048")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert root_box.run("true").code == 0
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_dropping_a_running_sandbox_kills_it(root_box: RootBox) -> None:
