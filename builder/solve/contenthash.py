@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import rootpath
+from builder.solve.copyoptions import CopyOptions, chmod_function, resolve_in, selection
 from builder.solve.filedata import foreign
-from builder.solve.fileops import CopyOptions, chmod_function, resolve_in, selection
 from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
 from layers.errors import Cancelled
 from layers.records import FileStat
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
 _CHUNK = 1024 * 1024
+_RUN_FILES = 16
+_RUN_BYTES = 4 * 1024 * 1024
 _ENCODING = sys.getfilesystemencoding()
 _LETTERS = {"symlink": b"l", "fifo": b"p", "socket": b"s", "block": b"b", "character": b"c"}
 _THREADED_BYTES = 8 * 1024 * 1024  # below this, starting threads costs more than it brings
@@ -338,38 +340,36 @@ _Hashed = tuple[bytes, bytes, int, FileStat]
 def _hash_files(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
     """For each file its digest, its attributes, the bytes read, and its stat as it is after the reading."""
     size = sum(item[1].size_bytes for item in items if item[1] is not None)
-    workers = min(os.cpu_count() or 1, 4, len(items))
-    if size < _THREADED_BYTES or workers < 2:
+    if size < _THREADED_BYTES or len(items) < 2:
         return _hash_run(root_fd, items)
-    import threading
+    from builder.solve.crew import Crew
 
-    # Files go out in runs of neighbours, the larger the run the fewer directories are opened twice.
-    run = max(1, min(64, len(items) // (workers * 4)))
-    starts = iter(range(0, len(items), run))
+    # Files go out in runs of neighbours: the longer a run, the fewer directories are opened twice.
     results: dict[int, list[_Hashed]] = {}
-    failures: list[BaseException] = []
-    lock = threading.Lock()
-
-    def work() -> None:
-        while not failures:
-            with lock:
-                start = next(starts, None)
-            if start is None:
-                return
-            try:
-                results[start] = _hash_run(root_fd, items[start : start + run])
-            except (OSError, ContextError) as e:
-                failures.append(e)
-
-    threads = [threading.Thread(target=work, name=f"hash-{n}") for n in range(workers - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with Crew(eager=0) as crew:
+        start = run_bytes = 0
+        for at, item in enumerate(items, 1):
+            run_bytes += item[1].size_bytes if item[1] is not None else 0
+            if at - start == _RUN_FILES or run_bytes >= _RUN_BYTES or at == len(items):
+                crew.submit(_HashRun(root_fd, items[start:at], results, start))
+                start, run_bytes = at, 0
     return [hashed for start in sorted(results) for hashed in results[start]]
+
+
+class _HashRun:
+    """Some of the files to hash, as a task."""
+
+    def __init__(self, root_fd: int, items: list[_Pending], results: dict[int, list[_Hashed]], start: int) -> None:
+        self._root_fd = root_fd
+        self._items = items
+        self._results = results
+        self._start = start
+
+    def run(self) -> None:
+        self._results[self._start] = _hash_run(self._root_fd, self._items)
+
+    def drop(self) -> None:
+        """Nothing is held."""
 
 
 def _hash_run(root_fd: int, items: list[_Pending]) -> list[_Hashed]:

@@ -12,6 +12,8 @@ import os
 import stat as stat_
 from collections.abc import Mapping
 
+from builder.errors import ContextError
+
 _SMALL = 128 * 1024  # below this, one read and one write cost less than asking for anything cleverer
 _CHUNK = 1024 * 1024
 _RANGE = 1 << 30
@@ -56,6 +58,33 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])
+
+
+def _not_mapped(uid: int, gid: int, error: OSError) -> ContextError:
+    return ContextError(
+        f"cannot give a file to {uid}:{gid}: {error.strerror}",
+        hint="a build without root can use the ids that /etc/subuid and /etc/subgid lend to its user",
+    )
+
+
+def own(fd: int, uid: int, gid: int) -> None:
+    """Give an open file an owner. Raises: ContextError where the user namespace has no such id; OSError."""
+    try:
+        os.fchown(fd, uid, gid)
+    except OSError as e:
+        if e.errno in (errno.EINVAL, errno.EPERM):
+            raise _not_mapped(uid, gid, e) from e
+        raise
+
+
+def own_entry(directory_fd: int, name: str, uid: int, gid: int) -> None:
+    """The same for an entry that is not opened, itself if a symlink."""
+    try:
+        os.chown(name, uid, gid, dir_fd=directory_fd, follow_symlinks=False)
+    except OSError as e:
+        if e.errno in (errno.EINVAL, errno.EPERM):
+            raise _not_mapped(uid, gid, e) from e
+        raise
 
 
 class DataCopier:

@@ -15,6 +15,7 @@ import os
 import posixpath
 
 from builder.errors import ContextError
+from builder.solve import filedata
 
 MAX_LINKS = 255
 _SHALLOW = 5
@@ -187,9 +188,21 @@ def make_directories(
             fd = child
             if new:
                 if owner is not None:
-                    os.fchown(fd, *owner)
+                    filedata.own(fd, *owner)
                 os.fchmod(fd, mode)
                 if created is not None:
                     created.append(here)
     finally:
         os.close(fd)
+
+
+def stamp(root_fd: int, created: list[str], mtime_ns: int | None) -> None:
+    """Give directories their time, children first, since making a child changed its parent's."""
+    if mtime_ns is None:
+        return
+    for path in reversed(created):
+        fd = open_directory(root_fd, path)
+        try:
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+        finally:
+            os.close(fd)

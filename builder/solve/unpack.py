@@ -12,10 +12,11 @@ import os
 import posixpath
 import stat as stat_
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from builder.errors import ContextError
 from builder.solve import filedata, rootpath
+from builder.solve.copyoptions import CopyOptions, CopyStats
 from builder.solve.sourcetree import SourceTree, never_cancelled
 from layers.errors import Cancelled, LayerError
 from layers.tarreader import (
@@ -29,9 +30,6 @@ from layers.tarreader import (
     TarEntry,
     TarReader,
 )
-
-if TYPE_CHECKING:
-    from builder.solve.fileops import CopyOptions, CopyStats
 
 _SPARSE = b"S"
 _SPECIAL = {FIFO: stat_.S_IFIFO, CHARACTER_DEVICE: stat_.S_IFCHR, BLOCK_DEVICE: stat_.S_IFBLK}
@@ -60,8 +58,6 @@ def unpack(
             if entries is None:
                 return None
             reader, rest, first = entries
-            from builder.solve.fileops import CopyStats
-
             created: list[str] = []
             target = rootpath.resolve(dest_fd, dest)
             rootpath.make_directories(dest_fd, target, 0o755, options.owner, created=created)
@@ -231,7 +227,7 @@ class _Extraction:
                 os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
         try:
-            os.fchown(fd, *owner)
+            filedata.own(fd, *owner)
             os.fchmod(fd, entry.mode & 0o7777)
             filedata.set_xattrs(fd, entry.xattrs)
         finally:
@@ -253,7 +249,7 @@ class _Extraction:
             if self.reader.sparse:
                 os.ftruncate(fd, entry.size)
             self.size_bytes += entry.size
-            os.fchown(fd, *owner)
+            filedata.own(fd, *owner)
             os.fchmod(fd, entry.mode & 0o7777)
             filedata.set_xattrs(fd, entry.xattrs)
             os.utime(fd, ns=(max(entry.mtime_ns, 0),) * 2)
@@ -281,7 +277,7 @@ class _Extraction:
 
     def _finish(self, parent: int, name: str, entry: TarEntry, owner: tuple[int, int]) -> None:
         """Owner, mode, attributes and time of an entry that is not opened."""
-        os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
+        filedata.own_entry(parent, name, *owner)
         if not stat_.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
             os.chmod(name, entry.mode & 0o7777, dir_fd=parent)
         filedata.set_link_xattrs(parent, name, entry.xattrs)

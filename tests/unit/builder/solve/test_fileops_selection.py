@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from builder.errors import ContextError
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.solve.contenthash import content_key
-from builder.solve.fileops import CopyOptions, copy, selection
+from builder.solve.copyoptions import CopyOptions, selection
+from builder.solve.fileops import copy
 from builder.solve.sourcetree import SourceTree
 from tests.unit.builder.solve.conftest import Trees, harvest
 
