@@ -26,7 +26,7 @@ def store_root(options: Namespace) -> Path:
 
 
 def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
-    """`--tls-verify`, `--authfile`, `--creds`, `--cert-dir`; with prefixes also `--src-tls-verify` and the like."""
+    """`--tls-verify`, `--authfile`, `--creds` and the like; with prefixes also `--src-tls-verify` and so on."""
     for prefix in ("", *prefixes):
         whose = f" of the {prefix}" if prefix else ""
         dash = f"{ {'source': 'src', 'destination': 'dest'}.get(prefix, prefix) }-" if prefix else ""
@@ -44,6 +44,12 @@ def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
         parser.add_argument(
             f"--{dash}authfile", dest=f"{dest}authfile", metavar="FILE", help=f"credentials file{whose}"
         )
+        parser.add_argument(
+            f"--{dash}no-creds", dest=f"{dest}no_creds", action="store_true", default=None,
+            help=f"use no credentials{whose}",
+        )  # fmt: skip
+    parser.add_argument("--registries-conf", metavar="FILE", help="read this instead of registries.conf")
+    parser.add_argument("--signature-policy", metavar="FILE", help="read this instead of policy.json")
 
 
 def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
@@ -58,6 +64,9 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
 
     creds = pick("creds")
     credential = None
+    anonymous = bool(pick("no_creds"))
+    if creds and anonymous:
+        raise UsageError("--creds and --no-creds exclude each other")
     if creds:
         user, separator, password = str(creds).partition(":")
         if not separator:
@@ -70,6 +79,9 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
         creds=credential,
         authfile=cast("str | None", pick("authfile")),
         cert_dir=cast("str | None", pick("cert_dir")),
+        anonymous=anonymous,
+        registries_conf=options.registries_conf,
+        signature_policy=options.signature_policy,
     )
 
 
