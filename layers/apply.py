@@ -375,7 +375,7 @@ class _Unpacker:
                 os.mkdir(name, 0o700, dir_fd=fd)
                 # Whatever this layer had there, a whiteout included, had replaced the lower directory.
                 opaque = self._overlay
-        child = self._tree.made_directory(directory, name)
+        child = self._tree.child(directory, name, made=made)
         if opaque:
             self._tree.set_opaque(child.fd)
         if made and directory.default_acl:

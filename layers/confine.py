@@ -26,7 +26,7 @@ _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MA
 _CACHED_DIRS = 96
 _MAX_SYMLINKS = 40  # as the kernel has it
 _STEP_BYTES = 4000
-MAX_NAME_BYTES = 16 << 10
+MAX_NAME_BYTES = 8 << 10
 """Longer paths are refused: no tool could have made them, and each component costs an inode."""
 
 
@@ -88,7 +88,7 @@ class ConfinedTree:
 
     def full_path(self, path: bytes) -> bytes:
         """A path for system calls without a dirfd; its components must be known to be directories."""
-        return self._root + b"/" + path if path else self._root
+        return self._root + b"/" + (path or b".")
 
     # -- directories -----------------------------------------------------------------------------
 
@@ -115,10 +115,19 @@ class ConfinedTree:
             return self._remember(path, self._open_made(path), path)
         return self._remember(path, fd, real)
 
-    def made_directory(self, parent: Directory, name: bytes) -> Directory:
-        """The directory just found or made as `name` in `parent`."""
+    def child(self, parent: Directory, name: bytes, *, made: bool) -> Directory:
+        """The directory just found or `made` as `name` in `parent`."""
         path = parent.path + b"/" + name if parent.path else name
-        return self._remember(path, os.open(name, _OPEN, dir_fd=parent.fd), path)
+        fd = os.open(name, _OPEN, dir_fd=parent.fd)
+        if made:
+            self._new(fd)
+        return self._remember(path, fd, path)
+
+    def _new(self, fd: int) -> None:
+        """A directory was made: what is known of an earlier one of its inode number does not hold."""
+        st = os.fstat(fd)
+        self._names.pop((st.st_dev, st.st_ino), None)
+        self.metadata.pop((st.st_dev, st.st_ino), None)
 
     def _remember(self, alias: bytes, fd: int, real: bytes) -> Directory:
         try:
@@ -205,6 +214,7 @@ class ConfinedTree:
         real: list[bytes] = []
         lowers: list[tuple[bytes, ...]] = [self.lower]
         links = 0
+        missing = 0  # how many of the last components do not exist: nothing is in them
         while todo:
             name = todo.pop()
             if name in {b"", b"."}:
@@ -213,11 +223,18 @@ class ConfinedTree:
                 if real:
                     real.pop()
                     lowers.pop()
+                    missing -= missing > 0
+                continue
+            if missing:
+                real.append(name)
+                lowers.append(())
+                missing += 1
                 continue
             here, found = self._look(b"/".join(real), name, lowers[-1])
             if here is None:
                 real.append(name)
                 lowers.append(())
+                missing = 1
             elif stat.S_ISDIR(here.st_mode):
                 real.append(name)
                 lowers.append(found.dirs if found is not None else ())
@@ -295,7 +312,7 @@ class ConfinedTree:
         fd = os.open(b".", _OPEN, dir_fd=self.root_fd)
         try:
             for name in path.split(b"/") if path else ():
-                _, found = self._look(walked, name, lowers)
+                found = self._look(walked, name, lowers)[1] if lowers else None
                 walked = walked + b"/" + name if walked else name
                 lowers = found.dirs if found is not None else ()
                 try:
@@ -304,6 +321,7 @@ class ConfinedTree:
                     self.implicit += 1
                     os.mkdir(name, 0o755, dir_fd=fd)
                     deeper = os.open(name, _OPEN, dir_fd=fd)
+                    self._new(deeper)
                     self._made_implicitly(walked, deeper, found)
                 except NotADirectoryError:
                     st = os.lstat(name, dir_fd=fd)
@@ -314,6 +332,7 @@ class ConfinedTree:
                     os.unlink(name, dir_fd=fd)
                     os.mkdir(name, 0o755, dir_fd=fd)
                     deeper = os.open(name, _OPEN, dir_fd=fd)
+                    self._new(deeper)
                     self.set_opaque(deeper)
                 os.close(fd)
                 fd = deeper
@@ -341,42 +360,37 @@ class ConfinedTree:
     def remove(self, directory: Directory, name: bytes, st: os.stat_result) -> None:
         """Remove a file or a whole tree."""
         if stat.S_ISDIR(st.st_mode):
-            self._remove_tree(directory.path + b"/" + name if directory.path else name, spare=False)
+            self._remove_whole(directory.path + b"/" + name if directory.path else name)
             self.forget()
         else:
             os.unlink(name, dir_fd=directory.fd)
 
+    def _remove_whole(self, path: bytes) -> None:
+        from layers.trees import remove_tree
+
+        lowerview.at(remove_tree, self.full_path(path))
+
     def empty(self, path: bytes) -> None:
         """Remove from a resolved directory what this layer did not put there."""
-        self._remove_tree(path, spare=True)
-        self.forget()
-
-    def _remove_tree(self, top: bytes, *, spare: bool) -> None:
-        """Depth first without recursion: layers nest as deeply as they like. `spare` keeps this layer's names."""
-        todo: list[tuple[bytes, bool, bool]] = [(top, spare, False)]
+        todo = [path]
         while todo:
-            path, spare, emptied = todo.pop()
-            if emptied:
-                lowerview.at(os.rmdir, self.full_path(path))
-                continue
+            path = todo.pop()
             fd = lowerview.at(_open_dir, self.full_path(path))
             try:
                 st = os.fstat(fd)
-                key = (st.st_dev, st.st_ino)
-                kept: set[bytes] = self._names.get(key, set()) if spare else set()
-                if not spare:
-                    # The inode number may be given to a new directory.
-                    self._names.pop(key, None)
-                    self.metadata.pop(key, None)
-                    todo.append((path, False, True))
+                kept = self._names.get((st.st_dev, st.st_ino), set())
                 for name in os.listdir(b"/proc/self/fd/%d" % fd):
-                    is_dir = stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode)
-                    if is_dir:
-                        todo.append((path + b"/" + name if path else name, name in kept, False))
-                    elif name not in kept:
-                        os.unlink(name, dir_fd=fd)
+                    inner = path + b"/" + name if path else name
+                    if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                        if name not in kept:
+                            os.unlink(name, dir_fd=fd)
+                    elif name in kept:
+                        todo.append(inner)
+                    else:
+                        self._remove_whole(inner)
             finally:
                 os.close(fd)
+        self.forget()
 
 
 def _open_dir(path: bytes) -> int:

@@ -19,8 +19,8 @@ END = bytes(1024)
 
 def header(
     name: bytes = b"f", kind: bytes = b"0", size: int | bytes = 0, *, mode: bytes = b"0000644\0",
-    uid: bytes = b"0000000\0", mtime: bytes = b"00000000000\0", magic: bytes = b"ustar\x0000", tail: bytes = b"", checksum: int | None = None,
-    link: bytes = b"", major: bytes = b"0000000\0",
+    uid: bytes = b"0000000\0", mtime: bytes = b"00000000000\0", magic: bytes = b"ustar\x0000", tail: bytes = b"",
+    checksum: int | None = None, link: bytes = b"", major: bytes = b"0000000\0",
 ) -> bytes:  # fmt: skip
     size_field = size if isinstance(size, bytes) else b"%011o\0" % size
     raw = bytearray(
