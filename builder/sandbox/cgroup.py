@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from layers.values import NamedTuple
 PREFIX = "pybuild-"
 _MAX_SHARES, _MIN_SHARES = 262144, 2
 _REMOVE_TRIES = 200
+_FREEZE_TRIES = 1000
 
 
 class CgroupError(OSError):
@@ -85,6 +87,17 @@ class Group:
                 peak = int(text) if text.isdigit() else None
         return Result(kills, peak)
 
+    def freeze(self, frozen: bool) -> None:
+        """Stop or continue every process, and wait until it is so. Raises: CgroupError, OSError."""
+        for hierarchy, path in self.directories:
+            if hierarchy.version == 2:
+                _write(f"{path}/cgroup.freeze", str(int(frozen)))
+                _await(f"{path}/cgroup.events", f"frozen {int(frozen)}")
+            elif "freezer" in hierarchy.controllers:
+                state = "FROZEN" if frozen else "THAWED"
+                _write(f"{path}/freezer.state", state)
+                _await(f"{path}/freezer.state", state)
+
     def remove(self) -> None:
         """Remove the directories; the kernel may need a moment after the last process. Never raises OSError."""
         for _hierarchy, path in reversed(self.directories):
@@ -100,6 +113,14 @@ class Group:
         for lock in self._locks:
             os.close(lock)
         self.directories, self._locks = [], []
+
+
+def _await(path: str, line: str) -> None:
+    for _ in range(_FREEZE_TRIES):
+        if line in _read(path).splitlines():
+            return
+        time.sleep(0.002)
+    raise CgroupError(errno.EBUSY, "the processes do not freeze: some wait in the kernel", path)
 
 
 def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | None = None) -> Group:
@@ -164,6 +185,17 @@ _CONTROLLER_OF = {
     "cpuset_cpus": "cpuset",
     "cpuset_mems": "cpuset",
     "pids": "pids",
+    "io": "io",
+    "hugetlb": "hugetlb",
+    "freezer": "freezer",
+}
+_NAMES = {"io": ("io", "blkio")}
+"""Controllers that v1 calls otherwise."""
+_V1_IO = {
+    "rbps": "blkio.throttle.read_bps_device",
+    "wbps": "blkio.throttle.write_bps_device",
+    "riops": "blkio.throttle.read_iops_device",
+    "wiops": "blkio.throttle.write_iops_device",
 }
 
 
@@ -179,6 +211,13 @@ def plan(version: int, controller: str, resources: dict[str, Any]) -> list[Setti
             for kind in ("cpus", "mems")
             if f"cpuset_{kind}" in resources
         ]
+    if controller == "io":
+        return _plan_io(version, resources["io"])
+    if controller == "hugetlb":
+        suffix = "max" if version == 2 else "limit_in_bytes"
+        return [Setting("hugetlb", f"hugetlb.{size}.{suffix}", str(limit)) for size, limit in resources["hugetlb"]]
+    if controller == "freezer":
+        return []
     pids = resources["pids"]
     return [Setting("pids", "pids.max", "max" if pids < 1 else str(pids))]
 
@@ -223,6 +262,23 @@ def _plan_cpu(version: int, resources: dict[str, Any]) -> list[Setting]:
         settings.append(Setting("cpu", "cpu.cfs_period_us", str(period)))
     if quota is not None:
         settings.append(Setting("cpu", "cpu.cfs_quota_us", str(quota)))
+    return settings
+
+
+def _plan_io(version: int, limits: list[tuple[str, str, int]]) -> list[Setting]:
+    settings = []
+    for what, path, limit in limits:
+        try:
+            status = os.stat(path)
+        except OSError as e:
+            raise CgroupError(e.errno or errno.ENOENT, f"{e.strerror}", path) from e
+        if not stat.S_ISBLK(status.st_mode):
+            raise CgroupError(errno.ENOTBLK, "not a block device", path)
+        device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        if version == 2:
+            settings.append(Setting("io", "io.max", f"{device} {what}={limit}"))
+        else:
+            settings.append(Setting("io", _V1_IO[what], f"{device} {limit}"))
     return settings
 
 
@@ -290,8 +346,10 @@ def _below(mount_point: str, root: str, place: str) -> str:
 
 def _hierarchy(found: list[Hierarchy], controller: str) -> Hierarchy:
     for hierarchy in sorted(found, key=lambda h: h.version):
-        if controller in hierarchy.controllers:
+        if set(_NAMES.get(controller, (controller,))) & set(hierarchy.controllers):
             return hierarchy
+        if controller == "freezer" and hierarchy.version == 2:
+            return hierarchy  # no controller there: every group can be frozen
     raise CgroupError(
         errno.ENOENT,
         f"no mounted cgroup hierarchy has the {controller} controller",
@@ -319,7 +377,7 @@ def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
         empty = is_root or not _read(f"{path}/cgroup.procs")
         if empty and os.access(f"{path}/cgroup.procs", os.W_OK) and os.access(path, os.W_OK):
             enabled = _read(f"{path}/cgroup.subtree_control").split()
-            absent = [name for name in controllers if name not in enabled]
+            absent = [name for name in controllers if name not in enabled and name != "freezer"]
             if absent:
                 _write(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in absent))
             return path

@@ -101,6 +101,12 @@ class Resources(NamedTuple):
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None
     pids: int | None = None
+    io: tuple[tuple[str, str, int], ...] | None = None
+    """(what, device node, limit) each: rbps, wbps in bytes a second; riops, wiops in operations a second."""
+    hugetlb: tuple[tuple[str, int], ...] | None = None
+    """(page size such as 2MB, bytes) each."""
+    freezer: bool | None = None
+    """True: `Running.pause` will be wanted."""
 
     @property
     def any(self) -> bool:

@@ -13,8 +13,8 @@ descriptors: [control, stdin, stdout, stderr, memfd?].
 
 What happens is told on the control socket, one JSON object a datagram: `{"started": true}` with a
 pidfd; `{"error": ...}` from the child itself, at most once, when its setup fails; `{"exit": wait
-status, ...}` at the end. The control socket's other end closing means that nobody cares any more: the
-sandbox is killed.
+status, ...}` at the end. The other end may wish it to `freeze` or `thaw`, answered by `{"done": true}` or
+`{"refused": error}`; its closing means that nobody cares any more: the sandbox is killed.
 
 Only `layers.linux`, `setup` and cheap parts of the stdlib are imported.
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -50,6 +51,13 @@ class _Child:
         self.group = group
         self.helper = 0
         """The process that keeps the private network up, if any."""
+
+    def kill(self) -> None:
+        """Kill everything in the sandbox. What is frozen by v1 would die only when it thaws."""
+        with contextlib.suppress(OSError):
+            linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            if self.group:
+                self.group.freeze(False)
 
     def undo(self) -> None:
         """Remove what the setup left on disk for as long as the sandbox ran."""
@@ -182,14 +190,13 @@ class _Zygote:
                 elif fd in self.by_pidfd:
                     self.bury(self.by_pidfd[fd])
                 elif fd in self.by_control:
-                    self.abandon(self.by_control[fd])
+                    self.listen(self.by_control[fd])
 
     def clear(self) -> None:
         """Kill and bury every sandbox: the launcher is gone."""
         children = list(self.by_pidfd.values())
         for child in children:
-            with contextlib.suppress(OSError):
-                linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            child.kill()
         for child in children:
             self.bury(child)
 
@@ -339,12 +346,24 @@ class _Zygote:
         _tell(child.control, json.dumps(message).encode())
         child.control.close()
 
-    def abandon(self, child: _Child) -> None:
-        """The other end of the control socket is gone: so goes the sandbox."""
-        self.poll.unregister(child.control)
-        del self.by_control[child.control.fileno()]
+    def listen(self, child: _Child) -> None:
+        """A wish about a running sandbox; or the other end is gone, and so goes the sandbox."""
+        wish = b""
         with contextlib.suppress(OSError):
-            linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            wish = child.control.recv(64)
+        if not wish:
+            self.poll.unregister(child.control)
+            del self.by_control[child.control.fileno()]
+            child.kill()
+            return
+        try:
+            if child.group is None:
+                raise cgroup.CgroupError(errno.ENOENT, "it was started without Resources(freezer=True)")
+            child.group.freeze(wish == b"freeze")
+            _tell(child.control, b'{"done": true}')
+        except OSError as e:
+            refusal = error_message("freezer", e.errno, e.filename, e.strerror or str(e))
+            _tell(child.control, b'{"refused": ' + refusal + b"}")
 
 
 def error_message(operation: str, number: int | None, path: str | None, words: str, hint: str | None = None) -> bytes:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from builder.errors import SandboxError
 from builder.sandbox import cgroup
-from builder.sandbox.spec import Resources
+from builder.sandbox.spec import Resources, SandboxSpec
 from tests.integration.sandbox.boxes import RootBox, UserBox
 from tests.integration.sandbox.test_lifecycle import KILLED
 from tests.support.machine import CHECKOUT
@@ -85,6 +86,98 @@ def test_an_impossible_limit_is_an_error(root_box: RootBox, resources: Resources
     outcome = root_box.run("true", resources=resources)
     assert outcome.error is not None
     assert outcome.error[1] == "cgroup"
+
+
+def block_device() -> str:
+    for entry in Path("/sys/block").iterdir():
+        if Path("/dev", entry.name).is_block_device():
+            return f"/dev/{entry.name}"
+    pytest.skip("no block device here")
+
+
+def group_of(pid: int, controller: str) -> Path:
+    """The directory of a process's group, by the names that the host has for it."""
+    found = cgroup.detect(own=Path(f"/proc/{pid}/cgroup").read_text())
+    return Path(next(h.own for h in found if controller in h.controllers))
+
+
+def test_io_limits_and_huge_pages(root_box: RootBox) -> None:
+    if not {"io", "blkio"} & {name for hierarchy in cgroup.detect() for name in hierarchy.controllers}:
+        pytest.skip("no cgroup controller io is mounted here")
+    device = block_device()
+    spec = SandboxSpec(
+        args=("sleep", "60"),
+        root=root_box.overlay(),
+        env={"PATH": "/bin"},
+        resources=Resources(io=(("rbps", device, 1 << 20), ("wiops", device, 50))),
+    )
+    with (
+        open("/dev/null", "wb") as null,
+        root_box.launcher.run(spec, stdout_fd=null.fileno(), stderr_fd=null.fileno()) as running,
+    ):
+        deadline = time.monotonic() + 5
+        text = ""
+        while "1048576" not in text and time.monotonic() < deadline:
+            try:
+                group = group_of(running.pid, "blkio")
+                names = ("blkio.throttle.read_bps_device", "blkio.throttle.write_iops_device")
+            except StopIteration:
+                group, names = group_of(running.pid, "io"), ("io.max",)  # type: ignore[assignment]
+            text = "".join((group / name).read_text() for name in names)
+        number = os.stat(device).st_rdev
+        assert f"{os.major(number)}:{os.minor(number)}" in text
+        assert "1048576" in text and "50" in text
+        running.kill()
+        assert running.wait().signal == 9
+
+
+def test_an_io_limit_on_what_is_no_disk(root_box: RootBox) -> None:
+    outcome = root_box.run("true", resources=Resources(io=(("rbps", "/dev/null", 1),)))
+    assert outcome.error is not None
+    assert outcome.error[1] == "cgroup"
+
+
+def test_pause_and_resume(root_box: RootBox) -> None:
+    need("freezer")
+    script = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
+    spec = SandboxSpec(
+        args=("sh", "-c", script), root=root_box.overlay(), env={"PATH": "/bin"}, resources=Resources(freezer=True)
+    )
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+
+    def drain() -> int:
+        time.sleep(0.3)
+        try:
+            return len(os.read(read, 1 << 16))
+        except BlockingIOError:
+            return 0
+
+    with root_box.launcher.run(spec, stdout_fd=write, stderr_fd=write) as running:
+        os.close(write)
+        assert drain() > 0
+        running.pause()
+        drain()
+        assert drain() == 0
+        running.resume()
+        assert drain() > 0
+        running.pause()
+        # Killed while frozen.
+        running.kill()
+        assert running.wait(10).signal == 9
+    os.close(read)
+
+
+def test_pausing_what_cannot_be_paused_is_an_error(root_box: RootBox) -> None:
+    spec = SandboxSpec(args=("sleep", "60"), root=root_box.overlay(), env={"PATH": "/bin"})
+    with (
+        open("/dev/null", "wb") as null,
+        root_box.launcher.run(spec, stdout_fd=null.fileno(), stderr_fd=null.fileno()) as running,
+    ):
+        with pytest.raises(SandboxError, match="freezer"):
+            running.pause()
+        running.kill()
+        assert running.wait().signal == 9
 
 
 def test_an_ordinary_user_without_delegation_is_told(user_box: UserBox) -> None:

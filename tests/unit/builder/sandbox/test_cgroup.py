@@ -49,6 +49,8 @@ def pairs(settings: list[Setting]) -> list[tuple[str, str]]:
         (1, "cpuset", {"cpuset_cpus": "0-1", "cpuset_mems": "0"}, [("cpuset.cpus", "0-1"), ("cpuset.mems", "0")]),
         (2, "pids", {"pids": 5}, [("pids.max", "5")]),
         (1, "pids", {"pids": -1}, [("pids.max", "max")]),
+        (2, "hugetlb", {"hugetlb": [["2MB", 4]]}, [("hugetlb.2MB.max", "4")]),
+        (1, "hugetlb", {"hugetlb": [["1GB", 0]]}, [("hugetlb.1GB.limit_in_bytes", "0")]),
     ],
 )  # fmt: skip
 def test_plans(version: int, controller: str, resources: dict[str, Any], expected: list[tuple[str, str]]) -> None:
