@@ -208,7 +208,7 @@ def mount_image(store: Store, name: str, *, platform: Platform | None = None) ->
 
     image = find(store, name, platform)
     path = _place(store, image.image_id)
-    if os.path.ismount(path):
+    if _is_mounted(path):
         return MountedImage(str(image.image_id), path)
     _need_overlay(store)
     top, mount = image_mount(store, image)
@@ -246,7 +246,7 @@ def unmount_image(store: Store, name: str) -> MountedImage:
         raise NameNotFound(f"image {name} is not mounted", hint="`pybuild image mount` lists what is")
     path = known[id]
     try:
-        if os.path.ismount(path):  # no longer, after a restart of the machine
+        if _is_mounted(path):  # no longer, after a restart of the machine
             linux.umount2(str(path))
         path.rmdir()
     except OSError as e:
@@ -257,13 +257,22 @@ def unmount_image(store: Store, name: str) -> MountedImage:
 
 def mounted_images(store: Store) -> list[MountedImage]:
     """What is mounted in this mount namespace."""
-    return [MountedImage(id, path) for id, path in _places(store).items() if os.path.ismount(path)]
+    return [MountedImage(id, path) for id, path in _places(store).items() if _is_mounted(path)]
 
 
 def _places(store: Store) -> dict[str, Path]:
     """The mount points that there are, by image id, mounted or not."""
     top = store.root / "mounts"
     return {f"sha256:{name}": top / name for name in sorted(os.listdir(top))} if top.exists() else {}
+
+
+def _is_mounted(path: Path) -> bool:
+    """`os.path.ismount` sees no bind mount of the same file system."""
+    wanted = os.fsencode(os.path.realpath(path))
+    for old, new in ((b"\\", b"\\134"), (b" ", b"\\040"), (b"\t", b"\\011"), (b"\n", b"\\012")):
+        wanted = wanted.replace(old, new)
+    with open("/proc/self/mountinfo", "rb") as table:
+        return any(line.split(b" ", 5)[4] == wanted for line in table)
 
 
 def _place(store: Store, image_id: Digest) -> Path:
