@@ -100,9 +100,43 @@ def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: b
         tree = linux.open_tree(linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE)
         linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
         return tree
-    return linux.fsmount_overlay(
-        list(lower), upper=upper, work=work, userxattr=userxattr, attributes=linux.MOUNT_ATTR_NODEV
-    )
+    try:
+        return linux.fsmount_overlay(
+            list(lower), upper=upper, work=work, userxattr=userxattr, attributes=linux.MOUNT_ATTR_NODEV
+        )
+    except OSError as e:
+        # Before Linux 6.5 the new interface has room for some ten layers; a real EINVAL comes again below.
+        if e.errno not in {errno.EINVAL, errno.ENAMETOOLONG}:
+            raise
+        return overlay_by_mount(lower, upper, work, userxattr)
+
+
+def overlay_by_mount(lower: list[str], upper: str | None, work: str | None, userxattr: bool) -> int:
+    """The same by mount(2), whose options fit one page: 500 layers, named by descriptor from /proc/self/fd.
+
+    Changes the working directory for a moment, and uses a layer's directory as a place for the mount:
+    only for a process of one thread with a mount namespace of its own. Raises: OSError.
+    """
+    place = upper or lower[0]
+    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    handles: list[int] = []
+    try:
+        paths = [*lower, *([upper, work] if upper and work else [])]
+        handles.extend(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in paths)
+        options = "lowerdir=" + ":".join(str(fd) for fd in handles[: len(lower)])
+        if upper and work:
+            options += f",upperdir={handles[-2]},workdir={handles[-1]},volatile"
+        options += ",userxattr" if userxattr else ""
+        os.chdir("/proc/self/fd")
+        linux.mount("overlay", place, "overlay", linux.MS_NODEV, options)
+        try:
+            return linux.open_tree(linux.AT_FDCWD, place, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        finally:
+            linux.umount2(place, linux.MNT_DETACH)
+    finally:
+        os.fchdir(home)
+        for fd in [home, *handles]:
+            os.close(fd)
 
 
 def open_in(root_fd: int, path: str, flags: int = os.O_PATH) -> int:

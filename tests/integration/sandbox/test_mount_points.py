@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from builder.sandbox import rootfs, userns
 from builder.sandbox.spec import SandboxMount
+from layers import linux
 from layers.snapshot import Mount
 from tests.integration.sandbox.boxes import Box, RootBox
 
@@ -203,6 +205,26 @@ def test_a_read_only_root(box: Box) -> None:
 def test_added_hosts(box: Box) -> None:
     outcome = box.sh("cat /etc/hosts", files=HOSTS, add_hosts=(("db", "192.0.2.9"),))
     assert outcome.out == "192.0.2.7 seven\n192.0.2.9\tdb\n"
+
+
+def test_many_layers_by_the_old_mount_call(root_box: RootBox) -> None:
+    """What kernels before 6.5 need for more than ten layers; in a child with a mount namespace of its own."""
+    layers = [str(layer(root_box, (f"n{number}", b""))) for number in range(400)]
+    snapshot = root_box.overlay()
+    assert snapshot.upper and snapshot.work
+
+    def attempt() -> str | None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+        home = os.getcwd()
+        tree = rootfs.overlay_by_mount(layers, str(snapshot.upper), str(snapshot.work), False)
+        assert os.getcwd() == home
+        names = os.listdir(f"/proc/self/fd/{tree}")
+        os.close(os.open("written", os.O_CREAT | os.O_WRONLY, dir_fd=tree))
+        return None if len(names) == 400 else f"{len(names)} names"
+
+    assert userns.in_child(attempt) is None
+    assert root_box.changes() == ["written"]
 
 
 def test_five_hundred_layers(root_box: RootBox) -> None:
