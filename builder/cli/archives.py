@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +52,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("-a", "--all", action="store_true", help="all that are mounted (unmount), or all images")
             add("--json", action="store_true", help="print JSON")
         case "unshare":
-            add("command", nargs="*", metavar="COMMAND", help="(default: $SHELL)")
+            add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: $SHELL)")
     if verb in {"save", "load", "import"}:
         add("-q", "--quiet", action="store_true", help="no progress")
 
@@ -231,7 +231,9 @@ def _image(store: Store, options: Namespace) -> int:
 def _unshare(options: Namespace, root: Path) -> int:
     from builder import api
 
-    command = options.command or [os.environ.get("SHELL") or "/bin/sh"]
+    command = [word for i, word in enumerate(options.command) if i or word != "--"] or [
+        os.environ.get("SHELL") or "/bin/sh"
+    ]
     api.prepare_namespaces()
     environment = {**os.environ, "PYBUILD_ROOT": str(root.absolute())}
     try:

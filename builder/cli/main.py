@@ -51,6 +51,10 @@ VERBS: dict[str, Verb] = {
     "targets": Verb("language", "list a Containerfile's stages"),
     "context": Verb("contextlist", "list what of a build context is sent, and why"),
     "manifest": Verb("manifest", "read, write, make and change manifests and indexes"),
+    "mutate": Verb("edit", "change an image's config or annotations where it is"),
+    "append": Verb("edit", "put layers on an image where it is"),
+    "rebase": Verb("edit", "give an image another base where it is, or check its base"),
+    "flatten": Verb("edit", "make an image's layers one"),
     "login": Verb("login", "keep credentials for a registry"),
     "logout": Verb("login", "forget credentials for a registry"),
     "save": Verb("archives", "write images of the local store to an archive"),
@@ -122,12 +126,27 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(message, hint=f"see `pybuild {verb} --help`")
 
     parser.error = refuse  # type: ignore[method-assign]
-    options = parser.parse_intermixed_args(rest)
+    options = parser.parse_intermixed_args(_with_values(parser, rest))
     if options.debug:
         import logging
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
     return command.run(verb, options)
+
+
+def _with_values(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """Write out the value of flags that need none: `--pull .` must not take the context for a policy.
+
+    Go's flags, which users know, take such a value after `=` alone.
+    """
+    alone = {
+        name: "true" if action.const is True else str(action.const)
+        for action in parser._actions  # noqa: SLF001 - argparse has no other way to list them
+        if action.nargs == "?"
+        for name in action.option_strings
+    }
+    end = words.index("--") if "--" in words else len(words)
+    return [f"{word}={alone[word]}" if word in alone else word for word in words[:end]] + words[end:]
 
 
 def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
