@@ -231,9 +231,8 @@ def _image(store: Store, options: Namespace) -> int:
 def _unshare(options: Namespace, root: Path) -> int:
     from builder import api
 
-    command = [word for i, word in enumerate(options.command) if i or word != "--"] or [
-        os.environ.get("SHELL") or "/bin/sh"
-    ]
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    command = command or [os.environ.get("SHELL") or "/bin/sh"]
     api.prepare_namespaces()
     environment = {**os.environ, "PYBUILD_ROOT": str(root.absolute())}
     try:

@@ -126,7 +126,10 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(message, hint=f"see `pybuild {verb} --help`")
 
     parser.error = refuse  # type: ignore[method-assign]
-    options = parser.parse_intermixed_args(_with_values(parser, rest))
+    words = _with_values(parser, rest)
+    # A command's own words may look like flags: `pybuild unshare ls -l`.
+    whole = any(action.nargs == argparse.REMAINDER for action in parser._actions)
+    options = parser.parse_args(words) if whole else parser.parse_intermixed_args(words)
     if options.debug:
         import logging
 
@@ -141,7 +144,7 @@ def _with_values(parser: ArgumentParser, words: list[str]) -> list[str]:
     """
     alone = {
         name: "true" if action.const is True else str(action.const)
-        for action in parser._actions  # noqa: SLF001 - argparse has no other way to list them
+        for action in parser._actions
         if action.nargs == "?"
         for name in action.option_strings
     }
