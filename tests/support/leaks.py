@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from layers import linux
+from tests.support.accounts import PREFIX
 
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 5.0
@@ -31,10 +32,10 @@ class Left(NamedTuple):
     cgroups: frozenset[str]
 
 
-def mounts() -> frozenset[str]:
-    """Mount points of this mount namespace."""
+def mounts(places: tuple[str, ...] = ("/",)) -> frozenset[str]:
+    """Mount points of this mount namespace under these places."""
     lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    return frozenset(line.split()[4] for line in lines)
+    return frozenset(point for point in (line.split()[4] for line in lines) if point.startswith(places))
 
 
 def children() -> frozenset[int]:
@@ -70,15 +71,16 @@ def _populated(path: str) -> bool:
         return False
 
 
-def living() -> Left:
-    return Left(mounts(), children(), cgroups())
+def living(places: tuple[str, ...] = ("/",)) -> Left:
+    """What lives now; of mounts, those under `places`."""
+    return Left(mounts(places), children(), cgroups())
 
 
-def leaked(before: Left, grace_s: float = GRACE_S) -> list[str]:
+def leaked(before: Left, grace_s: float = GRACE_S, places: tuple[str, ...] = ("/",)) -> list[str]:
     """What is there now and was not before, in words; waits a little for things to go."""
     deadline = time.monotonic() + grace_s
     while True:
-        now = living()
+        now = living(places)
         left = [
             *(f"mount {m}" for m in sorted(now.mounts - before.mounts)),
             *(f"process {p}: {_cmdline(p)}" for p in sorted(now.children - before.children)),
@@ -110,10 +112,14 @@ def _subreaper() -> None:
 
 
 @pytest.fixture
-def no_leaks(_subreaper: None) -> Iterator[None]:
-    """Fail the test if mounts, processes or cgroups outlive it."""
-    before = living()
+def no_leaks(_subreaper: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the test if mounts, processes or cgroups outlive it.
+
+    The machine has other users, and xdist other workers: only places of this worker's tests count for mounts.
+    """
+    places = (str(tmp_path_factory.getbasetemp()), f"/home/{PREFIX}{os.getpid()}", "/var/lib/pybuild", "/run/pybuild")
+    before = living(places)
     yield
-    left = leaked(before)
+    left = leaked(before, places=places)
     reap_orphans(before)
     assert not left, "left behind: " + "; ".join(left)

@@ -47,8 +47,11 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
         *("builder.solve", "builder.session", "builder.export", "builder.container", "builder.version"),
+        *("builder.building", "builder.output", "builder.places"),
+        *("builder.building", "builder.output"),
     ),
     "builder.api": ("layers", "registry", "builder"),
+    "builder.inchild": ("layers", "registry", "builder"),
     "builder.__init__": ("builder.api", "builder.plan.request"),
     "builder.__main__": ("builder.cli",),
     "builder.cli": ("layers", "registry", "builder", "tqdm"),
