@@ -44,18 +44,21 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
-    "builder": (
+    "builder.solve": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
-        *("builder.solve", "builder.session", "builder.export", "builder.container", "builder.version"),
-        *("builder.building", "builder.output", "builder.places"),
-        *("builder.building", "builder.output"),
+        *("builder.solve", "builder.session", "builder.places"),
     ),
+    # session, export, container and their like: everything but what stands above them (see ABOVE).
+    "builder": ("layers", "registry", "builder"),
     "builder.api": ("layers", "registry", "builder"),
     "builder.inchild": ("layers", "registry", "builder"),
     "builder.__init__": ("builder.api", "builder.plan.request"),
     "builder.__main__": ("builder.cli",),
     "builder.cli": ("layers", "registry", "builder", "tqdm"),
 }
+
+ABOVE = ("builder.api", "builder.cli", "builder.__main__")
+"""What nothing else in the packages imports."""
 
 ROOMS: dict[str, tuple[str, ...]] = {
     # Only these modules import the name at all.
@@ -71,7 +74,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 LAZY = ("requests", "urllib3", "oras", "tqdm", "yaml", "zstandard", "isal")
-EAGER_ROOMS: dict[str, tuple[str, ...]] = {
+EAGER_ABOVE = ("builder.api", "builder.cli", "builder.__main__")
+"""What nothing else in the packages imports."""
+
+ROOMS: dict[str, tuple[str, ...]] = {
     # Modules that are themselves imported lazily may import these at their top.
     "requests": ("registry.http", "registry.connections", "registry.client", "registry.auth", "registry.artifacts"),
     "urllib3": ("registry.http", "registry.connections"),
@@ -162,6 +168,25 @@ def test_imports_go_in_one_direction() -> None:
         and not under(found.module, (*EVERYWHERE, *row(name)))
         and not (found.typing_only and found.module == "_typeshed")
         and not (found.typing_only and under(found.module, PACKAGES) and not name.startswith("layers."))
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_nothing_looks_up() -> None:
+    broken = [
+        f"{name}:{found.line} imports {found.module}"
+        for name in modules()
+        for found in imports(name)
+        if under(found.module, ABOVE)
+        and not found.typing_only
+        and name != "builder.__init__"
+        and not under(name, ABOVE)
+    ]
+    broken += [
+        f"{name}:{found.line} imports {found.module}"
+        for name in modules()
+        for found in imports(name)
+        if under(name, ("builder.api",)) and under(found.module, ("builder.cli",))
     ]
     assert not broken, "\n".join(broken)
 
