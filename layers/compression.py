@@ -204,6 +204,7 @@ class _GzipCompressor:
         self._workers: list[threading.Thread] = []
         self._first: Buffer | None = None
         self._started = False
+        self._stopped = False
 
     def write(self, data: Buffer) -> bytes:
         pending = self._pending
@@ -238,8 +239,11 @@ class _GzipCompressor:
         return b"".join(out)
 
     def close(self) -> None:
+        self._stopped = True
         for _ in self._workers:
             self._todo.put(None)
+        for worker in self._workers:
+            worker.join()
         self._workers.clear()
 
     def _submit(self, block: Buffer) -> bytes:
@@ -298,7 +302,8 @@ class _GzipCompressor:
     def _work(self) -> None:
         while (job := self._todo.get()) is not None:
             try:
-                job.result = self._deflate(job.block)
+                if not self._stopped:
+                    job.result = self._deflate(job.block)
             except BaseException as e:  # noqa: BLE001  # carried to the caller's thread
                 job.error = e
             job.block = b""

@@ -150,11 +150,11 @@ class _Walk:
                     st = None
                 if st is not None and stat.S_ISDIR(st.st_mode):
                     child, change = self._enter(frame, name, path, st, found)
+                    stack.append(child)
                     if child.pending:
                         self._pending.append(change)
                     else:
                         yield from self._flush(change)
-                    stack.append(child)
                     if len(stack) > _HELD_FRAMES:
                         outer = stack[-_HELD_FRAMES - 1]
                         if outer.fd != -1:
