@@ -74,10 +74,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 LAZY = ("requests", "urllib3", "oras", "tqdm", "yaml", "zstandard", "isal")
-EAGER_ABOVE = ("builder.api", "builder.cli", "builder.__main__")
-"""What nothing else in the packages imports."""
-
-ROOMS: dict[str, tuple[str, ...]] = {
+EAGER_ROOMS: dict[str, tuple[str, ...]] = {
     # Modules that are themselves imported lazily may import these at their top.
     "requests": ("registry.http", "registry.connections", "registry.client", "registry.auth", "registry.artifacts"),
     "urllib3": ("registry.http", "registry.connections"),
