@@ -10,15 +10,54 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from builder.api import BuildResult, build, copy, pull, push, unpack
-    from builder.plan.request import BuildRequest
+    from builder.api import build, check, copy, inspect, plan_build, prepare_namespaces, pull, push, unpack
+    from builder.building import BuildResult, OutputResult
+    from builder.errors import BuildError, ContextError, ParseError, PlanError, SandboxError, StepError, UsageError
+    from builder.frontend.source import SourceFile
+    from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+    from builder.solve.explain import BuildPlan, Reason, StepPlan
+    from builder.solve.report import StepReport
+    from layers.errors import Cancelled, ContentError, ImageError, LayerError, PybuildError, StoreError
+    from layers.events import EventSink, Vertex, VertexLog, VertexStatus, VertexWarning
+    from layers.oci import Descriptor, Digest, Platform
+    from registry.errors import RegistryError
+    from registry.hosts import RegistryOptions
 
-__all__ = ["BuildRequest", "BuildResult", "build", "copy", "pull", "push", "unpack"]
+_HOMES = {
+    "builder.api": ("build", "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack"),
+    "builder.building": ("BuildResult", "OutputResult"),
+    "builder.errors": (
+        *("BuildError", "ContextError", "ParseError", "PlanError", "SandboxError", "StepError", "UsageError"),
+    ),
+    "builder.frontend.source": ("SourceFile",),
+    "builder.plan.request": ("BuildRequest", "CacheRef", "Output", "ResourceLimits", "RunOptions", "SecretSource"),
+    "builder.solve.explain": ("BuildPlan", "Reason", "StepPlan"),
+    "builder.solve.report": ("StepReport",),
+    "layers.errors": ("Cancelled", "ContentError", "ImageError", "LayerError", "PybuildError", "StoreError"),
+    "layers.events": ("EventSink", "Vertex", "VertexLog", "VertexStatus", "VertexWarning"),
+    "layers.oci": ("Descriptor", "Digest", "Platform"),
+    "registry.errors": ("RegistryError",),
+    "registry.hosts": ("RegistryOptions",),
+}
+
+__all__ = [
+    "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "ContentError", "ContextError",
+    "Descriptor", "Digest", "EventSink", "ImageError", "LayerError", "Output", "OutputResult", "ParseError",
+    "PlanError", "Platform", "PybuildError", "Reason", "RegistryError", "RegistryOptions", "ResourceLimits",
+    "RunOptions", "SandboxError", "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport", "StoreError",
+    "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect",
+    "plan_build", "prepare_namespaces", "pull", "push", "unpack",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("builder.plan.request" if name == "BuildRequest" else "builder.api"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,13 +4,20 @@
     result = build(BuildRequest(containerfile=SourceFile("Containerfile", text), context=Path(".")))
 
 Every input is an argument, every failure a `PybuildError`, all progress an event. Nothing is
-printed and no environment variable is read here. A build forks; called from a threaded program it
-runs in a child process of its own (see `build`).
+printed and no environment variable is read here. All functions may be called from any thread, several
+at once. As root, or after `prepare_namespaces`, a build runs in the calling process; for an ordinary
+user it runs in a child process (`builder.inchild`), so that the caller stays who it is.
+
+| Exception (`layers.errors`, `builder.errors`, `registry.errors`) | exit status |
+|---|---|
+| UsageError | 2 |
+| StepError | that of the command of the step |
+| Cancelled | 130 |
+| every other PybuildError | its class's `exit_code`, 1 unless the class says otherwise |
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,7 +53,7 @@ def prepare_namespaces() -> None:
     To be called while the process has one thread, before the store is opened. Idempotent.
     Raises: SandboxError naming what is missing.
     """
-    if os.geteuid() == 0 and _may_mount():
+    if _may_mount():
         return
     from builder.sandbox.userns import enter
 
@@ -97,7 +104,13 @@ def build(
 
     sink = events or NullSink()
     stopped = cancelled or _never
-    prepare_namespaces()
+    if not _may_mount():
+        from builder.inchild import call
+
+        result: BuildResult = call(
+            "build", request, root=root, registry=registry, events=sink, cancelled=stopped, tick=tick, on_plan=on_plan
+        )
+        return result
     with (
         open_store(root) as store,
         _lazy_transports(lambda: store, registry) as transports,
@@ -109,7 +122,7 @@ def build(
         return finish(parts, request, events=sink, cancelled=stopped, on_plan=on_plan)
 
 
-def plan(
+def plan_build(
     request: BuildRequest,
     *,
     root: Path,
@@ -124,7 +137,11 @@ def plan(
     from builder.building import prepared
 
     sink = events or NullSink()
-    prepare_namespaces()
+    if not _may_mount():
+        from builder.inchild import call
+
+        plan: BuildPlan = call("plan", request, root=root, registry=registry, events=sink, cancelled=_never)
+        return plan
     with (
         open_store(root) as store,
         _lazy_transports(lambda: store, registry) as transports,

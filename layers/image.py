@@ -43,12 +43,12 @@ from layers.oci import (
 )
 from layers.records import LayerRecord, compression_of
 from layers.snapshot import ActiveSnapshot, Snapshot
-from layers.snapshotters.native import NativeSnapshotter
-from layers.snapshotters.overlay import OverlaySnapshotter
 from layers.values import NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from layers.apply import ApplyResult
+    from layers.snapshotters.native import NativeSnapshotter
+    from layers.snapshotters.overlay import OverlaySnapshotter
     from layers.store import Store
 
 _MAX_LAYERS = 10_000
@@ -164,6 +164,8 @@ def unpack_image(store: Store, image: Image, options: UnpackOptions | None = Non
     if _there(store, chain[-1]):
         return chain[-1]
     chosen = options or UnpackOptions()
+    from layers.snapshotters.overlay import OverlaySnapshotter
+
     if isinstance(snapshots, OverlaySnapshotter):
         return _Unpacking(store, snapshots, image, chain, chosen).run()
     return _unpack_native(store, snapshots, image, chain, chosen)

@@ -26,7 +26,7 @@ def run(verb: str, options: Namespace) -> int:
     with ExitStack() as stack:
         request = build.make_request(options, stack)
         with make_progress(mode, sys.stderr, os.environ) as progress:
-            plan = api.plan(request, root=root, registry=registry_options(options), events=progress)
+            plan = api.plan_build(request, root=root, registry=registry_options(options), events=progress)
     if options.json:
         import json
 

@@ -170,20 +170,17 @@ def test_imports_go_in_one_direction() -> None:
 
 
 def test_nothing_looks_up() -> None:
+    # `inchild` carries a call of the api into a process of its own.
+    exempt = (*ABOVE, "builder.__init__", "builder.inchild")
     broken = [
         f"{name}:{found.line} imports {found.module}"
         for name in modules()
         for found in imports(name)
-        if under(found.module, ABOVE)
-        and not found.typing_only
-        and name != "builder.__init__"
-        and not under(name, ABOVE)
-    ]
-    broken += [
-        f"{name}:{found.line} imports {found.module}"
-        for name in modules()
-        for found in imports(name)
-        if under(name, ("builder.api",)) and under(found.module, ("builder.cli",))
+        if not found.typing_only
+        and (
+            (under(found.module, ABOVE) and not under(name, exempt))
+            or (under(found.module, ("builder.cli",)) and under(name, ("builder.api", "builder.inchild")))
+        )
     ]
     assert not broken, "\n".join(broken)
 

@@ -1,0 +1,173 @@
+"""`plan` names exactly what changed, and `build` then does exactly what `plan` said."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Pybuild, write_context
+from tests.support.registries import RegistryServer
+
+pytestmark = pytest.mark.registry
+
+
+@pytest.fixture
+def context(tmp_path: Path, busybox_base: str) -> Path:
+    text = (
+        f"FROM {busybox_base} AS build\nARG LEVEL=1\nCOPY tree /tree\nRUN echo $LEVEL > /level\n"
+        f"FROM {busybox_base}\nCOPY --from=build /level /level\nRUN cat /level\n"
+    )
+    files = {f"tree/{n // 100}/file{n}": f"content {n}\n" for n in range(1000)}
+    return write_context(tmp_path / "context", text, files)
+
+
+def plan(pybuild: Pybuild, context: Path, *flags: str) -> dict[str, Any]:
+    document: dict[str, Any] = pybuild.run("plan", "--json", *flags, context).json()
+    return document
+
+
+def misses(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {s["name"]: s["reasons"] for s in document["steps"] if s["status"] != "hit"}
+
+
+def own(reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in reasons if r["kind"] != "above"]
+
+
+def executed(pybuild: Pybuild, context: Path, meta: Path, *flags: str) -> list[str]:
+    pybuild.build(context, "--metadata-file", meta, *flags)
+    return [s["name"] for s in json.loads(meta.read_text())["pybuild.steps"]["list"] if not s["cached"]]
+
+
+def check_that_build_obeys(pybuild: Pybuild, context: Path, document: dict[str, Any], meta: Path, *flags: str) -> None:
+    """Steps that were to run have run, those found were not, those in doubt may have gone either way."""
+    status = {s["name"]: s["status"] for s in document["steps"]}
+    ran = executed(pybuild, context, meta, *flags)
+    assert {n for n, s in status.items() if s == "run"} <= set(ran)
+    assert not set(ran) & {n for n, s in status.items() if s == "hit"}
+
+
+def test_an_unchanged_build_is_all_hits(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    fresh = plan(pybuild, context)
+    assert fresh["fetch_bytes"] > 0
+    pybuild.build(context)
+    document = plan(pybuild, context)
+    assert not misses(document)
+    assert document["fetch_bytes"] == 0
+    assert executed(pybuild, context, tmp_path / "meta") == []
+
+
+def test_one_byte_of_one_of_a_thousand_files(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    pybuild.build(context)
+    (context / "tree/4/file421").write_text("content 42x\n")
+    document = plan(pybuild, context)
+    found = misses(document)
+    (name,) = [n for n in found if "COPY tree" in n]
+    (reason,) = own(found[name])
+    assert (reason["kind"], reason["subject"]) == ("file", "4/file421")
+    assert re.fullmatch(r"sha256:[0-9a-f]{12}", reason["old"])
+    assert re.fullmatch(r"sha256:[0-9a-f]{12}", reason["new"])
+    assert reason["old"] != reason["new"]
+    # What only follows says so, and what depends on content alone is not promised.
+    (follows,) = [n for n in found if "echo" in n]
+    assert own(found[follows]) == []
+    status = {s["name"]: s["status"] for s in document["steps"]}
+    assert [s for n, s in status.items() if "COPY --from=build" in n] == ["content"]
+    check_that_build_obeys(pybuild, context, document, tmp_path / "meta")
+
+
+def test_one_mode_and_one_file_more_and_one_less(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    pybuild.build(context)
+    (context / "tree/1/file101").chmod(0o600)
+    (context / "tree/1/file102").unlink()
+    (context / "tree/1/file999x").write_text("new")
+    document = plan(pybuild, context)
+    (reasons,) = [own(r) for n, r in misses(document).items() if "COPY tree" in n]
+    told = {(r["kind"], r["subject"]): (r["old"], r["new"]) for r in reasons}
+    assert told[("mode of", "1/file101")] == ("0644", "0600")
+    assert told[("file", "1/file102")][1] is None
+    assert told[("file", "1/file999x")][0] is None
+    assert len(told) == 3
+    check_that_build_obeys(pybuild, context, document, tmp_path / "meta")
+
+
+def test_one_argument(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    pybuild.build(context)
+    flags = ("--build-arg", "LEVEL=2")
+    document = plan(pybuild, context, *flags)
+    found = misses(document)
+    (name,) = [n for n in found if "echo" in n]
+    (reason,) = own(found[name])
+    assert reason == {"kind": "ARG", "subject": "LEVEL", "old": "1", "new": "2"}
+    assert not any("COPY tree" in n for n in found)
+    check_that_build_obeys(pybuild, context, document, tmp_path / "meta", *flags)
+
+
+def test_an_instructions_text(pybuild: Pybuild, context: Path) -> None:
+    pybuild.build(context)
+    path = context / "Containerfile"
+    path.write_text(path.read_text().replace("RUN cat /level", "RUN cat /level /level"))
+    (reasons,) = misses(plan(pybuild, context)).values()
+    (reason,) = reasons
+    assert (reason["kind"], reason["subject"]) == ("instruction", "command")
+    assert reason["new"].endswith("cat /level /level")
+
+
+def test_the_bases_digest(
+    pybuild: Pybuild, registry: RegistryServer, busybox_base: str, context: Path, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/graph/base:1"
+    pybuild.run("copy", f"docker://{busybox_base}", f"docker://{name}")
+    path = context / "Containerfile"
+    path.write_text(path.read_text().replace(busybox_base, name))
+    pybuild.build(context)
+    other = write_context(tmp_path / "other", f"FROM {busybox_base}\nRUN touch /moved\n")
+    pybuild.build(other, "-t", name, "--push")
+    document = plan(pybuild, context, "--pull")
+    reasons = [own(r) for r in misses(document).values()]
+    bases = [r for rs in reasons for r in rs if r["kind"] == "base"]
+    assert {r["subject"] for r in bases} == {name}
+    assert all(r["old"].startswith("sha256:") and r["new"].startswith("sha256:") for r in bases)
+    assert all(r["kind"] == "base" for rs in reasons for r in rs)
+
+
+def test_an_unchanged_file_of_a_changed_stage_is_found(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    """By content: what is copied from a stage counts, not how it came about."""
+    pybuild.build(context)
+    (context / "tree/0/file1").write_text("changed\n")
+    ran = executed(pybuild, context, tmp_path / "meta")
+    assert any("COPY tree" in n for n in ran)
+    assert not any("--from=build" in n or "cat" in n for n in ran)
+
+
+def test_explain_tells_before_running(pybuild: Pybuild, context: Path) -> None:
+    pybuild.build(context)
+    (context / "tree/0/file1").write_text("changed\n")
+    result = pybuild.build(context, "--explain", "-q")
+    assert "file 0/file1: sha256:" in result.stderr
+    assert re.search(r"^HIT ", result.stderr, re.MULTILINE)
+    assert "found" in result.stderr
+
+
+def test_no_cache_and_what_was_never_built(pybuild: Pybuild, context: Path) -> None:
+    assert "never built here" in pybuild.run("plan", context).text
+    pybuild.build(context)
+    text = pybuild.run("plan", "--no-cache", context).text
+    assert "MISS" in text
+    assert "--no-cache" in text
+
+
+def test_a_result_that_is_gone(pybuild: Pybuild, context: Path) -> None:
+    pybuild.build(context)
+    pybuild.run("prune", "--all", "--force", check=False)
+    assert plan(pybuild, context)["steps"]
+
+
+def test_results_older_than_the_ttl_are_not_used(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    pybuild.build(context)
+    assert executed(pybuild, context, tmp_path / "a", "--cache-ttl", "1h") == []
+    assert executed(pybuild, context, tmp_path / "b", "--cache-ttl", "0s")

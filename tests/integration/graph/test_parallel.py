@@ -1,0 +1,103 @@
+"""The graph at work: branches run side by side, a failure stops them all, one step is made by one build."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Pybuild, write_context
+from tests.support.registries import RegistryServer
+
+pytestmark = pytest.mark.registry
+
+
+def test_a_diamond_takes_the_time_of_its_longest_path(
+    pybuild: Pybuild, registry: RegistryServer, busybox_base: str, tmp_path: Path
+) -> None:
+    text = (
+        f"FROM {busybox_base} AS left\nRUN sleep 2 && touch /l\n"
+        f"FROM {busybox_base} AS right\nRUN sleep 2 && touch /r\n"
+        f"FROM {busybox_base}\nCOPY --from=left /l /\nCOPY --from=right /r /\n"
+    )
+    context = write_context(tmp_path / "context", text)
+    meta = tmp_path / "meta.json"
+    pybuild.build(context, "--jobs", "2", "--metadata-file", meta)
+    steps = {s["name"]: s for s in json.loads(meta.read_text())["pybuild.steps"]["list"] if not s["cached"]}
+    left = next(s for name, s in steps.items() if "touch /l" in name)
+    right = next(s for name, s in steps.items() if "touch /r" in name)
+    # Not a race against the clock: each began before the other ended.
+    assert left["started_ns"] < right["completed_ns"]
+    assert right["started_ns"] < left["completed_ns"]
+    assert left["phases"]["sandbox"] >= 2
+
+
+def test_one_job_runs_one_step_at_a_time(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    text = (
+        f"FROM {busybox_base} AS left\nRUN sleep 0.3 && touch /l\n"
+        f"FROM {busybox_base} AS right\nRUN sleep 0.3 && touch /r\n"
+        "FROM scratch\nCOPY --from=left /l /\nCOPY --from=right /r /\n"
+    )
+    meta = tmp_path / "meta.json"
+    pybuild.build(write_context(tmp_path / "context", text), "--jobs", "1", "--metadata-file", meta)
+    ran = [s for s in json.loads(meta.read_text())["pybuild.steps"]["list"] if not s["cached"]]
+    ran.sort(key=lambda s: s["started_ns"])
+    assert all(a["completed_ns"] <= b["started_ns"] for a, b in zip(ran, ran[1:], strict=False))
+
+
+def test_a_failing_branch_stops_the_other_at_once(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    text = (
+        f"FROM {busybox_base} AS slow\nRUN while true; do echo noise; sleep 0.01; done\n"
+        f"FROM {busybox_base} AS bad\nRUN sleep 1; exit 7\n"
+        "FROM scratch\nCOPY --from=slow / /\nCOPY --from=bad / /\n"
+    )
+    context = write_context(tmp_path / "context", text)
+    started = time.monotonic()
+    result = pybuild.build(context, "--jobs", "2", check=False, timeout_s=60)
+    assert result.status == 7
+    assert "exit code: 7" in result.stderr
+    assert time.monotonic() - started < 30
+
+
+def test_two_builds_at_once_run_each_step_once(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    text = f"FROM {busybox_base}\nRUN sleep 1; cat /proc/sys/kernel/random/uuid > /id\nRUN cp /id /copy\n"
+    context = write_context(tmp_path / "context", text)
+    pybuild.build(write_context(tmp_path / "warm", f"FROM {busybox_base}\nRUN true\n"))
+    ids: list[str] = []
+
+    def build() -> None:
+        ids.append(pybuild.build(context, "-q").text)
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 3
+    assert len(set(ids)) == 1, "a random number that came out once was made once"
+
+
+def test_a_prune_in_the_middle_breaks_no_build(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    first = f"FROM {busybox_base}\nRUN echo 1 > /1\nRUN echo 2 > /2\n"
+    context = write_context(tmp_path / "context", first)
+    pybuild.build(context)
+    (context / "Containerfile").write_text(first + "RUN sleep 2; cat /1 /2 > /3\n")
+    failures: list[str] = []
+
+    def prune() -> None:
+        for _ in range(6):
+            result = pybuild.run("prune", "--all", "--force", check=False)
+            if result.status:
+                failures.append(result.stderr)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    pybuild.build(context, "-t", "kept:1")
+    thread.join()
+    assert not failures, failures[0]
+    root = pybuild.unpack("kept:1", tmp_path / "root")
+    assert (root / "3").read_text() == "1\n2\n"
