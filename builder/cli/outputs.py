@@ -19,6 +19,13 @@ def outputs(options: Namespace) -> tuple[Output, ...]:
         found.append(Output("registry"))
     if options.load and not any(o.type == "docker-daemon" for o in found):
         found.append(Output("docker-daemon"))
+    for output in found:
+        if output.type in {"oci", "docker", "tar", "local"} and not output.dest:
+            raise UsageError(f"--output type={output.type} needs dest=PATH")
+        if output.type in {"registry", "docker-daemon"} and not output.name and not options.tag:
+            raise UsageError(
+                f"--output type={output.type} needs a name", hint="add -t NAME, or name=NAME to the output"
+            )
     return tuple(found)
 
 

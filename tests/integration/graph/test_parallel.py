@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_one_job_runs_one_step_at_a_time(pybuild: Pybuild, busybox_base: str, tm
     pybuild.build(write_context(tmp_path / "context", text), "--jobs", "1", "--metadata-file", meta)
     ran = [s for s in json.loads(meta.read_text())["pybuild.steps"]["list"] if not s["cached"]]
     ran.sort(key=lambda s: s["started_ns"])
-    assert all(a["completed_ns"] <= b["started_ns"] for a, b in zip(ran, ran[1:], strict=False))
+    assert all(a["completed_ns"] <= b["started_ns"] for a, b in pairwise(ran))
 
 
 def test_a_failing_branch_stops_the_other_at_once(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""`--output`, `--push`: several at once, judged by other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Pybuild, write_context
+from tests.support.machine import need_tool
+from tests.support.oracles import skopeo_inspect
+from tests.support.registries import RegistryServer
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    text = "FROM scratch\nCOPY --chmod=640 --chown=3:4 file /dir/file\nCOPY tree /\nENV A=1\n"
+    folder = write_context(tmp_path / "context", text, {"file": "content\n"})
+    (folder / "tree").mkdir()
+    (folder / "tree/link").symlink_to("dir/file")
+    return folder
+
+
+def inspected(location: str) -> dict[str, Any]:
+    need_tool("skopeo")
+    done = subprocess.run(["skopeo", "inspect", location], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@pytest.mark.registry
+def test_several_outputs_at_once(pybuild: Pybuild, registry: RegistryServer, context: Path, tmp_path: Path) -> None:
+    name = f"{registry.host}/graph/many:1"
+    outputs = [
+        f"type=oci,dest={tmp_path}/oci.tar",
+        f"type=oci,tar=false,dest={tmp_path}/layout",
+        f"type=docker,dest={tmp_path}/docker.tar",
+        f"type=tar,dest={tmp_path}/root.tar",
+        f"type=local,dest={tmp_path}/root",
+        "type=image",
+    ]
+    flags = [flag for output in outputs for flag in ("-o", output)]
+    meta = tmp_path / "meta.json"
+    pybuild.build(context, "-t", name, "--push", "--metadata-file", meta, *flags)
+    document = json.loads(meta.read_text())
+    assert [o["type"] for o in document["pybuild.outputs"]] == ["oci", "oci", "docker", "tar", "local", "registry"]
+    digest = document["containerimage.digest"]
+    assert skopeo_inspect(name)["Digest"] == digest
+    assert inspected(f"oci:{tmp_path}/layout:1")["Digest"] == digest
+    assert inspected(f"oci-archive:{tmp_path}/oci.tar:1")["Digest"] == digest
+    assert "A=1" in inspected(f"docker-archive:{tmp_path}/docker.tar")["Env"]
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        members = {m.name: m for m in tar}
+    assert sorted(members) == ["dir", "dir/file", "link"]
+    assert (members["dir/file"].mode, members["dir/file"].uid, members["dir/file"].gid) == (0o640, 3, 4)
+    assert (tmp_path / "root/dir/file").read_text() == "content\n"
+    assert os.readlink(tmp_path / "root/link") == "dir/file"
+
+
+def test_a_bare_directory_and_stdout(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    pybuild.build(context, "-o", tmp_path / "out")
+    assert (tmp_path / "out/dir/file").read_text() == "content\n"
+    result = pybuild.build(context, "-o", "-")
+    (tmp_path / "stdout.tar").write_bytes(result.stdout)
+    listing = subprocess.run(["tar", "tf", tmp_path / "stdout.tar"], capture_output=True, text=True, check=True)
+    assert "dir/file" in listing.stdout.split()
+
+
+def test_platforms_get_directories_and_an_index(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    place = tmp_path / "layout"
+    pybuild.build(
+        context, "--platform", "linux/amd64,linux/arm64", "-o", f"type=oci,tar=false,dest={place}",
+        "-o", f"type=local,dest={tmp_path}/roots", "-t", "multi:1",
+    )  # fmt: skip
+    assert (tmp_path / "roots/linux_arm64/dir/file").exists()
+    assert (tmp_path / "roots/linux_amd64/dir/file").exists()
+    (entry,) = json.loads((place / "index.json").read_text())["manifests"]
+    index = json.loads((place / "blobs" / entry["digest"].replace(":", "/")).read_text())
+    assert {m["platform"]["architecture"] for m in index["manifests"]} == {"amd64", "arm64"}
+
+
+@pytest.mark.parametrize(
+    "output", ["type=oci", "type=registry", "type=nothing,dest=x", "type=oci,dest=x,colour=red", "type=tar"]
+)
+def test_wrong_outputs_are_refused(pybuild: Pybuild, context: Path, output: str) -> None:
+    result = pybuild.build(context, "-o", output, check=False)
+    assert result.status == 2
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_tar_that_fails_leaves_no_part(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    result = pybuild.build(context, "-o", f"type=tar,dest={tmp_path}/missing/root.tar", check=False)
+    assert result.status == 1
+    assert not list(tmp_path.glob("**/.root.tar*"))
+
+
+def test_the_timeline_is_a_picture(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ET
+
+    pybuild.build(context, "--timeline", tmp_path / "t.svg", "--no-cache")
+    svg = ET.fromstring((tmp_path / "t.svg").read_text())
+    assert svg.tag.endswith("svg")
+    texts = [t.text or "" for t in svg.iter() if t.tag.endswith("text")]
+    assert any("COPY" in t for t in texts)
+    pybuild.build(context, "--timeline", tmp_path / "t.html", "--no-cache")
+    assert "<svg" in (tmp_path / "t.html").read_text()
+
+
+def test_the_summary_tells_steps_and_phases(pybuild: Pybuild, context: Path) -> None:
+    result = pybuild.build(context, "--summary=true", "-q")
+    assert "2 run" in result.stderr
+    assert "from the cache" in result.stderr
