@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,9 @@ from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.store import Store
+
+
+_MEASURE_ANEW_NS = 3600 * 10**9
 
 
 class UsageItem(NamedTuple):
@@ -185,18 +189,39 @@ def make_room(store: Store, *, min_free_bytes: int = 0, max_bytes: int | None = 
     """Automatic gc: prune least recently used cache records until the disk has that much free and the store
     takes no more than `max_bytes`; None if both hold already.
 
-    The first is one system call, the second a walk of the store. Names are never removed, so that it
-    may not succeed; what is left to do then is the user's.
+    Mostly it costs one system call; the store is walked once an hour, and when the disk has lost as much
+    as would bring it to its quota. Names are never removed, so that it may not succeed; what is left to do
+    then is the user's.
     """
-    status = os.statvfs(store.root)
-    lacking = min_free_bytes - status.f_bavail * status.f_frsize
-    if lacking <= 0 and max_bytes is None:
+    free = _free_bytes(store)
+    lacking = max(min_free_bytes - free, 0)
+    if not lacking and (max_bytes is None or _known_below(store, max_bytes, free)):
         return None
     total = usage(store).total_bytes
-    keep = total - max(lacking, 0) if max_bytes is None else min(max_bytes, total - max(lacking, 0))
-    if total <= keep:
-        return None
-    return store.prune(all=True, keep_bytes=max(keep, 0))
+    keep = total - lacking if max_bytes is None else min(max_bytes, total - lacking)
+    report = None
+    if total > keep:
+        report = store.prune(all=True, keep_bytes=max(keep, 0))
+        total -= report.bytes
+    with store.database.write() as c:
+        value = f"{total} {_free_bytes(store)} {time.time_ns()}"
+        c.execute("INSERT OR REPLACE INTO meta VALUES('gc_measured',?)", (value,))
+    return report
+
+
+def _free_bytes(store: Store) -> int:
+    status = os.statvfs(store.root)
+    return status.f_bavail * status.f_frsize
+
+
+def _known_below(store: Store, max_bytes: int, free: int) -> bool:
+    """Whether what the store took when it was last walked, and all that the disk lost since, is within the quota."""
+    row = store.database.row("SELECT value FROM meta WHERE key='gc_measured'")
+    if row is None:
+        return False
+    total, free_then, measured_ns = map(int, str(row[0]).split())
+    fresh = 0 <= time.time_ns() - measured_ns < _MEASURE_ANEW_NS
+    return fresh and total + max(free_then - free, 0) <= max_bytes
 
 
 def _cutoff(report: UsageReport, keep_bytes: int) -> int | None:

@@ -68,8 +68,12 @@ def run(verb: str, options: Namespace) -> int:
             "an ordinary user's mount would be gone with this command",
             hint="work in `pybuild unshare`, where it lasts, or use `pybuild unpack`",
         )
-    if verb in {"export", "image"}:
+    if verb in {"export", "image"} or os.environ.get("PYBUILD_GC_KEEP") or os.environ.get("PYBUILD_GC_MIN_FREE"):
         api.prepare_namespaces()
+    if verb in {"load", "import"}:
+        from builder.cli.maintenance import make_room
+
+        make_room(root)
     with api.open_store(root) as store:
         match verb:
             case "save":

@@ -222,6 +222,10 @@ def _build(options: Namespace, request: BuildRequest) -> int:
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
     root = store_root(options)  # before this process becomes root of a user namespace
     api.prepare_namespaces()
+    if os.environ.get("PYBUILD_GC_KEEP") or os.environ.get("PYBUILD_GC_MIN_FREE"):
+        from builder.cli.maintenance import make_room
+
+        make_room(root)
     registry = None
     if any((options.tls_verify is not None, options.creds, options.cert_dir, options.authfile)):
         from builder.cli.options import registry_options

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli.images import human_size, print_table
@@ -51,6 +52,26 @@ def run(verb: str, options: Namespace) -> int:
         return _fsck(options)
     with api.open_store(root) as store:
         return _prune(store, options) if verb == "prune" else _du(store, options)
+
+
+def make_room(root: Path) -> None:
+    """Automatic gc before something is written: PYBUILD_GC_KEEP is what the store may take, PYBUILD_GC_MIN_FREE
+    what the disk shall have free. Nothing is done, nor loaded, where neither is set. Raises: UsageError.
+    """
+    limits = {name: os.environ.get(name) for name in ("PYBUILD_GC_KEEP", "PYBUILD_GC_MIN_FREE")}
+    if not any(limits.values()):
+        return
+    sizes: dict[str, int | None] = {}
+    for name, text in limits.items():
+        try:
+            sizes[name] = size(text) if text else None
+        except ArgumentTypeError as e:
+            raise UsageError(f"{name}: {e}") from e
+    from builder import api
+
+    quota = sizes["PYBUILD_GC_KEEP"]
+    with api.open_store(root) as store:
+        store.make_room(min_free_bytes=sizes["PYBUILD_GC_MIN_FREE"] or 0, max_bytes=quota)
 
 
 def _prune(store: Store, options: Namespace) -> int:

@@ -286,3 +286,21 @@ def test_fsck_finds_and_repairs_a_flipped_bit(pybuild: Pybuild, busybox_layout: 
     assert names_in(pybuild) == {"base:1"}
     pybuild.build(tmp_path / "context", "-t", "app:1")
     assert pybuild.run("fsck", "--json").json()["clean"]
+
+
+def test_a_quota_is_kept_before_something_is_written(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    stock(pybuild, busybox_layout, tmp_path)
+    pybuild.run("rmi", "--prune")
+    write_context(tmp_path / "big", "FROM base:1\nCOPY data /data\n", {"data": os.urandom(20 << 20)})
+    pybuild.build(tmp_path / "big", "-t", "big:1")
+    pybuild.run("rmi", "big:1")
+    full = allocated(pybuild.root)
+    assert full > 40 << 20  # the cache keeps the files and the layer
+    quota = {"PYBUILD_GC_KEEP": "30m"}
+    pybuild.build(tmp_path / "context", "-t", "app:1", env={"PYBUILD_GC_KEEP": "1g"})
+    assert allocated(pybuild.root) > 40 << 20
+    pybuild.build(tmp_path / "context", "-t", "app:1", env=quota)
+    assert allocated(pybuild.root) < 30 << 20
+    refused = pybuild.build(tmp_path / "context", env={"PYBUILD_GC_KEEP": "much"}, check=False)
+    assert refused.status == 2
+    assert "PYBUILD_GC_KEEP" in refused.stderr
