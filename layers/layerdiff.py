@@ -4,7 +4,8 @@ The stream is ordered: by the bytes of names, depth first, a directory before wh
 walks give the same stream for the same change, since both are one walk with two ways of learning
 what is gone. What counts as unchanged follows BuildKit: a directory whose mode, owner and
 attributes are the lower's is only mentioned if something within it changed, whatever its time; a
-copied-up file that equals the lower one is not mentioned.
+copied-up file that equals the lower one is not mentioned, not even where the copying alone parted it
+from other names of the same file.
 
 Nothing is read here but metadata, and the content of files whose metadata alone cannot tell.
 `layers.changeset.write_layer` makes the tar. Kernel: Documentation/filesystems/overlayfs.rst.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from layers.apply import apply_layer
 from layers.changeset import diff_overlay, diff_trees
-from tests.integration.layers.edits import Edit, apply_edits, edit_lists
+from tests.integration.layers.edits import PATHS, VERBS, Edit, apply_edits
 from tests.integration.layers.stacks import Made, make_layer, overlay, write_image
 from tests.support.machine import need_root, need_tool, which
 from tests.support.oracles import umoci_unpack
@@ -23,6 +23,8 @@ from tests.support.trees import Entry, differences, record
 
 pytestmark = pytest.mark.root
 
+PLACES = st.sampled_from(PATHS)
+EDITS = st.lists(st.builds(Edit, st.sampled_from(VERBS), PLACES, PLACES, st.integers(0, 6)), min_size=3, max_size=25)
 UMOCI = which("umoci") is not None
 
 
@@ -63,7 +65,7 @@ def scratch(tmp_path: Path) -> Path:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(steps=st.lists(edit_lists, min_size=2, max_size=4))
+@given(steps=st.lists(EDITS, min_size=2, max_size=4))
 def test_what_the_overlay_shows_comes_back(scratch: Path, steps: list[list[Edit]]) -> None:
     top = Path(tempfile.mkdtemp(dir=scratch))
     try:
