@@ -35,6 +35,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "build": Verb("build", "build an image from a Containerfile (also without the verb)"),
     "plan": Verb("plan", "tell what a build would do, and why, before anything runs"),
+    "cache": Verb("cache", "list, sum up, draw, empty or audit the step cache"),
     "push": Verb("transfer", "copy an image from the local store to a registry or elsewhere"),
     "pull": Verb("transfer", "copy an image from a registry or elsewhere to the local store"),
     "copy": Verb("transfer", "copy an image from anywhere to anywhere"),
@@ -58,6 +59,9 @@ VERBS: dict[str, Verb] = {
     "blob": Verb("remote", "get, put, look up or delete a blob of a registry"),
     "ratelimit": Verb("remote", "tell how many pulls a registry still allows"),
     "validate": Verb("remote", "check an image: every digest, size and DiffID"),
+    "sync": Verb("sync", "mirror repositories as a YAML file says"),
+    "artifact": Verb("artifact", "push, pull, attach and list artifacts"),
+    "registry": Verb("explain", "explain where a name leads, and what answers there"),
     "mutate": Verb("edit", "change an image's config or annotations where it is"),
     "append": Verb("edit", "put layers on an image where it is"),
     "rebase": Verb("edit", "give an image another base where it is, or check its base"),

@@ -12,6 +12,7 @@ from builder.errors import UsageError
 
 if TYPE_CHECKING:
     from registry.hosts import RegistryOptions
+    from registry.retry import RetryPolicy
 
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -83,6 +84,34 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
         registries_conf=options.registries_conf,
         signature_policy=options.signature_policy,
     )
+
+
+def add_retry_options(parser: ArgumentParser) -> None:
+    """`--retry` and `--retry-delay`, as buildah, podman and skopeo have them."""
+    parser.add_argument(
+        "--retry", "--retry-times", dest="retry", type=int, metavar="N",
+        help="so many more tries of what may yet succeed (default: 4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retry-delay",
+        type=duration,
+        metavar="DURATION",
+        help="the first wait between tries; it doubles (default: 250ms)",
+    )
+
+
+def retry_policy(options: Namespace) -> RetryPolicy:
+    """The retry flags as a value. Raises: UsageError."""
+    from registry.retry import RetryPolicy
+
+    policy = RetryPolicy()
+    if options.retry is not None:
+        if options.retry < 0:
+            raise UsageError(f"--retry {options.retry}: expected a number of tries")
+        policy = policy._replace(attempts=options.retry + 1)
+    if options.retry_delay is not None:
+        policy = policy._replace(base_s=options.retry_delay, cap_s=max(policy.cap_s, options.retry_delay))
+    return policy
 
 
 def boolean(text: str) -> bool:

@@ -101,7 +101,7 @@ def run(verb: str, options: Namespace) -> int:
                 return _validate(options, places)
 
 
-def _reference(text: str) -> Reference:
+def reference_of(text: str) -> Reference:
     from registry.reference import Reference
     from registry.transport import split_transport
 
@@ -112,7 +112,7 @@ def _reference(text: str) -> Reference:
 
 
 def _repository(text: str) -> Reference:
-    ref = _reference(text)
+    ref = reference_of(text)
     if ref.tag is not None or ref.digest is not None:
         raise UsageError(f"{text!r} names an image; a repository is wanted here", hint=f"write {ref.repository}")
     return ref
@@ -123,7 +123,7 @@ def _tags(options: Namespace, client: RegistryClient) -> int:
 
     if options.action == "rm":
         for text in options.names:
-            ref = _reference(text)
+            ref = reference_of(text)
             if ref.digest is not None:
                 raise UsageError(f"{text!r} is not a tag", hint="delete manifests with `pybuild delete`")
             delete_tag(client, ref)
@@ -184,7 +184,7 @@ def _blob(options: Namespace, client: RegistryClient) -> int:
 
     if options.action == "put":
         return _blob_put(options, client)
-    ref = _reference(options.names[0])
+    ref = reference_of(options.names[0])
     digest = Digest(options.names[1]) if len(options.names) == 2 else ref.digest
     if digest is None:
         raise UsageError("which blob?", hint="write REPOSITORY DIGEST, or REPOSITORY@DIGEST")
@@ -260,7 +260,7 @@ def _delete(options: Namespace, client: RegistryClient) -> int:
     from registry.tags import delete_tag
 
     for text in options.names:
-        ref = _reference(text)
+        ref = reference_of(text)
         if options.tag_only:
             if ref.digest is not None:
                 raise UsageError(f"{text!r} is not a tag")
@@ -311,7 +311,7 @@ def _of_platform(source: ImageSource, platform: str) -> str:
 
 
 def _ratelimit(options: Namespace, client: RegistryClient) -> int:
-    ref = _reference(options.name)
+    ref = reference_of(options.name)
     limit = client.ratelimit(ref)
     if options.json:
         document = (
