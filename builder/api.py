@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from builder.frontend.lint import CheckOptions, Finding
     from builder.sandbox.launcher import Launcher
     from builder.session import Session
+    from builder.solve.audit import AuditResult
     from builder.solve.explain import BuildPlan
     from builder.solve.sources import ImageSources
     from layers.oci import ImageConfig
@@ -154,6 +155,33 @@ def plan_build(
 
             import_caches(parts, request, sink)
         return parts.solver.forecast()
+
+
+def audit_cache(
+    request: BuildRequest,
+    *,
+    root: Path,
+    registry: RegistryOptions | None = None,
+    events: EventSink | None = None,
+    sample: int = 0,
+    seed: int = 0,
+) -> list[AuditResult]:
+    """Run steps that the cache has once more, `sample` of them (0: all), and compare the results.
+
+    Runs in the calling process: see `prepare_namespaces`. Raises: as `build`.
+    """
+    from builder.building import prepared
+
+    sink = events or NullSink()
+    prepare_namespaces()
+    with (
+        open_store(root) as store,
+        _lazy_transports(lambda: store, registry) as transports,
+        prepared(
+            request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)
+        ) as parts,
+    ):
+        return parts.solver.audit(sample, seed)
 
 
 def check(request: BuildRequest, *, root: Path, options: CheckOptions | None = None) -> list[Finding]:

@@ -41,6 +41,12 @@ class LayerBook:
         self._level = request.compression_level
         self._reproducible = request.source_date_epoch is not None
         self._clamp_s = request.source_date_epoch
+        # A snapshot's layer differs with these; a cached RUN may have one from a build that had others.
+        self._variant = self._compression
+        if self._level is not None:
+            self._variant += f";level={self._level}"
+        if self._clamp_s is not None:
+            self._variant += f";epoch={self._clamp_s}"
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self._pool: Workers | None = None
@@ -84,7 +90,7 @@ class LayerBook:
         return self._known(snapshot) or self._make(snapshot)
 
     def _known(self, snapshot: str) -> LayerRecord | None:
-        record = self._store.layers.lookup(snapshot, self._compression)
+        record = self._store.layers.lookup(snapshot, self._variant)
         if record is not None and self._store.stat(record.descriptor.digest) is not None:
             return record
         return None
@@ -97,7 +103,7 @@ class LayerBook:
         from layers.records import LayerRecord
 
         began = time.perf_counter()
-        changes, root = self._changes(snapshot)
+        changes, root = snapshot_changes(self._store, snapshot)
         timed = _Timed(changes)
         with self._store.ingest() as ingest:
             result = write_layer(
@@ -113,23 +119,12 @@ class LayerBook:
             ingest.commit()
         descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
         record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
-        self._store.layers.record(snapshot, record)
+        self._store.layers.record(snapshot, record, compression=self._variant)
         phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
         self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
         if self.made is not None:
             self.made(descriptor)
         return record
-
-    def _changes(self, snapshot: str) -> tuple[Iterator[Change], Path]:
-        """What a snapshot changes in its parent, and the directory that holds its files."""
-        from layers.layerdiff import diff_overlay, diff_trees
-
-        snapshots = self._store.snapshots
-        *below, top = snapshots.chain(snapshot)
-        if top.driver == "native":
-            return diff_trees(below[-1].path if below else None, top.path), top.path
-        lower = snapshots.view(below[-1].id).lower if below else ()
-        return diff_overlay(top.path, lower, snapshots.dialect), top.path
 
     def report(self, snapshot: str | None) -> LayerReport:
         """What this build's making of a layer took; nothing if it was known."""
@@ -159,3 +154,15 @@ class _Timed:
             return next(self._changes)
         finally:
             self.spent_s += time.perf_counter() - began
+
+
+def snapshot_changes(store: Store, snapshot: str) -> tuple[Iterator[Change], Path]:
+    """What a snapshot changes in its parent, and the directory that holds its files."""
+    from layers.layerdiff import diff_overlay, diff_trees
+
+    snapshots = store.snapshots
+    *below, top = snapshots.chain(snapshot)
+    if top.driver == "native":
+        return diff_trees(below[-1].path if below else None, top.path), top.path
+    lower = snapshots.view(below[-1].id).lower if below else ()
+    return diff_overlay(top.path, lower, snapshots.dialect), top.path

@@ -31,6 +31,7 @@ from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.sandbox.launcher import Usage
+    from builder.solve.audit import AuditResult
     from builder.solve.contenthash import ContentEntry
     from builder.solve.explain import BuildPlan, Status, StepPlan
     from builder.solve.remotecache import RemoteCache
@@ -537,6 +538,32 @@ class Solver:
                 )
             )  # fmt: skip
         return tuple(found)
+
+    def audit(self, count: int, seed: int) -> list[AuditResult]:
+        """Run found steps again, `count` of them (0: all), and compare what they change with what is kept.
+
+        What is run is thrown away. Raises: what a step raises; StoreError.
+        """
+        from builder.solve.audit import AuditResult, compare, sample
+
+        self._prepare()
+        found = [n for n, r in sorted(self._known.items()) if r.snapshot is not None]
+        self._before_threads()
+        results: list[AuditResult] = []
+        for number in sample(found, count, seed):
+            step = self._graph.steps[number]
+            snapshots = self._ctx.store.snapshots
+            kept = snapshots.get(str(self._known[number].snapshot))
+            if kept is None:
+                continue
+            for i in (step.parent, *step.inputs):
+                self._snapshot(i)
+            again = self._build(self._ctx, step, kept.parent, vertex_id(step))
+            try:
+                results.append(AuditResult(step.name, compare(self._ctx.store, kept.id, again)))
+            finally:
+                snapshots.remove(again)
+        return results
 
     def snapshot(self, index: int) -> str | None:
         """The snapshot of a step that is solved; an image is fetched and unpacked if it must be."""
