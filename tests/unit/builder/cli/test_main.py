@@ -1,0 +1,109 @@
+"""The entry point: every command is there, wrong usage is one message, errors become exit statuses."""
+
+from __future__ import annotations
+
+import errno
+from importlib import import_module
+
+import pytest
+
+from builder.cli import main as entry
+from builder.cli.main import VERBS, main, report
+from builder.errors import ParseError, StepError, UsageError
+from builder.frontend.source import SourceFile, SourceRange
+from layers.errors import Cancelled, DigestMismatch, PybuildError
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_its_module_and_its_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = import_module(f"builder.cli.{VERBS[verb].module}")
+    assert callable(module.configure)
+    assert callable(module.run)
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: pybuild {verb}")
+    assert "--root DIR" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_flag_is_one_message(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--no-such-flag-at-all"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert len(captured.err.splitlines()) <= 3
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == main(["help"]) == 0
+    out = capsys.readouterr().out
+    for verb, entry_ in VERBS.items():
+        assert f"  {verb} " in out
+        assert entry_.help in out
+
+
+@pytest.mark.parametrize(("word", "meant"), [("biuld", "build"), ("pul", "pull"), ("frobnicate", None)])
+def test_an_unknown_command_names_the_nearest(word: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 2
+    err = capsys.readouterr().err
+    assert f"'{word}'" in err
+    if meant:
+        assert f"did you mean {meant}" in err.replace("'", "").replace("`", "")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{entry.version_line()}\n"
+
+
+def text() -> SourceFile:
+    return SourceFile("Containerfile", "FROM a\nRUN false\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (PybuildError("what failed", hint="what to do"), 1, ["error: what failed", "hint: what to do"]),
+        (UsageError("wrong"), 2, ["error: wrong"]),
+        (Cancelled(), 130, ["cancelled"]),
+        (DigestMismatch("bytes"), 8, ["error: bytes"]),
+        (OSError(errno.ENOSPC, "No space left on device", "/store"), 1, ["/store", "No space left"]),
+        (RecursionError(), 1, ["nested too deeply"]),
+        (RuntimeError("oops"), 1, ["internal error", "RuntimeError", "--debug"]),
+    ],
+)
+def test_errors_become_words_and_statuses(
+    error: Exception, status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for word in words:
+        assert word in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_errors_of_a_containerfile_show_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    source = text()
+    where = SourceRange(2, 2, 1, 10)
+    assert report(ParseError("bad", source=source, range=where)) == 1
+    failed = StepError("it ended", step="RUN", exit_status=42, source=source, range=where)
+    assert report(failed) == 42
+    err = capsys.readouterr().err
+    assert err.count("Containerfile:2") == 2
+    assert err.count("RUN false") == 2
+    assert "^" in err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+def test_what_ends_a_command_from_outside(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(entry, "_dispatch", fail)
+    assert main(["images"]) == {KeyboardInterrupt: 130, BrokenPipeError: 141}[error]
+    assert "Traceback" not in capfd.readouterr().err
