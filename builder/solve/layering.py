@@ -42,7 +42,7 @@ class LayerBook:
         self._reproducible = request.source_date_epoch is not None
         self._clamp_s = request.source_date_epoch
         # A snapshot's layer differs with these; a cached RUN may have one from a build that had others.
-        self._variant = self._compression
+        self._variant: str = self._compression
         if self._level is not None:
             self._variant += f";level={self._level}"
         if self._clamp_s is not None:
