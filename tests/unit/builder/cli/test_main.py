@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,12 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
     for verb, entry_ in VERBS.items():
         assert f"  {verb} " in out
         assert entry_.help in out
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (Path(__file__).resolve().parents[4] / "README.md").read_text()
+    missing = [verb for verb in VERBS if f"`{verb}`" not in text]
+    assert not missing
 
 
 @pytest.mark.parametrize(("word", "meant"), [("biuld", "build"), ("pul", "pull"), ("frobnicate", None)])
