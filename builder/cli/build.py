@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.cli.options import add_registry_options, boolean, duration, fields, key_value, size, store_root
+from builder.cli.options import (
+    add_registry_options,
+    boolean,
+    duration,
+    fields,
+    has_registry_options,
+    key_value,
+    size,
+    store_root,
+)
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
@@ -19,6 +29,12 @@ if TYPE_CHECKING:
     from builder.solve.explain import BuildPlan
 
 _MAX_CONTAINERFILE_BYTES = 64 << 20
+_IO_FLAGS = {
+    "device-read-bps": "rbps",
+    "device-write-bps": "wbps",
+    "device-read-iops": "riops",
+    "device-write-iops": "wiops",
+}
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -98,8 +114,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add(
         "--network",
         default="default",
-        choices=["default", "host", "none"],
-        help="the network of RUN (default: the host's)",
+        choices=["default", "host", "none", "private"],
+        help="the network of RUN: the host's (default), none, or one of its own behind NAT",
     )
     add("--isolation", default="auto", choices=["auto", "pivot", "chroot"], help="how RUN is isolated")
     add("--dns", action="append", default=[], metavar="IP", help="a name server for RUN")
@@ -111,6 +127,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="HOST:CTR[:ro]",
         help="bind a host directory for every RUN",
     )
+    add("--device", action="append", default=[], metavar="PATH", help="a device of the host for every RUN")
     add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more for RUN")
     add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less for RUN")
     add(
@@ -132,6 +149,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--cpuset-cpus", metavar="LIST", help="processors for RUN")
     add("--cpuset-mems", metavar="LIST", help="memory nodes for RUN")
     add("--pids-limit", type=int, metavar="N", help="processes that RUN may have")
+    for flag, what in _IO_FLAGS.items():
+        unit = "SIZE" if what.endswith("bps") else "N"
+        add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of RUN from a disk")
+    add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages of RUN, as 2MB:64m")
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
     add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed"], help="of new layers")
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
@@ -227,7 +248,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
 
         make_room(root)
     registry = None
-    if any((options.tls_verify is not None, options.creds, options.cert_dir, options.authfile)):
+    if has_registry_options(options):
         from builder.cli.options import registry_options
 
         registry = registry_options(options)
@@ -335,8 +356,11 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
             cpuset_cpus=options.cpuset_cpus,
             cpuset_mems=options.cpuset_mems,
             pids=options.pids_limit,
+            io=_io_limits(options),
+            hugetlb=tuple(_limited(text, "--hugetlb-limit", size) for text in options.hugetlb_limit) or None,
         ),
         dns=tuple(options.dns),
+        devices=tuple(map(_device, options.device)),
     )
     return BuildRequest(
         containerfile=containerfile,
@@ -571,6 +595,37 @@ def _host(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise UsageError(f"--add-host {text!r}: expected NAME:IP")
     return name, address
+
+
+def _io_limits(options: Namespace) -> tuple[tuple[str, str, int], ...] | None:
+    """The --device-read-bps family as (what, device, limit). Raises: UsageError."""
+    found: list[tuple[str, str, int]] = []
+    for flag, what in _IO_FLAGS.items():
+        unit = size if what.endswith("bps") else int
+        values = getattr(options, flag.replace("-", "_"))
+        found += [(what, *_limited(text, f"--{flag}", unit)) for text in values]
+    return tuple(found) or None
+
+
+def _limited(text: str, flag: str, unit: Callable[[str], int]) -> tuple[str, int]:
+    """`NAME:LIMIT`. Raises: UsageError."""
+    name, separator, value = text.rpartition(":")
+    try:
+        if separator and name:
+            return name, unit(value)
+    except (ValueError, ArgumentTypeError):
+        pass
+    raise UsageError(f"{flag} {text!r}: expected NAME:LIMIT")
+
+
+def _device(text: str) -> str:
+    """A host's device node, as docker's flag has it; it appears under its own name. Raises: UsageError."""
+    path, _, rest = text.partition(":")
+    if rest and rest.partition(":")[0] not in {path, "r", "w", "m", "rw", "rm", "wm", "rwm"}:
+        raise UsageError(f"--device {text!r}: a device appears under its own name", hint=f"--device {path}")
+    if not path.startswith("/dev/") or ".." in path.split("/") or not os.path.exists(path):
+        raise UsageError(f"--device {text!r}: {path} is no device of this machine")
+    return path
 
 
 def _ulimit(text: str) -> tuple[str, int, int]:

@@ -53,6 +53,12 @@ def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
     parser.add_argument("--signature-policy", metavar="FILE", help="read this instead of policy.json")
 
 
+def has_registry_options(options: Namespace) -> bool:
+    """Whether any registry flag was given, so that a command without one need not load what they are about."""
+    flags = ("creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy")
+    return options.tls_verify is not None or any(getattr(options, name) is not None for name in flags)
+
+
 def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
     """The registry flags as a value; the unprefixed ones are the fallback of the prefixed."""
     from registry.hosts import RegistryOptions

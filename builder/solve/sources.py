@@ -77,6 +77,10 @@ class ImageSources:
         local = None if self._policy == "always" else self._local(reference, platform)
         if local is not None and self._policy != "newer":
             return local
+        if local is None:
+            reference, local = self._meaning(name, reference, platform)
+            if local is not None and self._policy != "newer":
+                return local
         if self._policy == "never":
             raise NameNotFound(
                 f"image {reference.familiar()} is not in the store and pulling is off", hint="pull it, or use --pull"
@@ -89,6 +93,29 @@ class ImageSources:
             if local is not None and self._policy == "newer":
                 return local
             raise
+
+    def _meaning(self, name: str, plain: Reference, platform: Platform) -> tuple[Reference, ResolvedImage | None]:
+        """What a short name means by registries.conf, and the image if the store has it under that name.
+
+        Raises: ConfigError; RegistryError if it may mean several and none is there.
+        """
+        from registry.hosts import HostConfig
+        from registry.reference import is_short_name
+
+        if not is_short_name(name):
+            return plain, None
+        # Without pulling there is no need of a client, nor of what its flags say of the network.
+        hosts = HostConfig() if self._policy == "never" else self._context.client.hosts
+        candidates = [ref.with_default_tag() for ref in hosts.resolve_name(name)]
+        for ref in candidates if self._policy != "always" else ():
+            local = self._local(ref, platform)
+            if local is not None:
+                return ref, local
+        if len(candidates) == 1 or self._policy == "never":
+            return candidates[0], None
+        from registry.shortnames import find
+
+        return find(self._context.client, name), None
 
     def resolve_layout(self, location: str, platform: Platform) -> ResolvedImage:
         """The same from an OCI layout, `DIR[:TAG]` or `DIR@DIGEST`."""
