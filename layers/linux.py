@@ -437,7 +437,7 @@ def capget() -> tuple[int, int, int]:
 def seccomp_filter(program: bytes, flags: int = 0) -> None:
     """seccomp(2), SECCOMP_SET_MODE_FILTER: `program` is an array of struct sock_filter. Raises: OSError."""
     # The address of the bytes themselves: a ctypes array type would be made for each length.
-    address = ctypes.cast(program, ctypes.c_void_p).value or 0
+    address = ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p).value or 0
     fprog = struct.pack("@HP", len(program) // 8, address)
     if _syscall(_number("seccomp"), SECCOMP_SET_MODE_FILTER, flags, fprog) != 0:
         raise _fail("seccomp")

@@ -207,6 +207,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         help="let the contents of cache mounts travel with --cache-to and --cache-from",
     )
     add("--cache-ttl", type=duration, metavar="DURATION", help="do not use results older than this")
+    add("--secret-gate", nargs="?", const=True, type=boolean, default=True, metavar="BOOL",
+        help="refuse an image that holds the value of a --secret (default: true)")
     add("--explain", action="store_true", help="tell before running why each step is found or not")
     add(
         "--summary",
@@ -395,6 +397,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_to=cache_to,
         cache_mounts=options.cache_mounts,
         cache_ttl_s=options.cache_ttl,
+        secret_gate=options.secret_gate,
         environ=dict(os.environ),
     )
 

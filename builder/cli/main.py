@@ -77,7 +77,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
     "du": Verb("maintenance", "tell what the local store takes up"),
     "fsck": Verb("maintenance", "check the local store"),
-    "doctor": Verb("maintenance", "tell which kinds of sandbox work here, and what others lack"),
+    "doctor": Verb("doctor", "tell which kinds of sandbox work here, and what others lack"),
 }
 
 

@@ -14,7 +14,7 @@ from layers.oci import Platform
 from layers.values import NamedTuple, dataclass, field
 
 PullPolicy = Literal["always", "missing", "never", "newer"]
-NetworkMode = Literal["default", "none", "host"]
+NetworkMode = Literal["default", "none", "host", "private"]
 
 
 class SecretSource(NamedTuple):
@@ -66,6 +66,10 @@ class ResourceLimits(NamedTuple):
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None
     pids: int | None = None
+    io: tuple[tuple[str, str, int], ...] | None = None
+    """(rbps, wbps, riops or wiops; device; limit) each."""
+    hugetlb: tuple[tuple[str, int], ...] | None = None
+    """(page size such as 2MB, bytes) each."""
 
 
 _NO_LIMITS = ResourceLimits()
@@ -87,6 +91,7 @@ class RunOptions:
     timeout_s: float | None = None
     limits: ResourceLimits = _NO_LIMITS
     dns: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 _DEFAULT_RUN = RunOptions()
@@ -141,4 +146,5 @@ class BuildRequest:
     cache_mounts_max_bytes: int = 2 << 30
     cache_mounts_max_age_s: float = 30 * 86400.0
     cache_ttl_s: float | None = None
+    secret_gate: bool = True
     environ: Mapping[str, str] = field(default_factory=dict)

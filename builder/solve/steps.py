@@ -296,7 +296,8 @@ def _sandbox_spec(
         files={"/etc/resolv.conf": _resolv_conf(options.dns), "/etc/hosts": _hosts(op.hostname)},
         add_hosts=options.add_hosts,
         hostname=op.hostname,
-        network="none" if op.network == "none" else "host",
+        network=op.network if op.network in {"none", "private"} else "host",  # type: ignore[arg-type]
+        devices=options.devices,
         capabilities=frozenset(capabilities),
         no_new_privs=no_new_privs,
         seccomp=seccomp,

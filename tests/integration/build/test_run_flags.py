@@ -1,0 +1,68 @@
+"""Flags of build that change what a RUN may use: its network, devices and limits; and doctor, which tells."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from builder.sandbox import cgroup
+from tests.support.cli import Pybuild, write_context
+from tests.support.machine import need_tool
+
+
+def log_of(pybuild: Pybuild, base: str, tmp_path: Path, command: str, *flags: str) -> str:
+    context = write_context(tmp_path / "c", f"FROM {base}\nRUN {command}\n")
+    return pybuild.build(context, "--no-cache", "--progress=plain", *flags).stderr
+
+
+def test_a_network_of_its_own(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    need_tool("nft")
+    command = "readlink /proc/self/ns/net; echo links: $(ls /sys/class/net)"
+    log = log_of(pybuild, busybox_base, tmp_path, command, "--network=private")
+    assert "links: eth0 lo" in log
+    assert os.readlink("/proc/self/ns/net") not in log
+
+
+def test_a_device_of_the_host(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("no /dev/fuse here")
+    command = "test -c /dev/fuse; echo status $?"
+    assert "status 1\n" in log_of(pybuild, busybox_base, tmp_path, command)
+    assert "status 0\n" in log_of(pybuild, busybox_base, tmp_path, command, "--device=/dev/fuse")
+
+
+def test_huge_pages_are_limited_or_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    """Where no cgroup controller can, that is an error: no limit is dropped in silence."""
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")
+    result = pybuild.build(context, "--no-cache", "--hugetlb-limit=2MB:4m", check=False)
+    known = any("hugetlb" in hierarchy.controllers for hierarchy in cgroup.detect())
+    assert (result.status == 0) == known, result.stderr
+    assert known or "hugetlb" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--device-read-bps=/dev/null", "expected NAME:LIMIT"),
+        ("--device-write-iops=/dev/null:many", "expected NAME:LIMIT"),
+        ("--device=/etc/passwd", "no device"),
+        ("--device=/dev/../etc/passwd", "no device"),
+        ("--device=/dev/null:/dev/other", "its own name"),
+    ],
+)
+def test_nonsense_is_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path, flag: str, words: str) -> None:
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")
+    result = pybuild.build(context, flag, check=False)
+    assert (result.status, words in result.stderr) == (2, True), result.stderr
+
+
+def test_doctor_names_every_tier(pybuild_each: Pybuild) -> None:
+    found = pybuild_each.run("doctor", "--json").json()
+    assert [tier["tier"] for tier in found["tiers"]] == ["root", "subordinate", "single", "chroot", "oci"]
+    assert found["chosen"] == ("subordinate" if pybuild_each.account else "root")
+    text = pybuild_each.run("doctor").text
+    assert all(tier["title"] in text for tier in found["tiers"])
+    missing = [tier["missing"] for tier in found["tiers"] if not tier["works"]]
+    assert missing and all(words and words in text for words in missing)
