@@ -71,6 +71,7 @@ class Running:
         self._pidfd = -1
         self._status: ExitStatus | None = None
         self.trace: tuple[tuple[str, float], ...] = ()
+        self._terminal = -1
         self._started = time.monotonic()
         self._await_start()
 
@@ -82,6 +83,27 @@ class Running:
                 if line.startswith("Pid:"):
                     return max(0, int(line.split()[1]))
         return 0
+
+    def fileno(self) -> int:
+        """What becomes readable when there is something to `poll` for."""
+        return self._control.fileno()
+
+    def take_terminal(self, timeout_s: float = 10.0) -> int:
+        """The master of the terminal that the spec asks for; it is the caller's from now on.
+
+        Raises: SandboxError where the setup failed.
+        """
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while self._terminal < 0 and self._status is None:
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                break
+            self._take(*self._receive())
+        if self._terminal < 0:
+            raise SandboxError("the sandbox gave no terminal", operation="terminal")
+        fd, self._terminal = self._terminal, -1
+        return fd
 
     def kill(self) -> None:
         """Kill everything in the sandbox at once. Thread-safe, idempotent."""
@@ -104,12 +126,12 @@ class Running:
         with contextlib.suppress(BrokenPipeError):
             self._control.send(word)
         while self._status is None:
-            message = self._receive()[0]
+            message, fds = self._receive()
             if "done" in message:
                 return
             if "refused" in message:
                 raise _error(message["refused"])
-            self._take(message)
+            self._take(message, fds)
 
     def signal(self, number: int) -> None:
         """Send a signal to the sandbox's first process. Thread-safe; without effect after the end."""
@@ -128,7 +150,7 @@ class Running:
             # poll(2), not select(2): a large build has more than 1024 descriptors
             if not poller.poll(None if left is None else left * 1000):
                 return None
-            self._take(self._receive()[0])
+            self._take(*self._receive())
         return self._status
 
     def wait(self, timeout_s: float | None = None) -> ExitStatus:
@@ -154,6 +176,9 @@ class Running:
             if self._pidfd >= 0:
                 os.close(self._pidfd)
                 self._pidfd = -1
+            if self._terminal >= 0:
+                os.close(self._terminal)
+                self._terminal = -1
 
     def __enter__(self) -> Running:
         return self
@@ -170,7 +195,7 @@ class Running:
             if message.get("started") and fds:
                 self._pidfd = fds[0]
             else:
-                self._take(message)
+                self._take(message, fds)
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
@@ -182,8 +207,10 @@ class Running:
         message: dict[str, Any] = json.loads(data)
         return message, fds
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         """Raises: SandboxError if the message is one."""
+        if "terminal" in message and fds:
+            self._terminal = fds[0]
         if "error" in message:
             raise _error(message)
         if "trace" in message:
@@ -253,10 +280,13 @@ class Launcher:
                 "args": list(spec.args),
                 "env": spec.environment(),
                 "init": spec.init,
+                "terminal": spec.terminal,
             }
             ahead = len(self._prelude)
             letter = b"D"
-            if flags == _SPARE_FLAGS and not programs and steps[:ahead] == self._prelude:
+            # The spare is in no group of its own: limits need a child that is made for them.
+            limited = spec.resources.any
+            if flags == _SPARE_FLAGS and not programs and not limited and steps[:ahead] == self._prelude:
                 letter, steps = b"S", steps[ahead:]
             else:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}

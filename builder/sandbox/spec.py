@@ -160,6 +160,8 @@ class SandboxSpec:
     """RUN --security=insecure: all capabilities, no seccomp, nothing masked, every device."""
     init: bool = False
     """Run a small reaping PID 1 and the command beneath it."""
+    terminal: tuple[int, int] | None = None
+    """(rows, columns) of a terminal to give to the command in place of the three descriptors."""
     shm_size_bytes: int = 64 << 20
     timeout_s: float | None = None
     scratch: Path | None = None

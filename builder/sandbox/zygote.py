@@ -423,6 +423,9 @@ def _run(
         _reset_signals()
         for fd, source in enumerate(stdio):
             os.dup2(source, fd)
+        if request.get("terminal"):
+            # Now: the image has no such module.
+            from builder.sandbox import terminal
         if request.get("trace"):
             _tell(control, json.dumps({"trace": setup.trace(sandbox, request["operations"])}).encode())
         else:
@@ -430,6 +433,11 @@ def _run(
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
         if request.get("init"):
             _init()
+        if request.get("terminal"):
+            try:
+                terminal.give(control, *request["terminal"])
+            except OSError as e:
+                raise setup.SetupError("terminal", e.errno, None, e.strerror or str(e)) from e
         status = setup.become(request["args"], request["env"])
     except setup.SetupError as e:
         _tell(control, error_message(e.operation, e.errno, e.path, e.words))

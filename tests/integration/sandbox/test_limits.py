@@ -53,6 +53,15 @@ def test_a_fork_bomb_is_contained(root_box: RootBox) -> None:
     assert "fork" in outcome.err
 
 
+def test_limits_hold_for_the_second_sandbox_too(root_box: RootBox) -> None:
+    """The zygote's spare child, in no group of its own, must not take it."""
+    need("pids")
+    script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo all"
+    for _ in range(3):
+        outcome = root_box.sh(script, resources=Resources(pids=6), timeout_s=30)
+        assert "all" not in outcome.out
+
+
 def test_a_quota_slows_down(root_box: RootBox) -> None:
     need("cpu")
     spin = "i=0; while test $i -lt 30000; do i=$((i+1)); done"
