@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
     from builder.api import build, check, copy, inspect, plan_build, prepare_namespaces, pull, push, unpack
     from builder.building import BuildResult, OutputResult
-    from builder.errors import BuildError, ContextError, ParseError, PlanError, SandboxError, StepError, UsageError
+    from builder.errors import (
+        BuildError,
+        ContextError,
+        ParseError,
+        PlanError,
+        SandboxError,
+        SecretLeakError,
+        StepError,
+        UsageError,
+    )
     from builder.frontend.source import SourceFile
     from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
     from builder.solve.explain import BuildPlan, Reason, StepPlan
@@ -27,7 +36,8 @@ _HOMES = {
     "builder.api": ("build", "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack"),
     "builder.building": ("BuildResult", "OutputResult"),
     "builder.errors": (
-        *("BuildError", "ContextError", "ParseError", "PlanError", "SandboxError", "StepError", "UsageError"),
+        *("BuildError", "ContextError", "ParseError", "PlanError"),
+        *("SandboxError", "SecretLeakError", "StepError", "UsageError"),
     ),
     "builder.frontend.source": ("SourceFile",),
     "builder.plan.request": ("BuildRequest", "CacheRef", "Output", "ResourceLimits", "RunOptions", "SecretSource"),
@@ -44,9 +54,9 @@ __all__ = [
     "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "ContentError", "ContextError",
     "Descriptor", "Digest", "EventSink", "ImageError", "LayerError", "Output", "OutputResult", "ParseError",
     "PlanError", "Platform", "PybuildError", "Reason", "RegistryError", "RegistryOptions", "ResourceLimits",
-    "RunOptions", "SandboxError", "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport", "StoreError",
-    "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect",
-    "plan_build", "prepare_namespaces", "pull", "push", "unpack",
+    "RunOptions", "SandboxError", "SecretLeakError", "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport",
+    "StoreError", "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy",
+    "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack",
 ]  # fmt: skip
 
 

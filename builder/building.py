@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from builder.solve.explain import BuildPlan
     from builder.solve.layering import LayerBook
     from builder.solve.report import StepReport
+    from builder.solve.secretgate import LogGate
     from builder.solve.solver import Solver
     from builder.solve.sources import ImageSources
     from layers.store import Store
@@ -71,6 +72,7 @@ class Parts(NamedTuple):
     solver: Solver
     transports: Callable[[], TransportContext]
     epoch_s: int | None = None
+    gate: LogGate | None = None
 
 
 Check = Callable[["Containerfile", "Session", "ImageSources"], None]
@@ -114,12 +116,17 @@ def prepared(
         stack.callback(layers.close)
         check(containerfile, session, sources)
         graph = plan(request, containerfile, sources)
+        gate: LogGate | None = None
+        if request.secrets and request.secret_gate:
+            from builder.solve.secretgate import LogGate, needles
+
+            gate = LogGate(events, needles({id: session.secret(id) or b"" for id in request.secrets}))
         context = StepContext(
             store=store,
             session=session,
             request=request,
             launcher=zygote.get,
-            events=events,
+            events=gate or events,
             cancelled=cancelled,
             source=request.containerfile,
             remotes=remotes,
@@ -134,7 +141,7 @@ def prepared(
             before_threads=_needs_zygote(graph, zygote),
             arguments=_argument_names(containerfile),
         )
-        yield Parts(store, session, sources, layers, graph, solver, transports, request.source_date_epoch)
+        yield Parts(store, session, sources, layers, graph, solver, transports, request.source_date_epoch, gate)
 
 
 def _argument_names(containerfile: Containerfile) -> Callable[[], frozenset[str]]:
@@ -168,13 +175,27 @@ def finish(
         import_caches(parts, request, events)
     if on_plan is not None:
         on_plan(solver.forecast())
-    results = solver.solve()
+    early = None
+    if any(output.type == "registry" and output.compression is None for output in request.outputs):
+        from builder.output import EarlyPush
+
+        early = EarlyPush(parts, request.outputs, tuple(map(str, names)))
+    try:
+        results = solver.solve()
+    except BaseException:
+        if early is not None:
+            early.close()
+        raise
     image = Exporter(store, request, parts.sources, parts.layers, solver).export(parts.graph, results, solver.made_ns)
     parts.layers.finish()
+    if parts.gate is not None:
+        _search(parts, parts.gate, image)
     if names:
         store.publish({name.canonical(): image.descriptor for name in names})
     else:
         store.publish({f"{NAMELESS}{image.image_id}": image.descriptor})
+    if early is not None:
+        early.close()
     outputs = _outputs(parts, request, image, tuple(map(str, names)), events, cancelled)
     if request.cache_to:
         from builder.solve.remotecache import export_caches
@@ -192,6 +213,24 @@ def finish(
         time.monotonic() - started,
         parts.sources.fetched_bytes,
     )
+
+
+def _search(parts: Parts, gate: LogGate, image: ExportedImage) -> None:
+    """Look for the values of secrets in what is about to be named. Raises: SecretLeakError."""
+    from builder.solve import secretgate
+
+    if not gate.wanted:
+        return
+    findings = list(gate.findings)
+    for plan in parts.graph.images:
+        for step in parts.graph.chain(plan.top):
+            found = parts.solver.layer_of(step)
+            if found is not None and found[0].snapshot is not None:
+                layer = f"{step.name}, layer {found[1].descriptor.digest}"
+                findings += secretgate.search_snapshot(parts.store, found[0].snapshot, gate.wanted, layer)
+    for document in image.documents:
+        findings += secretgate.search_text(document, gate.wanted, "the image's config or history")
+    secretgate.refuse(findings)
 
 
 def _outputs(

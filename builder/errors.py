@@ -6,6 +6,7 @@ PybuildError
     │   └── PlanError         it can be read but not built: unknown stage, missing argument...
     ├── StepError             a step's command failed; exits with that command's status
     ├── SandboxError          the kernel refused an operation of the sandbox
+    ├── SecretLeakError       a secret's value was found in what was built; nothing is named or sent
     ├── ContextError          the build context, its ignore file or a source of COPY is not there
     └── UsageError            the command line is wrong; exits with 2
 """
@@ -108,6 +109,10 @@ class SandboxError(BuildError):
         self.operation = operation
         self.errno = errno
         self.path = path
+
+
+class SecretLeakError(BuildError):
+    """The value of a `--secret` is in the image, its config or the output of a step."""
 
 
 class ContextError(BuildError):

@@ -31,6 +31,8 @@ class ExportedImage(NamedTuple):
     descriptor: Descriptor
     image_id: Digest
     layers: tuple[Descriptor, ...]
+    documents: tuple[bytes, ...] = ()
+    """The configs, for who looks for something in them."""
 
 
 class Exporter:
@@ -58,7 +60,8 @@ class Exporter:
             )
         index = Index.build(manifests, annotations=self._request.annotations)
         descriptor = self._store.put(index.raw, index.media_type)
-        return ExportedImage(descriptor, descriptor.digest, ())
+        documents = tuple(document for image in images for document in image.documents)
+        return ExportedImage(descriptor, descriptor.digest, (), documents)
 
     def _image(
         self, graph: BuildGraph, plan: ImagePlan, results: Mapping[int, StepResult], made_ns: Mapping[int, int]
@@ -104,7 +107,7 @@ class Exporter:
             # One that has a name is whole and stays: a cached build writes nothing.
             self._store.put(config, manifest.config.media_type)
             self._store.put(manifest.raw, manifest.media_type)
-        return ExportedImage(manifest.descriptor, manifest.config.digest, manifest.layers)
+        return ExportedImage(manifest.descriptor, manifest.config.digest, manifest.layers, (config, manifest.raw))
 
     def _history(self, plan: ImagePlan, made_ns: Mapping[int, int]) -> tuple[list[dict[str, Any]], str]:
         """The base's history and ours, and the time of the whole: that of the last step that made something."""

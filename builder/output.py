@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from builder.building import OutputResult
 from builder.errors import ContextError, UsageError
+from layers.errors import PybuildError
 from layers.events import EventSink
 from layers.snapshot import Mount
+
+_EARLY_JOBS = 2
 
 if TYPE_CHECKING:
     from builder.building import Parts
     from builder.export import ExportedImage
     from builder.plan.graph import ImagePlan
     from builder.plan.request import Output
-    from layers.oci import Platform
+    from layers.oci import Descriptor, Platform
+    from registry.transport import ImageDestination
 
 
 def write_output(
@@ -72,6 +78,55 @@ def _places(output: Output, names: tuple[str, ...]) -> list[str]:
         return [f"docker-archive:{dest}" + (f":{wanted[0]}" if wanted else "")]
     tag = wanted[0].rpartition("/")[2].partition(":")[2] if wanted else ""
     return [f"{'oci-archive' if output.tar else 'oci'}:{dest}" + (f":{tag}" if tag else "")]
+
+
+class EarlyPush:
+    """Sends new layers to the registries of the outputs as soon as they are packed, while later steps run.
+
+    What fails here is tried again, and told, when the image itself is sent. A build that the secret gate
+    stops has sent blobs by then, but nothing that names them; with secrets, therefore, nothing is sent early.
+    """
+
+    def __init__(self, parts: Parts, outputs: Sequence[Output], names: tuple[str, ...]) -> None:
+        from builder.solve.remotecache import StoreBlobs
+        from builder.solve.scheduler import Workers
+        from registry.transport import parse_location
+
+        self._layers = parts.layers
+        self._source = StoreBlobs(parts.store)
+        self._workers = Workers(_EARLY_JOBS, "push")
+        self._destinations: list[ImageDestination] = []
+        if parts.gate is not None and parts.gate.wanted:
+            return
+        for output in outputs:
+            if output.type == "registry" and output.compression is None:
+                for place in _places(output, names):
+                    try:
+                        self._destinations.append(parse_location(place).destination(parts.transports()))
+                    except PybuildError:
+                        continue
+        if self._destinations:
+            parts.layers.made = self._made
+
+    def _made(self, snapshot: str, layer: Descriptor) -> None:
+        self._workers.submit(partial(self._send, snapshot, layer))
+
+    def _send(self, snapshot: str, layer: Descriptor) -> None:
+        from registry.transport import BlobInput
+
+        began = time.perf_counter()
+        for destination in self._destinations:
+            if not destination.has_blob(layer):
+                destination.put_blob(BlobInput(layer, self._source))
+        self._layers.add_phase(snapshot, "push", time.perf_counter() - began)
+
+    def close(self) -> None:
+        """Wait for the layers under way. Idempotent."""
+        self._layers.made = None
+        self._workers.finish()
+        for destination in self._destinations:
+            destination.close()
+        self._destinations.clear()
 
 
 # File systems

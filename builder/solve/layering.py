@@ -50,19 +50,35 @@ class LayerBook:
         self._cancelled = cancelled
         self._lock = threading.Lock()
         self._pool: Workers | None = None
-        self.made: Callable[[Descriptor], None] | None = None
-        """Told of each new layer, in the thread that made it."""
+        self.made: Callable[[str, Descriptor], None] | None = None
+        """Told of the layers that an image will have (snapshot, blob), in the thread that made them."""
         self._made: dict[str, Task[LayerRecord]] = {}
         self._reports: dict[str, LayerReport] = {}
         self._others: list[Task[None]] = []
 
-    def start(self, snapshot: str) -> Task[LayerRecord]:
-        """Begin to make a snapshot's layer, unless it is known or under way."""
+    def start(self, snapshot: str, *, wanted: bool = True) -> Task[LayerRecord]:
+        """Begin to make a snapshot's layer, unless it is known or under way.
+
+        `made` is told of it when it is there, if it is `wanted` in an image.
+        """
         with self._lock:
             task = self._made.get(snapshot)
             if task is None:
-                task = self._made[snapshot] = self._workers().submit(partial(self._make, snapshot))
+                task = self._made[snapshot] = self._workers().submit(partial(self._make_and_tell, snapshot, wanted))
             return task
+
+    def _make_and_tell(self, snapshot: str, wanted: bool) -> LayerRecord:
+        record = self._make(snapshot)
+        if wanted and self.made is not None:
+            self.made(snapshot, record.descriptor)
+        return record
+
+    def add_phase(self, snapshot: str, name: str, seconds: float) -> None:
+        """Account for what else was done with a layer."""
+        with self._lock:
+            known = self._reports.get(snapshot, LayerReport())
+            phases = {**known.phases, name: known.phases.get(name, 0.0) + seconds}
+            self._reports[snapshot] = known._replace(phases=phases)
 
     def submit(self, work: Callable[[], None]) -> None:
         """Do something else in the background, which `finish` waits for."""
@@ -122,8 +138,6 @@ class LayerBook:
         self._store.layers.record(snapshot, record, compression=self._variant)
         phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
         self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
-        if self.made is not None:
-            self.made(descriptor)
         return record
 
     def report(self, snapshot: str | None) -> LayerReport:

@@ -329,7 +329,7 @@ def _send(parts: Parts, destination: ImageDestination, blobs: Sequence[Descripto
     from registry.copy import run_parallel
     from registry.transport import BlobInput, RawManifest
 
-    source = _StoreBlobs(parts.store)
+    source = StoreBlobs(parts.store)
 
     def send(blob: Descriptor) -> None:
         plain = Descriptor(media_type=blob.media_type, digest=blob.digest, size_bytes=blob.size_bytes)
@@ -342,7 +342,7 @@ def _send(parts: Parts, destination: ImageDestination, blobs: Sequence[Descripto
     destination.commit()
 
 
-class _StoreBlobs:
+class StoreBlobs:
     """The store's blobs as an image source, which has no image. Thread-safe."""
 
     name = "storage:"

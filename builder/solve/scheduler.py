@@ -208,6 +208,14 @@ class Workers:
                 task = self._waiting.popleft()
             task.run()
 
+    def finish(self) -> None:
+        """Do all that was submitted, and close. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
     def close(self) -> None:
         """Drop what has not begun, wait for what has. Idempotent."""
         with self._changed:

@@ -80,6 +80,7 @@ class Solver:
         self._definition: list[str] = []
         self._needed: list[Step] | None = None
         self._arguments = arguments
+        self._in_images = {step.number for image in graph.images for step in graph.chain(image.top)}
         self._content: dict[int, list[str]] = {}
         self.results: dict[int, StepResult] = {}
         self.made_ns: dict[int, int] = {}
@@ -460,7 +461,7 @@ class Solver:
         store.cache.put(key, snapshot, record_bytes)
         if self._definition[step.number] != key:
             store.cache.put(self._definition[step.number], snapshot, record_bytes)
-        self._layers.start(snapshot)
+        self._layers.start(snapshot, wanted=step.number in self._in_images)
         self._layers.submit(lambda: self._remember(step))
         return result
 

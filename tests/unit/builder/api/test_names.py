@@ -36,6 +36,7 @@ NAMES = [
     "ResourceLimits",
     "RunOptions",
     "SandboxError",
+    "SecretLeakError",
     "SecretSource",
     "SourceFile",
     "StepError",
