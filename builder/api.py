@@ -34,6 +34,7 @@ from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
+    from builder.difference import Difference
     from builder.frontend.instructions import Containerfile
     from builder.frontend.lint import CheckOptions, Finding
     from builder.sandbox.launcher import Launcher
@@ -349,19 +350,10 @@ def push(source: str, destination: str, *, root: Path, **more: object) -> CopyRe
 
 def pull(source: str, *, root: Path, name: str | None = None, **more: object) -> CopyResult:
     """Copy an image from a registry (or another transport) to the store, under its own name or `name`."""
-    from registry.reference import Reference
-    from registry.transport import split_transport
+    from builder.places import pull_name
 
     if name is None:
-        transport, rest = split_transport(source)
-        if transport in {None, "docker"}:
-            name = str(Reference.parse(rest).with_default_tag())
-        elif transport == "docker-archive" and rest.partition(":")[2]:
-            name = rest.partition(":")[2]  # the archive says its own name
-        else:
-            name = (
-                Path(rest.rsplit(":", 1)[0]).name.lower() + ":" + (rest.rsplit(":", 1)[1] if ":" in rest else "latest")
-            )
+        name = pull_name(source)
     return copy(source, f"storage:{name}", root=root, default_source="docker", default_destination="storage", **more)  # type: ignore[arg-type]
 
 
@@ -427,3 +419,23 @@ def inspect(
             return InspectedImage(opened.name, manifest, config, document.layers)
         finally:
             opened.close()
+
+
+def differ(
+    old: str,
+    new: str,
+    *,
+    root: Path,
+    registry: RegistryOptions | None = None,
+    platform: Platform | None = None,
+    times: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Difference:
+    """How two images, layers or directories differ. See `builder.difference.differ`.
+
+    Raises: NameNotFound, ImageError, LayerError, StoreError, RegistryError.
+    """
+    from builder import difference
+
+    with _lazy_store(root) as store, _transports(store, registry) as context:
+        return difference.differ(old, new, context, platform=platform, times=times, warn=warn)

@@ -73,3 +73,21 @@ def open_places(
             made.close()
         for opened in stores:
             opened.close()
+
+
+def pull_name(source: str) -> str:
+    """The store's name of an image that is pulled from `source`: the registry's, the archive's, or the file's.
+
+    Raises: InvalidReference.
+    """
+    from registry.reference import Reference
+    from registry.transport import split_transport
+
+    transport, rest = split_transport(source)
+    if transport in {None, "docker"}:
+        return str(Reference.parse(rest).with_default_tag())
+    if transport == "docker-archive" and rest.partition(":")[2]:
+        return rest.partition(":")[2]  # the archive says its own name
+    path, colon, tag = rest.rpartition(":")
+    name = Path(path if colon else rest).name.lower()
+    return f"{name}:{tag if colon else 'latest'}"

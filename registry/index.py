@@ -183,7 +183,7 @@ class IndexDraft:
         self,
         destination: ImageDestination,
         *,
-        format: str | None = None,
+        options: CopyOptions | None = None,
         events: EventSink | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: Callable[[], bool] | None = None,
@@ -192,8 +192,8 @@ class IndexDraft:
         index = self.build()
         self.parts.add_manifest(index)
         self.parts.finish(index.descriptor.digest)
-        options = CopyOptions(all_platforms=True, format=format)  # type: ignore[arg-type]
-        result = copy_image(self.parts, destination, options=options, events=events, jobs=jobs, cancelled=cancelled)
+        chosen = (options or CopyOptions())._replace(all_platforms=True, platform=None)
+        result = copy_image(self.parts, destination, options=chosen, events=events, jobs=jobs, cancelled=cancelled)
         if result.written:
             destination.commit()
         return result

@@ -166,6 +166,7 @@ def _change(options: Namespace, places: Places) -> int:
     """Everything that ends with an index being written."""
     from builder.cli.progress import make_progress
     from layers.errors import ImageError, NameNotFound
+    from registry.copy import CopyOptions
     from registry.errors import NotFoundError
     from registry.index import IndexDraft
     from registry.transport import parse_location
@@ -198,7 +199,7 @@ def _change(options: Namespace, places: Places) -> int:
         opened.callback(destination.close)
         mode = "quiet" if options.quiet else "auto"
         with make_progress(mode, sys.stderr, os.environ) as progress:
-            result = draft.write(destination, format=options.format, events=progress)
+            result = draft.write(destination, options=CopyOptions(format=options.format), events=progress)
     if options.action == "push" and options.rm:
         places.source.store.names.delete(_canonical(name))
     return _print(options, result)
