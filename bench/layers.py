@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure layers beside the tools of the trade: a directory into a blob, a blob into a directory.
 
-  bench/layers.py [--rounds N] [--files N] [--mib N] [--dir SCRATCH] [--only write|apply]
+  bench/layers.py [--rounds N] [--files N] [--mib N] [--dir SCRATCH] [--only write|apply] [--match NAME]
 
 Prints medians of interleaved rounds, page cache warm, with the peak memory of each process. `tar`
 with a compressor stands for the least that must be done; umoci is the peer that unpacks images. The
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--dir", type=Path, default=None)
     parser.add_argument("--only", choices=("write", "apply"))
+    parser.add_argument("--match", default="", help="only tasks whose name holds this")
     options = parser.parse_args()
     makers: list[tuple[str, Callable[[Path], int]]] = []
     if options.files:
@@ -224,10 +225,12 @@ def main() -> None:
             root.mkdir()
             size = in_child(lambda make=make, root=root: make(root))  # type: ignore[misc]
             if options.only != "apply":
-                table(f"{title}: into a layer", write_tasks(root), options.rounds, work, size)
+                tasks = [task for task in write_tasks(root) if options.match in task.name]
+                table(f"{title}: into a layer", tasks, options.rounds, work, size)
             if options.only != "write":
                 in_child(lambda root=root, work=work: prepare_blobs(root, work))  # type: ignore[misc]
                 tasks = apply_tasks(work / "gzip", work / "zstd", work / "layout")
+                tasks = [task for task in tasks if options.match in task.name]
                 table(f"{title}: out of a layer", tasks, options.rounds, work, size)
         finally:
             shutil.rmtree(work)

@@ -51,7 +51,8 @@ Buffer = bytes | bytearray | memoryview
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no time, OS unknown
 _DEFLATE_END = b"\x03\0"  # an empty final block
 _LEVELS: dict[Compression, range] = {"gzip": range(10), "zstd": range(-7, 23), "none": range(1)}
-_ZSTD_JOB_BYTES = 4 << 20
+_ZSTD_JOB_BYTES = 2 << 20  # part of the format, too; larger ones cost memory in every worker
+_MOST_THREADS: dict[Compression, int] = {"gzip": 8, "zstd": 4, "none": 1}  # each holds some MiB
 
 _MEDIA_TYPES: dict[Compression, str] = {
     "gzip": MEDIA_OCI_LAYER_GZIP,
@@ -125,11 +126,12 @@ def compressor(
     if level is not None and level not in _LEVELS[kind] and kind != "none":
         allowed = _LEVELS[kind]
         raise LayerError(f"{kind} has no compression level {level}", hint=f"use {allowed.start} to {allowed.stop - 1}")
+    threads = max(1, min(threads, _MOST_THREADS[kind]))
     if kind == "gzip":
         deflate, crc32 = _deflate_engine(level, reproducible)
-        return _GzipCompressor(deflate, crc32, max(1, threads))
+        return _GzipCompressor(deflate, crc32, threads)
     if kind == "zstd":
-        return _ZstdCompressor(3 if level is None else level, max(1, threads))
+        return _ZstdCompressor(3 if level is None else level, threads)
     return _Stored()
 
 
@@ -335,8 +337,10 @@ class _ZstdCompressor:
             self._stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
             out: bytes = self._stream.compress(bytes(self._first))
             self._first = bytearray()
-            return out + bytes(self._stream.compress(data))
-        return bytes(self._stream.compress(data))
+            rest: bytes = self._stream.compress(data)
+            return out + rest
+        packed: bytes = self._stream.compress(data)
+        return packed
 
     def write_block(self, block: bytes | bytearray) -> bytes:
         return self.write(block)
