@@ -62,6 +62,7 @@ VERBS: dict[str, Verb] = {
     "sync": Verb("sync", "mirror repositories as a YAML file says"),
     "artifact": Verb("artifact", "push, pull, attach and list artifacts"),
     "registry": Verb("explain", "explain where a name leads, and what answers there"),
+    "serve": Verb("serve", "be a small registry over the local store"),
     "mutate": Verb("edit", "change an image's config or annotations where it is"),
     "append": Verb("edit", "put layers on an image where it is"),
     "rebase": Verb("edit", "give an image another base where it is, or check its base"),
