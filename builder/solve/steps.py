@@ -25,7 +25,7 @@ from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
-    from builder.sandbox.launcher import ExitStatus, Launcher, Usage
+    from builder.sandbox.launcher import ExitStatus, Launcher, Running, Usage
     from builder.sandbox.spec import SandboxMount, SandboxSpec
     from builder.session import Session
     from builder.solve.accounts import ResolvedUser
@@ -41,6 +41,12 @@ _MAX_SHOWN = 400
 """How much of a command a message quotes."""
 
 
+StartAgain = Callable[["tuple[str, ...]", "tuple[int, int] | None"], "Running"]
+"""Starts another command in a failed step's sandbox, on a terminal of (rows, columns) or on 0, 1 and 2."""
+OnError = Callable[[StepError, StartAgain], None]
+"""Told of a failed RUN while its file system, its mounts and its secrets are still there."""
+
+
 class StepContext(NamedTuple):
     """What running a step takes. `launcher` starts the zygote when first called."""
 
@@ -54,6 +60,7 @@ class StepContext(NamedTuple):
     remotes: RemoteSources
     stop_fd: int = -1
     """Readable when the step is to stop at once."""
+    on_error: OnError | None = None
 
 
 @contextmanager
@@ -159,6 +166,8 @@ def run_command(
     spec, cleanup = _sandbox_spec(ctx, op, active, trees)
     try:
         status, failure = _execute(ctx, step, op, spec, vertex)
+        if failure is not None and ctx.on_error is not None:
+            _ask(ctx, ctx.on_error, failure, spec, active)
     finally:
         for action in reversed(cleanup):
             action()
@@ -192,6 +201,26 @@ def _execute(
         os.close(out_r)
         os.close(err_r)
     return status, None if status.code == 0 else _failure(ctx, step, op, status, tail)
+
+
+def _ask(ctx: StepContext, on_error: OnError, failure: StepError, spec: SandboxSpec, active: ActiveSnapshot) -> None:
+    """Let the caller look into a failed step. The other branches are stopped; only the first failure is asked about."""
+    from builder.solve.scheduler import Stop
+    from layers.values import replace
+
+    if isinstance(ctx.cancelled, Stop):
+        if ctx.cancelled():
+            return
+        ctx.cancelled.set()
+
+    def start(args: tuple[str, ...], terminal: tuple[int, int] | None) -> Running:
+        snapshots = ctx.store.snapshots
+        if snapshots.driver == "overlay":
+            snapshots.reset_work(active)
+        again = replace(spec, args=args, terminal=terminal, timeout_s=None)
+        return ctx.launcher().run(again, stdin_fd=0, stdout_fd=1, stderr_fd=2)
+
+    on_error(failure, start)
 
 
 def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: bytes) -> StepError:
@@ -253,7 +282,7 @@ def _sandbox_spec(
 
     options = ctx.request.run
     env = dict(op.env)
-    user = _user(op, active)
+    user = user_in(active.mount, op.user)
     env.setdefault("HOME", user.home)
     for key, value in op.proxy:
         env.setdefault(key.upper(), value)
@@ -312,16 +341,17 @@ def _sandbox_spec(
     return spec, cleanup
 
 
-def _user(op: RunOp, active: ActiveSnapshot) -> ResolvedUser:
+def user_in(mount: Mount, user: str) -> ResolvedUser:
+    """Who `user` is in a tree whose upper, if any, is still empty. Raises: ContextError."""
     from builder.solve import accounts
 
-    if active.mount.type == "overlay":
+    if mount.type == "overlay":
         try:
-            return accounts.resolve_user(_etc_opener(active.mount), op.user)
+            return accounts.resolve_user(_etc_opener(mount), user)
         except _NotPlain:
             pass
-    with open_mount(active.mount) as root:
-        return accounts.resolve_user(root, op.user)
+    with open_mount(mount) as root:
+        return accounts.resolve_user(root, user)
 
 
 class _NotPlain(Exception):
