@@ -72,7 +72,11 @@ class Exporter:
         snapshot = None if plan.top is None else results[plan.top].snapshot
         base_count = len(base.config.diff_ids) if base is not None else 0
         made = sum(1 for step in chain if step.parent is not None or base is None or not base.manifest.layers)
-        if snapshot is not None and made:
+        squash = self._request.squash or self._request.squash_all
+        if squash and plan.top is not None and (made or self._request.squash_all):
+            built = [self._squashed(plan.top, made)]
+            base_count = 0 if self._request.squash_all else base_count
+        elif snapshot is not None and made:
             for part in list(self._store.snapshots.chain(snapshot))[-made:]:
                 record = self._layers.get(part.id)
                 built.append((record.diff_id, record.descriptor))
@@ -85,10 +89,13 @@ class Exporter:
             self._solver.fetch_remote([d for _, d in built])
         if base is not None and base_count:
             self._sources.ensure_layers(base)
-        diff_ids = [*(base.config.diff_ids if base else ()), *(d for d, _ in built)]
-        layers = [*(base.manifest.layers if base else ()), *(d for _, d in built)]
+        below = base if base_count else None
+        diff_ids = [*(below.config.diff_ids if below else ()), *(d for d, _ in built)]
+        layers = [*(below.manifest.layers if below else ()), *(d for _, d in built)]
         document = dict(plan.document)
         history, created = self._history(plan, made_ns)
+        if squash:
+            _merge_history(history, len(diff_ids), keep=base_count)
         document = {"created": created, **document}
         document["rootfs"] = {"type": "layers", "diff_ids": [str(d) for d in diff_ids]}
         if not self._request.omit_history:
@@ -98,6 +105,17 @@ class Exporter:
 
             document[INLINE_FIELD] = inline_rows(graph, self._solver, plan.top, base_count)
         return self._write_image(document, layers)
+
+    def _squashed(self, top: int, made: int) -> tuple[Digest, Descriptor]:
+        """The new layers as one, or all layers. A result that lies in a remote cache is fetched for it."""
+        snapshot = self._solver.snapshot(top)
+        assert snapshot is not None
+        base: str | None = None
+        if not self._request.squash_all:
+            names = [part.id for part in self._store.snapshots.chain(snapshot)]
+            base = names[-made - 1] if len(names) > made else None
+        record = self._layers.squashed(snapshot, base)
+        return record.diff_id, record.descriptor
 
     def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
         docker = self._request.format == "docker"
@@ -135,6 +153,13 @@ class Exporter:
                 line["empty_layer"] = True
             entries.append(line)
         return entries, latest or fallback
+
+
+def _merge_history(history: list[dict[str, Any]], layers: int, *, keep: int) -> None:
+    """Have `history` tell of `layers` layers, of which the first `keep` are as they were: the rest have become one."""
+    made = [entry for entry in history if not entry.get("empty_layer")]
+    for entry in made[keep:-1] if layers > keep else made[keep:]:
+        entry["empty_layer"] = True
 
 
 def _normalised(config: ImageConfig) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ OPAQUE_WHITEOUT = b".wh..wh..opq"
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD_FRAMES = 64  # directories deeper than that are opened again on the way back
 _COMPARE_BYTES = 1 << 18
+_INDEXED_LOOKUPS = 2000
 
 
 class Change(NamedTuple):
@@ -65,7 +66,7 @@ def diff_overlay(
 
 
 def diff_trees(
-    old: Path | None,
+    old: Path | str | None,
     new: Path | str,
     *,
     exclude: frozenset[bytes] = frozenset(),
@@ -87,7 +88,7 @@ def diff_trees(
 class _Frame:
     """A directory on the way: what is left of its names, and the merged directories beneath it."""
 
-    __slots__ = ("fd", "full", "lowers", "names", "next", "path", "pending")
+    __slots__ = ("fd", "full", "holders", "lowers", "names", "next", "path", "pending")
 
     def __init__(self, path: bytes, fd: int, lowers: tuple[bytes, ...], full: bool) -> None:
         self.path = path
@@ -100,6 +101,12 @@ class _Frame:
         if full and lowers:
             names |= lowerview.names(lowers)
         self.names = sorted(names)
+        # With many names over many layers, listing each layer once beats looking each name up in each.
+        self.holders = lowerview.holders(lowers) if len(names) * len(lowers) > _INDEXED_LOOKUPS else None
+
+    def beneath(self, name: bytes) -> tuple[bytes, ...]:
+        """The lower directories in which to look for `name`, topmost first."""
+        return self.lowers if self.holders is None else self.holders.get(name, ())
 
 
 class _Walk:
@@ -143,7 +150,7 @@ class _Walk:
                 path = frame.path + b"/" + name if frame.path else name
                 if path in self._exclude:
                     continue
-                found = lowerview.find(frame.lowers, name, self._dialect) if frame.lowers else None
+                found = lowerview.find(frame.beneath(name), name, self._dialect) if frame.lowers else None
                 try:
                     st = os.lstat(name, dir_fd=frame.fd)
                 except FileNotFoundError:

@@ -27,6 +27,7 @@ from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits,
 if TYPE_CHECKING:
     from builder.building import BuildResult
     from builder.solve.explain import BuildPlan
+    from builder.solve.steps import OnError
 
 _MAX_CONTAINERFILE_BYTES = 64 << 20
 _IO_FLAGS = {
@@ -117,7 +118,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         choices=["default", "host", "none", "private"],
         help="the network of RUN: the host's (default), none, or one of its own behind NAT",
     )
-    add("--isolation", default="auto", choices=["auto", "pivot", "chroot"], help="how RUN is isolated")
+    add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless"],
+        help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
     add("--dns", action="append", default=[], metavar="IP", help="a name server for RUN")
     add(
         "-v",
@@ -156,6 +158,11 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
     add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed"], help="of new layers")
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
+    add("--squash", action="store_true", help="make one layer of all new ones")
+    add("--squash-all", action="store_true", help="make one layer of the whole image")
+    add("--verify-layers", action="store_true", help="read each new layer back and compare it with the tree")
+    add("--rewrite-timestamp", nargs="?", const=True, default=True, type=boolean, metavar="BOOL",
+        help="with --timestamp, no file of a new layer is newer (default: true)")  # fmt: skip
     add(
         "--timestamp",
         type=int,
@@ -207,8 +214,16 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         help="let the contents of cache mounts travel with --cache-to and --cache-from",
     )
     add("--cache-ttl", type=duration, metavar="DURATION", help="do not use results older than this")
-    add("--secret-gate", nargs="?", const=True, type=boolean, default=True, metavar="BOOL",
-        help="refuse an image that holds the value of a --secret (default: true)")
+    add(
+        "--secret-gate",
+        nargs="?",
+        const=True,
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="refuse an image that holds the value of a --secret (default: true)",
+    )
+    add("--on-error", choices=["stop", "shell"], default="stop", help="shell: look into a failed RUN before the end")
     add("--explain", action="store_true", help="tell before running why each step is found or not")
     add(
         "--summary",
@@ -244,7 +259,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
 
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
     root = store_root(options)  # before this process becomes root of a user namespace
-    api.prepare_namespaces()
+    api.prepare_namespaces(request.run.isolation)
     if os.environ.get("PYBUILD_GC_KEEP") or os.environ.get("PYBUILD_GC_MIN_FREE"):
         from builder.cli.maintenance import make_room
 
@@ -254,12 +269,18 @@ def _build(options: Namespace, request: BuildRequest) -> int:
         from builder.cli.options import registry_options
 
         registry = registry_options(options)
+    on_error: OnError | None = None
+    if options.on_error == "shell":
+        from builder.cli.shell import shell
+
+        on_error = shell
+        mode = "plain" if mode != "quiet" else mode  # nothing may draw over the shell
     launcher = None
     if resolve_mode(mode, sys.stderr, os.environ) == "tty":
         # The drawing thread must not exist before the zygote does.
-        from builder.sandbox.launcher import Launcher
+        from builder.sandbox.tiers import start_launcher
 
-        launcher = Launcher.start()
+        launcher = start_launcher(request.run.isolation)
     try:
         with make_progress(mode, sys.stderr, os.environ) as progress:
             result = api.build(
@@ -269,6 +290,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
                 registry=registry,
                 launcher=launcher,
                 on_plan=_explain if options.explain else None,
+                on_error=on_error,
             )
     finally:
         if launcher is not None:
@@ -302,8 +324,8 @@ def _report(options: Namespace, result: BuildResult) -> None:
     if wanted:
         from builder.solve.report import summary
 
-        sent = sum(output.moved_bytes for output in result.outputs)
-        print("\n".join(summary(result.steps, result.wall_s, result.fetched_bytes, sent)), file=sys.stderr)
+        lines = summary(result.steps, result.wall_s, result.fetched_bytes, result.sent_bytes)
+        print("\n".join(lines), file=sys.stderr)
     if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):
         print(result.image_id)
 
@@ -389,6 +411,10 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         format=options.format,
         compression="none" if options.compression == "uncompressed" else options.compression,
         compression_level=options.compression_level,
+        squash=options.squash,
+        squash_all=options.squash_all,
+        verify_layers=options.verify_layers,
+        rewrite_timestamp=options.rewrite_timestamp,
         omit_history=options.omit_history,
         source_date_epoch=epoch,
         jobs=options.jobs,

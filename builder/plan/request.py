@@ -135,9 +135,15 @@ class BuildRequest:
     compression_level: int | None = None
     force_compression: bool = False
     squash: bool = False
+    """All new layers as one."""
+    squash_all: bool = False
+    """The whole image as one layer."""
+    verify_layers: bool = False
+    """Read each new layer back and compare it with the tree."""
     omit_history: bool = False
     source_date_epoch: int | None = None
-    rewrite_timestamp: bool = False
+    rewrite_timestamp: bool = True
+    """No file of a new layer is newer than `source_date_epoch`."""
     jobs: int = 0
     outputs: tuple[Output, ...] = ()
     cache_from: tuple[CacheRef, ...] = ()

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,9 @@ class LayerBook:
         self._compression = request.compression
         self._level = request.compression_level
         self._reproducible = request.source_date_epoch is not None
-        self._clamp_s = request.source_date_epoch
+        self._clamp_s = request.source_date_epoch if request.rewrite_timestamp else None
+        self._verify = request.verify_layers
+        self._squash = request.squash or request.squash_all
         # A snapshot's layer differs with these; a cached RUN may have one from a build that had others.
         self._variant: str = self._compression
         if self._level is not None:
@@ -56,16 +59,17 @@ class LayerBook:
         self._reports: dict[str, LayerReport] = {}
         self._others: list[Task[None]] = []
 
-    def start(self, snapshot: str, *, wanted: bool = True) -> Task[LayerRecord]:
-        """Begin to make a snapshot's layer, unless it is known or under way.
+    def start(self, snapshot: str, *, wanted: bool = True) -> None:
+        """Begin to make a snapshot's layer, unless it is known or under way; nothing if all will be squashed.
 
         `made` is told of it when it is there, if it is `wanted` in an image.
         """
+        if self._squash:
+            return
         with self._lock:
             task = self._made.get(snapshot)
             if task is None:
-                task = self._made[snapshot] = self._workers().submit(partial(self._make_and_tell, snapshot, wanted))
-            return task
+                self._made[snapshot] = self._workers().submit(partial(self._make_and_tell, snapshot, wanted))
 
     def _make_and_tell(self, snapshot: str, wanted: bool) -> LayerRecord:
         record = self._make(snapshot)
@@ -105,8 +109,17 @@ class LayerBook:
             return task.result()
         return self._known(snapshot) or self._make(snapshot)
 
-    def _known(self, snapshot: str) -> LayerRecord | None:
-        record = self._store.layers.lookup(snapshot, self._variant)
+    def squashed(self, snapshot: str, base: str | None) -> LayerRecord:
+        """One layer of all that `snapshot` and those beneath it, up to `base`, change. Raises: as `get`."""
+        known = self._known(snapshot, f";squash={base or ''}")
+        if known is not None:
+            return known
+        with ExitStack() as stack:
+            changes, root = _squashed(self._store, snapshot, base, stack)
+            return self._write(snapshot, changes, root, f";squash={base or ''}")
+
+    def _known(self, snapshot: str, suffix: str = "") -> LayerRecord | None:
+        record = self._store.layers.lookup(snapshot, self._variant + suffix)
         if record is not None and self._store.stat(record.descriptor.digest) is not None:
             return record
         return None
@@ -115,15 +128,19 @@ class LayerBook:
         known = self._known(snapshot)
         if known is not None:
             return known
+        changes, root = snapshot_changes(self._store, snapshot)
+        return self._write(snapshot, changes, root)
+
+    def _write(self, snapshot: str, changes: Iterator[Change], root: Path | str, suffix: str = "") -> LayerRecord:
         from layers.changeset import write_layer
         from layers.records import LayerRecord
 
         began = time.perf_counter()
-        changes, root = snapshot_changes(self._store, snapshot)
         timed = _Timed(changes)
+        seen: list[Change] = []
         with self._store.ingest() as ingest:
             result = write_layer(
-                timed,
+                timed if not self._verify else _kept(timed, seen),
                 root,
                 ingest,
                 compression=self._compression,
@@ -134,8 +151,10 @@ class LayerBook:
             )
             ingest.commit()
         descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
+        if self._verify:
+            _verify(self._store, descriptor, seen, root, self._clamp_s)
         record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
-        self._store.layers.record(snapshot, record, compression=self._variant)
+        self._store.layers.record(snapshot, record, compression=self._variant + suffix)
         phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
         self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
         return record
@@ -180,3 +199,46 @@ def snapshot_changes(store: Store, snapshot: str) -> tuple[Iterator[Change], Pat
         return diff_trees(below[-1].path if below else None, top.path), top.path
     lower = snapshots.view(below[-1].id).lower if below else ()
     return diff_overlay(top.path, lower, snapshots.dialect), top.path
+
+
+def _squashed(store: Store, snapshot: str, base: str | None, stack: ExitStack) -> tuple[Iterator[Change], str]:
+    """What makes a snapshot's tree out of `base`'s, and where its files are while `stack` is open."""
+    from layers.layerdiff import diff_trees
+    from layers.squash import squash_changes
+
+    def opened(id: str) -> str:
+        from builder.solve.steps import open_mount
+
+        return f"/proc/self/fd/{stack.enter_context(open_mount(store.snapshots.view(id)))}/."
+
+    merged = opened(snapshot)
+    beneath = None if base is None else opened(base)
+    if base is None or store.snapshots.driver == "native":
+        return diff_trees(beneath, merged), merged
+    names = [part.id for part in store.snapshots.chain(snapshot)]
+    steps = (snapshot_changes(store, id)[0] for id in names[names.index(base) + 1 :])
+    return squash_changes(steps, beneath, merged), merged
+
+
+def _kept(changes: Iterator[Change], seen: list[Change]) -> Iterator[Change]:
+    for change in changes:
+        seen.append(change)
+        yield change
+
+
+def _verify(
+    store: Store, layer: Descriptor, changes: list[Change], root: Path | str, clamp_mtime_s: int | None
+) -> None:
+    """`--verify-layers`. Raises: LayerError naming the first thing in which layer and tree differ."""
+    from layers.compare import verify_layer
+    from layers.compression import decompressor
+    from layers.errors import LayerError
+
+    with store.blobs.open(layer.digest) as stream:
+        found = verify_layer(decompressor(stream), changes, root, clamp_mtime_s=clamp_mtime_s)
+    if found is not None:
+        what = ", ".join(f"{f.field} {f.old} became {f.new}" for f in found.fields) or found.change
+        raise LayerError(
+            f"layer {layer.digest} is not what its step made: {os.fsdecode(found.path)}: {what}",
+            hint="the disk, the memory or pybuild is at fault: please report it",
+        )

@@ -1,0 +1,107 @@
+"""`--squash`, `--squash-all`, `--verify-layers`, and `diff`, which says whether trees are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Pybuild, write_context
+
+ODD = r"""
+FROM base:1 AS first
+RUN mkdir -p /d/e /gone /file2dir /dir2link/x /twice/a && echo 1 > /d/f && echo 2 > /d/e/g && echo 3 > /gone/h \
+ && echo 4 > /file2dir/x && echo 5 > /kept && ln /kept /d/kept-too && echo 6 > /twice/a/old && echo 7 > /twice/b
+FROM first
+RUN rm -r /gone /d/e && echo new > /d/n && chmod 4711 /d/f && echo a > /a && ln /a /b && mkfifo /p && mkdir -m 1777 /t
+RUN rm /a && mkdir /gone && echo back > /gone/again && rm -r /dir2link && ln -s /d /dir2link && rm -r /twice
+RUN mkdir -p /twice/a && echo fresh > /twice/a/new && rm -r /file2dir && echo now-a-file > /file2dir && chown 7:8 /kept
+RUN echo temporary > /tmp-file
+RUN rm /tmp-file && mkdir -p /d/e/deep && echo z > /d/e/deep/z
+COPY late /late
+LABEL done=1
+"""
+
+
+def build_all(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    pybuild.run("copy", f"oci:{busybox_layout}:busybox", "storage:base:1")
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.owner() == "root" and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    context = write_context(tmp_path / "context", ODD, {"late": "late"})
+    pybuild.build(context, "-t", "plain:1", "--verify-layers")
+    pybuild.build(context, "-t", "first:1", "--target", "first")
+    pybuild.build(context, "-t", "squashed:1", "--squash", "--verify-layers")
+    pybuild.build(context, "-t", "all:1", "--squash-all", "--verify-layers")
+
+
+def layers(pybuild: Pybuild, name: str) -> list[str]:
+    return [d["digest"] for d in pybuild.run("inspect", name).json()["Layers"]]
+
+
+def test_squashed_trees_are_the_same(pybuild_each: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    images = pybuild_each
+    build_all(images, busybox_layout, tmp_path)
+    assert [len(layers(images, n)) for n in ("plain:1", "squashed:1", "all:1")] == [8, 2, 1]
+    assert layers(images, "squashed:1")[0] == layers(images, "base:1")[0]
+    for name in ("squashed:1", "all:1"):
+        found = images.run("diff", "plain:1", name, "--times", "--json").json()
+        # Overlayfs has broken no link: but a chown of one name of two copies up that name alone.
+        assert found["files"] == [], found["files"]
+        config = {c["field"] for c in found["config"]}
+        assert all(f.startswith("history[") for f in config), config
+        history = images.run("history", name, "--json").json()
+        assert sum(not row["empty_layer"] for row in history) == len(layers(images, name))
+        assert len(history) == len(images.run("history", "plain:1", "--json").json())
+    # Unpacking is a second opinion on the whiteouts.
+    if images.account is None:
+        for name in ("plain", "squashed", "all"):
+            images.unpack(f"{name}:1", tmp_path / name)
+        for other in ("squashed", "all"):
+            assert images.run("diff", tmp_path / "plain", tmp_path / other, "--times", "-q").status == 0
+
+
+def test_what_differs_and_what_is_found_again(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    images = pybuild
+    build_all(images, busybox_layout, tmp_path)
+    before = images.run("inspect", "squashed:1", "--format", "{{.Digest}}").text
+    images.build(tmp_path / "context", "-t", "again:1", "--squash")
+    assert images.run("inspect", "again:1", "--format", "{{.Digest}}").text == before
+    only_labels = write_context(tmp_path / "labels", "FROM base:1\nLABEL a=b\n")
+    images.build(only_labels, "-t", "labels:1", "--squash")
+    assert layers(images, "labels:1") == layers(images, "base:1")
+
+    found = images.run("diff", "first:1", "plain:1", "--json", "--exit-code", check=False)
+    assert found.status == 1
+    files = {f["path"]: f for f in json.loads(found.stdout)["files"]}
+    assert files["d/n"]["change"] == "added"
+    assert files["d/e/g"]["change"] == "removed"
+    assert [f["field"] for f in files["d/f"]["fields"]] == ["mode"]
+    assert {f["field"] for f in files["file2dir"]["fields"]} == {"kind"}
+    assert {"field": "owner", "old": "0:0", "new": "7:8"} in files["kept"]["fields"]
+    lines = images.run("diff", "first:1", "plain:1").text.splitlines()
+    assert any(line.split("|")[0].strip() == "d/f" and "0644 → 4711" in line for line in lines)
+    assert "config.Labels.done | none → 1" in images.run("diff", "first:1", "plain:1").text
+    assert images.run("diff", "plain:1", "plain:1", "-q").status == 0
+
+
+def test_diff_of_directories_and_layers(pybuild: Pybuild, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for side, text in ((one, "same"), (two, "other")):
+        (side / "sub").mkdir(parents=True)
+        (side / "sub" / "file").write_text(text[:4].ljust(5))
+        (side / "equal").write_text("x")
+    os.setxattr(two / "equal", "user.note", b"\x01")
+    (two / os.fsdecode(b"odd\n\xff")).write_text("")
+    text = pybuild.run("diff", one, two).text
+    assert "content" in text
+    assert "xattr user.note none → 01" in text
+    assert "odd\\n" in text
+    assert len(text.splitlines()) == 4
+    (tmp_path / "bad.tar").write_bytes(b"x" * 1024)
+    refused = pybuild.run("diff", one, tmp_path / "bad.tar", check=False)
+    assert refused.status == 1
+    assert "bad.tar" in refused.stderr
+    assert pybuild.run("diff", one, "nothing:1", check=False).status == 1
