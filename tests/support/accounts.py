@@ -43,7 +43,7 @@ class Account(NamedTuple):
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "PYTHONPATH": self.pythonpath,
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPYCACHEPREFIX": str(self.home / "pyc"),  # its packages are root's
             **(extra or {}),
         }
 
