@@ -636,8 +636,15 @@ def _copy_file(source: bytes, name: bytes, dir_fd: int) -> None:
     try:
         write = os.open(name, _CREATE, 0o600, dir_fd=dir_fd)
         try:
-            while os.copy_file_range(read, write, 1 << 30):
-                pass
+            try:
+                while os.copy_file_range(read, write, 1 << 30):
+                    pass
+            except OSError as e:
+                # Not between all file systems, nor on all of them; the offsets stand where it ended.
+                if e.errno not in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+                    raise
+                while os.sendfile(write, read, None, 1 << 30):
+                    pass
         finally:
             os.close(write)
     finally:

@@ -116,3 +116,12 @@ def names(dirs: Iterable[bytes]) -> set[bytes]:
     for directory in dirs:
         found.update(at(os.listdir, directory))
     return found
+
+
+def holders(dirs: tuple[bytes, ...]) -> dict[bytes, tuple[bytes, ...]]:
+    """For each name the directories that hold it (as whatever), in their order: `find` needs no others."""
+    found: dict[bytes, list[bytes]] = {}
+    for directory in dirs:
+        for name in at(os.listdir, directory):
+            found.setdefault(name, []).append(directory)
+    return {name: tuple(where) for name, where in found.items()}

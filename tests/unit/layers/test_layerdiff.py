@@ -320,3 +320,20 @@ def test_an_interrupted_walk_closes_what_it_opened(tmp_path: Path) -> None:
     next(walk)
     walk.close()  # type: ignore[attr-defined]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_many_names_over_many_layers_give_the_same_changes(tmp_path: Path) -> None:
+    """Beyond some size each layer is listed once instead of being asked for each name."""
+    lowers = [tree(tmp_path / f"l{n}", *(f"d/f{i}" for i in range(n, 400, 7))) for n in range(6)]
+    whiteout(lowers[2] / "d/f5")
+    upper = tree(tmp_path / "u", *(f"d/f{i}" for i in range(0, 400, 3)))
+    for i in range(1, 400, 3):
+        whiteout(upper / f"d/f{i}")
+    visible = {name for layer in lowers for name in os.listdir(layer / "d")} - {"f5"}
+    wanted = ["*d"]
+    for name in sorted(os.listdir(upper / "d")):
+        if int(name[1:]) % 3:
+            wanted += [f"-d/{name}"] if name in visible else []
+        elif name not in visible:
+            wanted.append(f"+d/{name}")
+    assert overlay(upper, *lowers) == wanted
