@@ -54,9 +54,9 @@ __all__ = [
     "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "ContentError", "ContextError",
     "Descriptor", "Digest", "EventSink", "ImageError", "LayerError", "Output", "OutputResult", "ParseError",
     "PlanError", "Platform", "PybuildError", "Reason", "RegistryError", "RegistryOptions", "ResourceLimits",
-    "RunOptions", "SandboxError", "SecretLeakError", "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport",
-    "StoreError", "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy",
-    "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack",
+    "RunOptions", "SandboxError", "SecretLeakError", "SecretSource", "SourceFile", "StepError", "StepPlan",
+    "StepReport", "StoreError", "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build",
+    "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack",
 ]  # fmt: skip
 
 

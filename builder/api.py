@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from builder.solve.audit import AuditResult
     from builder.solve.explain import BuildPlan
     from builder.solve.sources import ImageSources
+    from builder.solve.steps import OnError
     from layers.oci import ImageConfig
     from layers.store import Store
     from registry.copy import CopyOptions, CopyResult
@@ -49,17 +50,30 @@ if TYPE_CHECKING:
     from registry.transport import RawManifest, TransportContext
 
 
-def prepare_namespaces() -> None:
+def prepare_namespaces(isolation: str = "auto") -> None:
     """Enter the user namespace that an ordinary user's snapshots need; as root, nothing.
 
-    To be called while the process has one thread, before the store is opened. Idempotent.
-    Raises: SandboxError naming what is missing.
+    `isolation` forces a tier (`RunOptions.isolation`). To be called while the process has one thread,
+    before the store is opened. Idempotent. Raises: SandboxError naming what is missing.
     """
-    if _may_mount():
+    if isolation in _ANY_ROOT and _may_mount():
         return
-    from builder.sandbox.userns import enter
+    from builder.sandbox.tiers import prepare
 
-    enter()
+    prepare(isolation)
+
+
+_ANY_ROOT = ("auto", "pivot")
+"""The kinds of isolation for which CAP_SYS_ADMIN is all that is asked for."""
+
+
+def _may_stay(isolation: str) -> bool:
+    """Whether this process can build as it is."""
+    if isolation in _ANY_ROOT and _may_mount():
+        return True
+    from builder.sandbox.tiers import may_stay
+
+    return may_stay(isolation)
 
 
 def _may_mount() -> bool:
@@ -73,11 +87,11 @@ def _may_mount() -> bool:
 
 
 @contextmanager
-def open_store(root: Path) -> Iterator[Store]:
+def open_store(root: Path, *, isolation: str = "auto") -> Iterator[Store]:
     """The local store, for as long as the block lasts. Raises: StoreError."""
     from layers.store import Store
 
-    store = Store.open(root)
+    store = Store.open(root, driver="native" if isolation == "chroot" else "auto")
     try:
         yield store
     finally:
@@ -94,11 +108,13 @@ def build(
     tick: Callable[[], None] = lambda: None,
     launcher: Launcher | None = None,
     on_plan: Callable[[BuildPlan], None] | None = None,
+    on_error: OnError | None = None,
 ) -> BuildResult:
     """Build the request's target and tag it in the store at `root`.
 
     Equal requests on equal inputs run nothing twice and give the same image. `tick` is called a few
-    times a second from the calling thread. `on_plan` is told before anything runs what will be done and why.
+    times a second from the calling thread. `on_plan` is told before anything runs what will be done and why;
+    `on_error` (not where the build runs in a child) of a failed RUN whose sandbox can still be entered.
     Raises: ParseError, PlanError, ContextError, StepError, SandboxError, RegistryError, StoreError,
     Cancelled.
     """
@@ -106,7 +122,7 @@ def build(
 
     sink = events or NullSink()
     stopped = cancelled or _never
-    if not _may_mount():
+    if not _may_stay(request.run.isolation):
         from builder.inchild import call
 
         result: BuildResult = call(
@@ -114,10 +130,10 @@ def build(
         )
         return result
     with (
-        open_store(root) as store,
+        open_store(root, isolation=request.run.isolation) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
-            request, store, transports, events=sink, cancelled=stopped, tick=tick, launcher=launcher,
+            request, store, transports, events=sink, cancelled=stopped, tick=tick, launcher=launcher, on_error=on_error,
             check=partial(_enforce_checks, request),
         ) as parts,
     ):  # fmt: skip
@@ -139,13 +155,13 @@ def plan_build(
     from builder.building import prepared
 
     sink = events or NullSink()
-    if not _may_mount():
+    if not _may_stay(request.run.isolation):
         from builder.inchild import call
 
         plan: BuildPlan = call("plan", request, root=root, registry=registry, events=sink, cancelled=_never)
         return plan
     with (
-        open_store(root) as store,
+        open_store(root, isolation=request.run.isolation) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
             request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)
@@ -176,7 +192,7 @@ def audit_cache(
     sink = events or NullSink()
     prepare_namespaces()
     with (
-        open_store(root) as store,
+        open_store(root, isolation=request.run.isolation) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
             request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from builder.solve.secretgate import LogGate
     from builder.solve.solver import Solver
     from builder.solve.sources import ImageSources
+    from builder.solve.steps import OnError
     from layers.store import Store
     from registry.transport import TransportContext
 
@@ -59,6 +60,7 @@ class BuildResult(NamedTuple):
     outputs: tuple[OutputResult, ...] = ()
     wall_s: float = 0.0
     fetched_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Parts(NamedTuple):
@@ -89,6 +91,7 @@ def prepared(
     check: Check,
     tick: Callable[[], None] = lambda: None,
     launcher: Launcher | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[Parts]:
     """Parse and plan the request; what it opened is closed with the block.
 
@@ -105,7 +108,7 @@ def prepared(
 
     containerfile = parse_containerfile(request.containerfile)
     with ExitStack() as stack:
-        zygote = Zygote(launcher)
+        zygote = Zygote(launcher, request.run.isolation)
         stack.callback(zygote.close)
         session = Session(request)
         stack.callback(session.close)
@@ -130,6 +133,7 @@ def prepared(
             cancelled=cancelled,
             source=request.containerfile,
             remotes=remotes,
+            on_error=on_error,
         )
         solver = Solver(
             context,
@@ -184,7 +188,7 @@ def finish(
         results = solver.solve()
     except BaseException:
         if early is not None:
-            early.close()
+            early.close(failed=True)
         raise
     image = Exporter(store, request, parts.sources, parts.layers, solver).export(parts.graph, results, solver.made_ns)
     parts.layers.finish()
@@ -212,6 +216,7 @@ def finish(
         outputs,
         time.monotonic() - started,
         parts.sources.fetched_bytes,
+        sum(output.moved_bytes for output in outputs) + (0 if early is None else early.moved_bytes),
     )
 
 
@@ -261,15 +266,16 @@ def _needs_zygote(graph: BuildGraph, zygote: Zygote) -> Callable[[], None]:
 class Zygote:
     """The launcher of a build: started when the first step is to run, before there are threads."""
 
-    def __init__(self, launcher: Launcher | None) -> None:
+    def __init__(self, launcher: Launcher | None, isolation: str) -> None:
         self._launcher = launcher
+        self._isolation = isolation
         self._own = launcher is None
 
     def start(self) -> None:
         if self._launcher is None:
-            from builder.sandbox.launcher import Launcher
+            from builder.sandbox.tiers import start_launcher
 
-            self._launcher = Launcher.start()
+            self._launcher = start_launcher(self._isolation)
 
     def get(self) -> Launcher:
         self.start()
@@ -297,6 +303,7 @@ def metadata(result: BuildResult) -> Mapping[str, object]:
         "pybuild.outputs": [o._asdict() for o in result.outputs],
         "pybuild.wall_s": round(result.wall_s, 4),
         "pybuild.fetched_bytes": result.fetched_bytes,
+        "pybuild.sent_bytes": result.sent_bytes,
     }
 
 

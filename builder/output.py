@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -95,7 +96,9 @@ class EarlyPush:
         self._layers = parts.layers
         self._source = StoreBlobs(parts.store)
         self._workers = Workers(_EARLY_JOBS, "push")
+        self._lock = threading.Lock()
         self._destinations: list[ImageDestination] = []
+        self.moved_bytes = 0
         if parts.gate is not None and parts.gate.wanted:
             return
         for output in outputs:
@@ -117,13 +120,19 @@ class EarlyPush:
         began = time.perf_counter()
         for destination in self._destinations:
             if not destination.has_blob(layer):
-                destination.put_blob(BlobInput(layer, self._source))
+                blob = BlobInput(layer, self._source)
+                destination.put_blob(blob)
+                with self._lock:
+                    self.moved_bytes += blob.moved_bytes
         self._layers.add_phase(snapshot, "push", time.perf_counter() - began)
 
-    def close(self) -> None:
-        """Wait for the layers under way. Idempotent."""
+    def close(self, *, failed: bool = False) -> None:
+        """Wait for the layers under way, and unless the build has `failed` for those still waiting. Idempotent."""
         self._layers.made = None
-        self._workers.finish()
+        if failed:
+            self._workers.close()
+        else:
+            self._workers.finish()
         for destination in self._destinations:
             destination.close()
         self._destinations.clear()

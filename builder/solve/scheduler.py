@@ -34,6 +34,10 @@ class Stop:
         self._set = True
         os.eventfd_write(self.fd, 1)
 
+    def asked(self) -> bool:
+        """Whether the caller wants an end, whatever became of the jobs."""
+        return self._cancelled()
+
     def __call__(self) -> bool:
         return self._set or self._cancelled()
 
@@ -103,7 +107,7 @@ class _Run:
                 while self._left and not self._failures:
                     self._changed.wait(_POLL_S)
                     tick()
-                    if self._stop():
+                    if self._stop.asked():
                         raise Cancelled
         except BaseException as e:  # noqa: BLE001 - an interrupt, too, waits for the threads; raised below
             self._fail(e)

@@ -451,9 +451,11 @@ def _cache_mount(
     from builder.sandbox.spec import SandboxMount
     from builder.solve.mounts import acquire_cache
 
-    path, release = acquire_cache(ctx, mount, trees)
+    # Where nothing can be mounted the directory is moved into the image for the while: one RUN at a time.
+    alone = ctx.launcher().bare
+    path, release = acquire_cache(ctx, mount._replace(sharing="locked") if alone else mount, trees)
     cleanup.append(release)
-    return SandboxMount("bind", mount.target, source=path, readonly=mount.readonly)
+    return SandboxMount("bind", mount.target, source=path, readonly=mount.readonly, movable=alone)
 
 
 def _capability(name: str) -> str:

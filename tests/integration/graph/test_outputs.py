@@ -116,3 +116,20 @@ def test_the_summary_tells_steps_and_phases(pybuild: Pybuild, context: Path) -> 
     result = pybuild.build(context, "--summary=true", "-q")
     assert "2 run" in result.stderr
     assert "from the cache" in result.stderr
+
+
+@pytest.mark.registry
+def test_layers_are_sent_while_later_steps_run(
+    pybuild: Pybuild, registry: RegistryServer, busybox_base: str, tmp_path: Path
+) -> None:
+    text = f"FROM {busybox_base}\nRUN head -c 3000000 /dev/urandom > /early\nRUN sleep 2\n"
+    meta = tmp_path / "meta.json"
+    name = f"{registry.host}/graph/early:1"
+    pybuild.build(write_context(tmp_path / "early", text), "--push", "-t", name, "--metadata-file", meta)
+    document = json.loads(meta.read_text())
+    first = next(s for s in document["pybuild.steps"]["list"] if "early" in s["name"])
+    assert first["phases"]["push"] > 0
+    # What was left for the end: documents and small layers.
+    assert document["pybuild.outputs"][0]["moved_bytes"] < 1_000_000
+    assert document["pybuild.sent_bytes"] > 3_000_000
+    assert skopeo_inspect(name)["Digest"] == document["containerimage.digest"]
