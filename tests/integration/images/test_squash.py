@@ -6,8 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.support.cli import Pybuild, write_context
 
 ODD = r"""
