@@ -39,10 +39,15 @@ def session_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared
 
 
-@pytest.fixture(scope="session")
-def machine_cache() -> Path:
+def machine_cache_dir() -> Path:
     """What outlives a session: `$XDG_CACHE_HOME/pybuild-tests`."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "pybuild-tests"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def machine_cache() -> Path:
+    """The directory of what outlives a session."""
+    return machine_cache_dir()

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.accounts import Account
+from tests.support.cachedir import machine_cache_dir
 from tests.support.machine import CHECKOUT, need_mounts
 
 TIMEOUT_S = 300
@@ -61,9 +61,7 @@ class Pybuild:
             inherited.pop(name, None)
         # Compiling every module again would double the time of each of some hundred commands.
         if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
-            inherited.setdefault(
-                "PYTHONPYCACHEPREFIX", os.path.join(tempfile.gettempdir(), f"pybuild-pyc-{os.getuid()}")
-            )
+            inherited.setdefault("PYTHONPYCACHEPREFIX", str(machine_cache_dir() / "pyc"))
         return {**inherited, "PYTHONPATH": str(CHECKOUT), **self.env, **(extra or {})}
 
     def run(
