@@ -35,7 +35,11 @@ def add_actions(parser: ArgumentParser, actions: Mapping[str, Action]) -> None:
 
 def end_actions(parser: ArgumentParser) -> None:
     """Remember the flags' spellings and defaults for `check_action`."""
-    flags = {a.dest: (a.option_strings[-1], a.default) for a in parser._actions if a.option_strings}
+    flags = {
+        a.dest: (next(o for o in a.option_strings if o.startswith("--")), a.default)
+        for a in parser._actions
+        if a.option_strings
+    }
     parser.set_defaults(known_flags=flags)
 
 

@@ -228,7 +228,7 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
         if not space or not length_text.isdigit() or len(length_text) > 8 or int(length_text) <= len(length_text):
             break
         record, data = data[: int(length_text)], data[int(length_text) :]
-        key, equals, value = record[len(length_text) + 1 :].rstrip(b"\n").partition(b"=")
+        key, equals, value = record[len(length_text) + 1 :].removesuffix(b"\n").partition(b"=")
         if equals and key in {b"path", b"linkpath", b"size"}:
             found[key.decode()] = value.decode("utf-8", "surrogateescape")
     return found
