@@ -192,7 +192,7 @@ def main(down: int, up: int) -> None:
 
     try:
         verb, request, root, registry, explain = pickle.load(stream)  # noqa: S301 - of our own parent
-        api.prepare_namespaces()
+        api.prepare_namespaces(request.run.isolation)
         if verb == "plan":
             result: object = api.plan_build(request, root=root, registry=registry, events=reporter)
         else:

@@ -222,6 +222,9 @@ class Running:
 class Launcher:
     """Owns the zygote. `run` may be called from any thread."""
 
+    bare = False
+    """Whether sandboxes have neither namespaces nor mounts (`builder.sandbox.bare`)."""
+
     def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
         self._server = server
         self._pid = pid
@@ -238,7 +241,7 @@ class Launcher:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            pid = _clone_zygote(ours, theirs) if threads() == 1 else _spawn_zygote(theirs)
+            pid = _clone_zygote(ours, theirs) if threads() == 1 else spawn(theirs)
         except OSError as e:
             ours.close()
             raise SandboxError(
@@ -268,7 +271,7 @@ class Launcher:
         The caller keeps its descriptors. With `trace`, `Running.trace` tells the time of each setup
         operation. Raises: SandboxError.
         """
-        program = _seccomp(spec)
+        program = compiled_filter(spec)
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
             number, programs = self._number(program)
@@ -387,12 +390,12 @@ def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
     return pid
 
 
-def _spawn_zygote(theirs: socket.socket) -> int:
+def spawn(theirs: socket.socket, module: str = "zygote") -> int:
     """Start the zygote in an interpreter of its own, as a process with threads may not be cloned. Raises: OSError."""
     import sys
 
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {package_root!r}); from builder.sandbox import zygote; zygote.main(3)"
+    code = f"import sys; sys.path.insert(0, {package_root!r}); from builder.sandbox import {module}; {module}.main(3)"
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", "-c", code],
@@ -411,7 +414,7 @@ def _host() -> Host:
     )
 
 
-def _seccomp(spec: SandboxSpec) -> bytes | None:
+def compiled_filter(spec: SandboxSpec) -> bytes | None:
     """The compiled filter. Raises: SandboxError."""
     if spec.privileged or spec.seccomp == "unconfined":
         return None

@@ -35,7 +35,7 @@ class Host(NamedTuple):
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     """The whole setup, from the keyring to the working directory; it begins with the `prelude`."""
     host = host or Host()
-    mounts = _mounts(spec, host)
+    mounts = mounts_of(spec, host)
     steps = prelude(spec, host)
     steps.append(["hostname", {"name": spec.hostname}])
     if spec.network != "host":
@@ -116,7 +116,7 @@ def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
     }
 
 
-def _mounts(spec: SandboxSpec, host: Host) -> list[SandboxMount]:
+def mounts_of(spec: SandboxSpec, host: Host) -> list[SandboxMount]:
     """The spec's mounts, and its files as mounts."""
     mounts = list(spec.mounts)
     hosts = "".join(f"{address}\t{name}\n" for name, address in spec.add_hosts).encode()
@@ -157,7 +157,7 @@ def _digest(kept: list[list[Any]]) -> str:
 def _mount(mount: SandboxMount) -> dict[str, Any]:
     source = mount.source
     arguments = mount._asdict()
-    del arguments["optional"]
+    del arguments["optional"], arguments["movable"]
     if isinstance(source, Mount):
         arguments["source"] = _tree(source)
     elif isinstance(source, bytes):

@@ -47,9 +47,7 @@ class Report(NamedTuple):
     @property
     def chosen(self) -> TierReport | None:
         """The first tier that works of those that pybuild takes by itself."""
-        return next(
-            (tier for tier in self.tiers if tier.works and tier.tier in {"root", "subordinate", "single"}), None
-        )
+        return next((tier for tier in self.tiers if tier.works and tier.tier != "oci"), None)
 
 
 def probe(directory: Path | None = None) -> Report:
@@ -102,6 +100,9 @@ def _single(directory: str | None) -> TierReport:
     title = "rootless with a single id: all namespaces; files of other owners cannot be made"
     if os.geteuid() == 0 and userns.has_powers():
         return TierReport("single", title, False, "not needed: pybuild runs as root", None)
+
+    if userns.chroot_only():
+        return TierReport("single", title, False, "not needed: a chroot keeps true owners", None)
 
     def attempt() -> str | None:
         userns.enter(subordinate=False)

@@ -433,6 +433,14 @@ def op_enter(sandbox: Sandbox, isolation: str) -> None:
     os.chdir("/")
 
 
+def op_chroot(sandbox: Sandbox) -> None:
+    """Enter the root where nothing can be mounted."""
+    sandbox.chrooted = True
+    os.fchdir(sandbox.root_fd)
+    os.chroot(".")
+    os.chdir("/")
+
+
 # ---- operations: the process ------------------------------------------------------------------
 
 
@@ -480,7 +488,8 @@ def op_identity(
             try:
                 linux.prctl(linux.PR_CAPBSET_DROP, number)
             except OSError as e:
-                if e.errno != errno.EINVAL:  # newer than the kernel
+                # Newer than the kernel; or root in a container that has not CAP_SETPCAP itself.
+                if e.errno != errno.EINVAL and not (sandbox.chrooted and e.errno == errno.EPERM):
                     raise
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     if groups is not None:

@@ -82,6 +82,8 @@ class SandboxMount(NamedTuple):
     """A bind whose source is missing is left out, silently."""
     subpath: str = "/"
     """For `tree`: the part of it that is mounted, a path inside, hostile like the target."""
+    movable: bool = False
+    """A bind whose source nobody else uses meanwhile, and which may be moved where nothing can be mounted."""
 
     def __repr__(self) -> str:
         """Contents may be a secret's."""

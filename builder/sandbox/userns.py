@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, NoReturn
 
 from builder.errors import SandboxError
@@ -90,6 +91,23 @@ def current(note: str | None = None) -> Identity:
 def has_powers() -> bool:
     """Whether this process may mount and make namespaces: CAP_SYS_ADMIN, effective."""
     return bool(linux.capget()[0] >> linux.CAPABILITIES.index("SYS_ADMIN") & 1)
+
+
+def chroot_only() -> bool:
+    """Whether this is root without CAP_SYS_ADMIN and cannot get it in a user namespace: `builder.sandbox.bare`.
+
+    A namespace with a single id would be worse: root in a container has true owners without.
+    """
+    capabilities = linux.capget()[0]
+    if os.geteuid() != 0 or has_powers() or not capabilities >> linux.CAPABILITIES.index("SYS_CHROOT") & 1:
+        return False
+    return subordinate_ids(0)[2] is not None or _unshare_refused()
+
+
+@cache
+def _unshare_refused() -> bool:
+    """By trying it in a child, once: what a container forbids it goes on forbidding."""
+    return in_child(lambda: linux.unshare(linux.CLONE_NEWUSER)) is not None
 
 
 def threads() -> int:

@@ -35,9 +35,9 @@ from typing import Any, NoReturn
 from builder.sandbox import cgroup, rootfs, setup
 from layers import linux
 
-_MSG_CMSG_CLOEXEC = 0x40000000
-_MAX_REQUEST_BYTES = 1 << 17
-_STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
+MSG_CMSG_CLOEXEC = 0x40000000
+MAX_REQUEST_BYTES = 1 << 17
+STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
 
 
 class _Child:
@@ -62,7 +62,7 @@ class _Child:
     def undo(self) -> None:
         """Remove what the setup left on disk for as long as the sandbox ran."""
         try:
-            steps = os.read(self.undo_fd, _MAX_REQUEST_BYTES)
+            steps = os.read(self.undo_fd, MAX_REQUEST_BYTES)
         except BlockingIOError:
             steps = b""
         os.close(self.undo_fd)
@@ -100,7 +100,7 @@ def serve(server: socket.socket) -> NoReturn:
         zygote.clear()
         status = 0
     except BaseException as e:  # noqa: BLE001 - the process boundary: the launcher reads this as its epitaph
-        _tell(server, error_message("zygote", getattr(e, "errno", None), None, f"{type(e).__name__}: {e}"))
+        tell(server, error_message("zygote", getattr(e, "errno", None), None, f"{type(e).__name__}: {e}"))
     finally:
         os._exit(status)
 
@@ -112,7 +112,7 @@ def main(fd: int) -> NoReturn:
     try:
         pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
     except OSError as e:
-        _tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
+        tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
         os._exit(1)
     if pid == 0:
         serve(server)
@@ -126,7 +126,7 @@ def _settle(server: socket.socket) -> None:
     gc.disable()
     with contextlib.suppress(OSError):
         os.setsid()
-    for number in _STOPPED_SIGNALS:
+    for number in STOPPED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0)  # the modes of mount points are ours to say, not the caller's shell's
@@ -202,7 +202,7 @@ class _Zygote:
 
     def accept(self) -> bool:
         """Take one request; False at the end of the socket."""
-        data, fds, _flags, _address = socket.recv_fds(self.server, _MAX_REQUEST_BYTES, 8, _MSG_CMSG_CLOEXEC)
+        data, fds, _flags, _address = socket.recv_fds(self.server, MAX_REQUEST_BYTES, 8, MSG_CMSG_CLOEXEC)
         if not fds:
             if data:
                 hello = json.loads(data)
@@ -212,15 +212,15 @@ class _Zygote:
         control = socket.socket(fileno=fds[0])
         try:
             if data[:1] != b"S" or not self.hand_on(data, control, fds):
-                request = _parse(data, fds)
+                request = parse(data, fds)
                 if data[:1] == b"S":
                     request["operations"] = self.prelude + request["operations"]
                 self.start(request, control, fds[1:4])
         except cgroup.CgroupError as e:
-            _tell(control, error_message("cgroup", e.errno, e.filename, e.strerror or str(e), e.hint))
+            tell(control, error_message("cgroup", e.errno, e.filename, e.strerror or str(e), e.hint))
             control.close()
         except OSError as e:
-            _tell(control, error_message("clone", e.errno, None, e.strerror or str(e)))
+            tell(control, error_message("clone", e.errno, None, e.strerror or str(e)))
             control.close()
         finally:
             for fd in fds[1:]:
@@ -343,7 +343,7 @@ class _Zygote:
         del self.by_pidfd[child.pidfd]
         if self.by_control.pop(child.control.fileno(), None):
             self.poll.unregister(child.control)
-        _tell(child.control, json.dumps(message).encode())
+        tell(child.control, json.dumps(message).encode())
         child.control.close()
 
     def listen(self, child: _Child) -> None:
@@ -360,10 +360,10 @@ class _Zygote:
             if child.group is None:
                 raise cgroup.CgroupError(errno.ENOENT, "it was started without Resources(freezer=True)")
             child.group.freeze(wish == b"freeze")
-            _tell(child.control, b'{"done": true}')
+            tell(child.control, b'{"done": true}')
         except OSError as e:
             refusal = error_message("freezer", e.errno, e.filename, e.strerror or str(e))
-            _tell(child.control, b'{"refused": ' + refusal + b"}")
+            tell(child.control, b'{"refused": ' + refusal + b"}")
 
 
 def error_message(operation: str, number: int | None, path: str | None, words: str, hint: str | None = None) -> bytes:
@@ -371,12 +371,12 @@ def error_message(operation: str, number: int | None, path: str | None, words: s
     return json.dumps({"error": operation, "errno": number, "path": path, "message": words, "hint": hint}).encode()
 
 
-def _tell(control: socket.socket, message: bytes) -> None:
+def tell(control: socket.socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         control.send(message)
 
 
-def _parse(data: bytes, fds: list[int]) -> dict[str, Any]:
+def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
     if len(fds) > 4:
         with open(fds[4], "rb", closefd=False) as stream:
             data = b"-" + stream.read()
@@ -394,9 +394,9 @@ def _wait_in_the_wings(requests: socket.socket, sandbox: setup.Sandbox, prelude:
     except setup.SetupError as e:
         failure = e
     try:
-        data, fds, _flags, _address = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 8, _MSG_CMSG_CLOEXEC)
+        data, fds, _flags, _address = socket.recv_fds(requests, MAX_REQUEST_BYTES, 8, MSG_CMSG_CLOEXEC)
         if data:
-            _run(_parse(data, fds), socket.socket(fileno=fds[0]), fds[1:4], sandbox, failure)
+            _run(parse(data, fds), socket.socket(fileno=fds[0]), fds[1:4], sandbox, failure)
     finally:
         os._exit(125)
 
@@ -427,7 +427,7 @@ def _run(
             # Now: the image has no such module.
             from builder.sandbox import terminal
         if request.get("trace"):
-            _tell(control, json.dumps({"trace": setup.trace(sandbox, request["operations"])}).encode())
+            tell(control, json.dumps({"trace": setup.trace(sandbox, request["operations"])}).encode())
         else:
             setup.execute(sandbox, request["operations"])
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
@@ -440,9 +440,9 @@ def _run(
                 raise setup.SetupError("terminal", e.errno, None, e.strerror or str(e)) from e
         status = setup.become(request["args"], request["env"])
     except setup.SetupError as e:
-        _tell(control, error_message(e.operation, e.errno, e.path, e.words))
+        tell(control, error_message(e.operation, e.errno, e.path, e.words))
     except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
-        _tell(control, error_message("setup", None, None, f"{type(e).__name__}: {e}"))
+        tell(control, error_message("setup", None, None, f"{type(e).__name__}: {e}"))
     finally:
         os._exit(status)
 

@@ -44,6 +44,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
+    "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.solve": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
         *("builder.solve", "builder.session", "builder.places"),
@@ -84,6 +85,7 @@ EAGER_ROOMS: dict[str, tuple[str, ...]] = {
 FORKERS = (
     *("builder.sandbox.userns", "builder.sandbox.zygote", "builder.sandbox.launcher"),
     "builder.sandbox.network",  # runs in a helper that the zygote forked
+    "builder.sandbox.keeper",  # the zygote where there are no namespaces
 )
 
 

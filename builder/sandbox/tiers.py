@@ -1,0 +1,56 @@
+"""The ladder of isolation: which tier a process takes, by itself or because it was told to.
+
+    auto      root: namespaces; root without CAP_SYS_ADMIN: chroot; others: rootless
+    pivot     as auto, but never a chroot within the namespaces
+    chroot    root: no namespaces, no mounts (`builder.sandbox.bare`)
+    rootless  a user namespace with subordinate ids, or nothing
+
+`probe` tells which of them work.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from builder.errors import SandboxError
+from builder.sandbox import userns
+
+if TYPE_CHECKING:
+    from builder.sandbox.launcher import Launcher
+
+
+def prepare(isolation: str) -> None:
+    """Become what the isolation needs; only in a process of one thread. Raises: SandboxError."""
+    if may_stay(isolation):
+        return
+    if isolation == "chroot":
+        raise SandboxError(
+            "isolation chroot needs root (of a container will do)",
+            operation="chroot",
+            hint="leave --isolation away to build in a user namespace",
+        )
+    identity = userns.enter()
+    if isolation == "rootless" and identity.tier != "subordinate":
+        words = "pybuild runs as root" if identity.tier == "root" else identity.note or "no subordinate ids"
+        raise SandboxError(f"isolation rootless is not to be had: {words}", operation="rootless")
+
+
+def may_stay(isolation: str) -> bool:
+    """Whether this process needs no other namespaces for that than it has."""
+    if isolation == "chroot":
+        return os.geteuid() == 0
+    if isolation == "rootless":
+        return userns.has_powers() and userns.current().tier == "subordinate"
+    return userns.has_powers() or (isolation == "auto" and userns.chroot_only())
+
+
+def start_launcher(isolation: str) -> Launcher:
+    """The launcher of the tier. Raises: SandboxError."""
+    if isolation == "chroot" or (isolation == "auto" and userns.chroot_only()):
+        from builder.sandbox.bare import BareLauncher
+
+        return BareLauncher.start()
+    from builder.sandbox.launcher import Launcher
+
+    return Launcher.start()
