@@ -85,6 +85,7 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    _take_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(version_line())
@@ -103,6 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return report(e)
+
+
+def _take_standard_streams() -> None:
+    """Open what of descriptors 0 to 2 is closed (`2>&-`): else a file of the store would be one, and take messages."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _dispatch(arguments: list[str]) -> int:

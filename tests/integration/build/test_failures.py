@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -168,6 +170,30 @@ def test_the_store_is_not_writable(pybuild: Pybuild, tmp_path: Path) -> None:
     result = Pybuild(tmp_path / "file" / "store").run("images", check=False)
     assert result.status != 0
     assert "file" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_take_no_harm(closed: str, pybuild: Pybuild, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "c", "FROM scratch\nCOPY file /\n", {"file": "x"})
+    command = shlex.join(pybuild.argv("build", "-t", "app:1", str(context)))
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], env=pybuild.environ(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "app" in pybuild.run("images").text
+    pybuild.run("fsck")
+    failing = shlex.join(pybuild.argv("inspect", "missing:1"))
+    done = subprocess.run(["sh", "-c", f"{failing} {closed}"], env=pybuild.environ(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_a_full_disk_under_stdout_is_an_error(pybuild: Pybuild, busybox_layout: Path) -> None:
+    pybuild.run("pull", f"oci:{busybox_layout}:busybox")
+    with open("/dev/full", "wb") as full:
+        argv = pybuild.argv("images")
+        done = subprocess.run(argv, env=pybuild.environ(), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
