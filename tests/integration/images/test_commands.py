@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.images.stock import readable_context, stock_base
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
 
@@ -23,16 +24,13 @@ def stocked(pybuild_each: Pybuild, busybox_layout: Path, tmp_path: Path) -> Pybu
 
 
 def stock(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> Pybuild:
-    tmp_path.chmod(0o755)
-    pybuild.run("copy", f"oci:{busybox_layout}:busybox", "storage:base:1")
+    stock_base(pybuild, busybox_layout)
     context = write_context(
         tmp_path / "context",
         "FROM base:1\nLABEL role=app tier=2\nRUN echo ran > /ran; ln /ran /hard; mkdir -m 1777 /t\nCOPY file /file\n",
         {"file": "hello"},
     )
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.owner() == "root" and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    context = readable_context(pybuild, context)
     pybuild.build(context, "-t", "app:1")
     pybuild.build(context, "--label", "role=nameless")
     return pybuild
@@ -203,7 +201,7 @@ def test_image_mount(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> 
 def test_unshare_keeps_mounts_of_an_ordinary_user(
     pybuild_rootless: Pybuild, busybox_layout: Path, tmp_path: Path
 ) -> None:
-    pybuild_rootless.run("copy", f"oci:{busybox_layout}:busybox", "storage:base:1")
+    stock_base(pybuild_rootless, busybox_layout)
     refused = pybuild_rootless.run("image", "mount", "base:1", check=False)
     assert refused.status == 2
     assert "unshare" in refused.stderr

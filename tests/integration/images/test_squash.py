@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from tests.integration.images.stock import readable_context, stock_base
 from tests.support.cli import Pybuild, write_context
 
 ODD = r"""
@@ -24,11 +25,8 @@ LABEL done=1
 
 
 def build_all(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
-    pybuild.run("copy", f"oci:{busybox_layout}:busybox", "storage:base:1")
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.owner() == "root" and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    context = write_context(tmp_path / "context", ODD, {"late": "late"})
+    stock_base(pybuild, busybox_layout)
+    context = readable_context(pybuild, write_context(tmp_path / "context", ODD, {"late": "late"}))
     pybuild.build(context, "-t", "plain:1", "--verify-layers")
     pybuild.build(context, "-t", "first:1", "--target", "first")
     pybuild.build(context, "-t", "squashed:1", "--squash", "--verify-layers")
