@@ -96,7 +96,7 @@ def differ(
     try:
         first = _open(old, context, platform, opened)
         second = _open(new, context, platform, opened)
-        config = tuple(_config_changes(first.config, second.config, times=times))
+        config = tuple(config_changes(first.config, second.config, times=times))
         same = _same_layers(first.layers, second.layers)
         counts = (same, len(first.layers), len(second.layers))
         if first.kind == second.kind == "image" and same == len(first.layers) == len(second.layers):
@@ -240,7 +240,7 @@ def _plain(stream: BinaryIO, shown: str) -> dict[bytes, Node]:
 _TIMES = frozenset({"created"})
 
 
-def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, times: bool) -> Iterator[ConfigChange]:
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, times: bool) -> Iterator[ConfigChange]:
     """The values in which two configs differ, by their paths. Diff IDs are the files' business."""
     first, second = dict(_leaves(old, "")), dict(_leaves(new, ""))
     for field in sorted({*first, *second}):

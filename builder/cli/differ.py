@@ -76,7 +76,7 @@ def difference_document(found: Difference) -> dict[str, Any]:
 
 def print_difference(found: Difference) -> None:
     """As `git diff --stat` does: a line a file, a line in the end."""
-    names = [_path(change.path) for change in found.files]
+    names = [shown_path(change.path) for change in found.files]
     width = min(max(map(len, names), default=0), 60)
     for name, change in zip(names, found.files, strict=True):
         print(f" {name:<{width}} | {describe(change)}")
@@ -106,7 +106,7 @@ def describe(change: FileChange) -> str:
     )
 
 
-def _path(path: bytes) -> str:
+def shown_path(path: bytes) -> str:
     """A path that no byte in it makes more than a word on a line."""
     text = path.decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -52,6 +52,8 @@ LAW: dict[str, tuple[str, ...]] = {
     # session, export, container and their like: everything but what stands above them (see ABOVE).
     "builder": ("layers", "registry", "builder"),
     "builder.api": ("layers", "registry", "builder"),
+    "builder.rootfs": ("layers", "registry", "builder.changes", "builder.export"),
+    "builder.verify": ("layers", "builder.difference", "builder.plan.request"),
     "builder.inchild": ("layers", "registry", "builder"),
     "builder.__init__": ("builder.api", "builder.plan.request"),
     "builder.__main__": ("builder.cli",),
