@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Pybuild, write_context
+from tests.support.machine import CHECKOUT
 from tests.support.oracles import skopeo_inspect
 from tests.support.registries import RegistryServer
 
@@ -221,3 +223,15 @@ def test_version_and_help_go_to_stdout(pybuild: Pybuild) -> None:
         result = pybuild.run(*arguments)
         assert "usage:" in result.text
         assert result.stderr == ""
+
+
+def test_the_readmes_library_example_runs(context: Path, tmp_path: Path) -> None:
+    readme = (CHECKOUT / "README.md").read_text()
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    assert "/var/lib/pybuild" in code
+    script = code.replace("/var/lib/pybuild", str(tmp_path / "library-store"))
+    environ = Pybuild(tmp_path).environ()
+    done = subprocess.run([sys.executable, "-c", script], cwd=context, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ID.fullmatch(done.stdout)
+    assert done.stderr == "", "a library prints nothing"
