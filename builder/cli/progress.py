@@ -208,12 +208,8 @@ class Progress:
             if not closed:
                 self._on_close()
 
-    def failure_report(self) -> str:
-        """What the failed steps said last, as BuildKit prints it; empty where none failed or none spoke."""
-        with self._lock:
-            return self._report()
-
     def _report(self) -> str:
+        """What the failed steps said last, as BuildKit prints it; empty where none failed or none spoke."""
         return "".join(
             f"------\n > {node.name}:\n" + "".join(f"{line}\n" for line in node.tail) + "------\n"
             for node in self._failed

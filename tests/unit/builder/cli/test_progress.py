@@ -98,7 +98,7 @@ def test_an_error_is_shown_and_its_last_lines_are_kept() -> None:
     progress.emit(ended("exit status 3"))
     assert "#1 0.125 line 99\n" in out.getvalue()
     assert out.getvalue().endswith("no newline\n#1 ERROR: exit status 3\n\n")
-    report = progress.failure_report().splitlines()
+    report = progress._report().splitlines()
     assert report[:2] == ["------", " > [2/4] RUN make:"]
     assert report[-2:] == ["no newline", "------"]
     assert len(report) == TAIL_LINES + 3
@@ -110,7 +110,7 @@ def test_nothing_is_reported_of_steps_that_succeed_or_are_cancelled_silently() -
         progress.emit(event)
     progress.emit(Vertex("w", "other", started_ns=T0, completed_ns=T0, error="cancelled"))
     assert "#2 CANCELED" in out.getvalue()
-    assert progress.failure_report() == ""
+    assert progress._report() == ""
 
 
 def test_output_of_two_streams_is_not_mixed_within_a_line() -> None:
@@ -325,7 +325,7 @@ def test_a_reader_that_has_gone_is_left_alone(mode: str) -> None:
         for event in (started(), log(b"x\n"), ended("exit status 1")):
             progress.emit(event)
     assert out.tries == 1
-    assert "x\n" in progress.failure_report()
+    assert "x\n" in progress._report()
 
 
 def test_a_closed_stream_does_not_raise() -> None:
