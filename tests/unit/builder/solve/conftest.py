@@ -12,6 +12,7 @@ import pytest
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.solve.contenthash import ContentKey, content_key
 from builder.solve.fileops import CopyOptions, CopyStats, copy
+from tests.support.machine import need_root
 
 Spec = Mapping[str, "str | bytes | None"]
 
@@ -74,6 +75,13 @@ class Trees:
     @property
     def result(self) -> dict[str, str | None]:
         return harvest(self.dest)
+
+
+@pytest.fixture(autouse=True)
+def _as_root(request: pytest.FixtureRequest) -> None:
+    """Tests marked `root` give files to other owners."""
+    if request.node.get_closest_marker("root"):
+        need_root()
 
 
 @pytest.fixture

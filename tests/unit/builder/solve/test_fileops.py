@@ -193,6 +193,7 @@ def test_symlinks_of_the_destination_do_not_lead_outside(trees: Trees, target: s
 # Metadata
 
 
+@pytest.mark.root
 def test_modes_are_kept_below_and_made_up_above(trees: Trees) -> None:
     trees.given({"d/f": "1", "d/s/g": "2"})
     for path, bits in (("d", 0o700), ("d/f", 0o4711), ("d/s", 0o1777), ("d/s/g", 0o000)):
@@ -212,6 +213,7 @@ def test_an_existing_directory_keeps_its_mode_at_the_top_and_loses_it_below(tree
     assert (mode(trees.dest / "d"), mode(trees.dest / "d/s")) == (0o750, 0o711)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_the_umask_has_no_say(trees: Trees, umask: int) -> None:
     trees.given({"d/f": "1", "d/s/g": "2"})
@@ -257,6 +259,7 @@ def test_times(trees: Trees) -> None:
         assert (trees.dest / path).lstat().st_mtime_ns == 1_600_000_000_123_456_789, path
 
 
+@pytest.mark.root
 def test_source_date_epoch(trees: Trees) -> None:
     trees.given({"d/f": "1", "d/s/g": "2", "d/l": "-> f"})
     trees.copy("d", "/p/q/x", mtime_ns=10**18)
@@ -412,6 +415,7 @@ def test_devices(trees: Trees) -> None:
 # The rest of the interface
 
 
+@pytest.mark.root
 def test_inline_documents(trees: Trees) -> None:
     trees.given({}, {"dir": None, "file": "old", "in/the/way": None})
     for dest in ("/dir", "/file", "/new", "/newdir/"):

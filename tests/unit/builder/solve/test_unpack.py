@@ -106,6 +106,7 @@ def test_without_unpacking_it_is_a_file_like_any_other(trees: Trees) -> None:
     assert (trees.dest / "x").read_bytes() == SMALL
 
 
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("entries", "existing", "wanted"),
     [
@@ -172,6 +173,7 @@ def test_an_archive_that_ends_early(trees: Trees, cut: int) -> None:
         trees.copy("a.tar", "/x", unpack=True)
 
 
+@pytest.mark.root
 def test_modes_and_times(trees: Trees) -> None:
     data = archive(
         directory("d", mode=0o1777, mtime=1_000_000_000),
