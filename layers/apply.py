@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from layers import lowerview, xattrs
-from layers.compression import Compression, decompressor, kind_of_media_type
+from layers.compression import decompressor, kind_of_media_type
 from layers.confine import MAX_NAME_BYTES, ConfinedTree, Directory, Metadata
 from layers.errors import Cancelled, LayerError, PybuildError
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
@@ -60,7 +60,8 @@ class Limits(NamedTuple):
 class ApplyResult(NamedTuple):
     """An applied layer. `size_bytes` is the uncompressed tar's, `unpacked_bytes` that of all files.
 
-    `independent`: the lower layers had no influence on what was made, so that it is the same over any.
+    `independent`: the lower layers had no influence on what was made, so that it is the same over any,
+    once `settle_whiteouts` was told of `whiteouts`: those made without knowing whether they hide anything.
     """
 
     diff_id: Digest
@@ -68,6 +69,7 @@ class ApplyResult(NamedTuple):
     entries: int
     unpacked_bytes: int
     independent: bool
+    whiteouts: tuple[bytes, ...] = ()
 
 
 def apply_layer(
@@ -76,7 +78,7 @@ def apply_layer(
     *,
     whiteouts: Literal["delete", "overlay", "keep"] = "delete",
     dialect: Dialect = "trusted",
-    lower: Sequence[Path] = (),
+    lower: Sequence[Path] | None = (),
     media_type: str | None = None,
     limits: Limits | None = None,
     keep_owners: bool = True,
@@ -86,30 +88,57 @@ def apply_layer(
     """Unpack the layer that `stream` holds, in whatever compression, into the existing directory `target`.
 
     `whiteouts`: "delete" removes from the tree that is there; "overlay" makes `target`, which must be
-    empty, a layer directory over `lower` (topmost first), with marks of `dialect`; "keep" gives the
-    names no meaning (ADD of an archive). `media_type` says how the blob must be compressed; None finds
-    out. `keep_owners` False leaves everything with the caller's ids. The whole stream is read and
-    hashed, whatever follows its end mark included; comparing the DiffID is the caller's part.
+    empty, a layer directory over `lower` (topmost first; None: not known yet, see ApplyResult), with
+    marks of `dialect`; "keep" gives the names no meaning (ADD of an archive). `media_type` must be a
+    layer's, if it is given; how the blob is compressed is found out. `keep_owners` False leaves
+    everything with the caller's ids. The whole stream is read and hashed, whatever follows its end
+    mark included; comparing the DiffID is the caller's part.
     After an error the target holds a part of the layer. Raises: LayerError, Cancelled.
     """
-    kind: Compression | None = None
-    if media_type is not None:
-        kind = kind_of_media_type(media_type)
-        if kind is None:
-            raise LayerError(f"{media_type!r} is not the media type of a layer")
+    if media_type is not None and kind_of_media_type(media_type) is None:
+        raise LayerError(f"{media_type!r} is not the media type of a layer")
     limits = limits or Limits()
-    feed = _Feed(decompressor(stream, kind=kind), limits.max_bytes, cancelled)
+    feed = _Feed(decompressor(stream), limits.max_bytes, cancelled)
     try:
         unpacker = _Unpacker(target, whiteouts, dialect, lower, limits, keep_owners, warn)
         try:
             reader = TarReader(feed)  # type: ignore[arg-type]  # `read` is all it needs
             unpacker.run(reader)
             feed.drain()
-            return ApplyResult(feed.diff_id(), feed.size, unpacker.entries, unpacker.unpacked, unpacker.independent)
+            return ApplyResult(
+                feed.diff_id(),
+                feed.size,
+                unpacker.entries,
+                unpacker.unpacked,
+                unpacker.independent,
+                tuple(unpacker.unsettled),
+            )
         finally:
             unpacker.close()
     finally:
         feed.close()
+
+
+def settle_whiteouts(target: Path, whiteouts: Sequence[bytes], lower: Sequence[Path], dialect: Dialect) -> None:
+    """Remove those marks that hide nothing in `lower`: overlayfs lists them where it has nothing to merge.
+
+    `whiteouts` is what `apply_layer` said without `lower`. Idempotent. Raises: LayerError.
+    """
+    tree = ConfinedTree(
+        os.fsencode(target), overlay=True, dialect=dialect, lower=tuple(map(os.fsencode, lower)), track=False, gid=0
+    )
+    try:
+        for path in whiteouts:
+            parent, _, name = path.rpartition(b"/")
+            if tree.beneath(path) is None:
+                directory = tree.enter(parent)
+                st = _lstat(name, directory.fd)
+                if st is not None and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
+                    os.unlink(name, dir_fd=directory.fd)
+    except OSError as e:
+        raise _explained(e, None) from e
+    finally:
+        tree.close()
 
 
 class _Feed:
@@ -190,7 +219,7 @@ class _Unpacker:
         target: Path,
         whiteouts: Literal["delete", "overlay", "keep"],
         dialect: Dialect,
-        lower: Sequence[Path],
+        lower: Sequence[Path] | None,
         limits: Limits,
         keep_owners: bool,
         warn: Callable[[str], None] | None,
@@ -217,13 +246,15 @@ class _Unpacker:
         self._probed = False
         self._always_chown = False
         self._opaque = False
+        self._lower_known = lower is not None
+        self.unsettled: list[bytes] = []
         self.entries = 0
         self.unpacked = 0
         self._tree = ConfinedTree(
             root,
             overlay=self._overlay,
             dialect=dialect,
-            lower=tuple(os.fsencode(path) for path in lower) if self._overlay else (),
+            lower=tuple(os.fsencode(path) for path in lower or ()) if self._overlay else (),
             track=self._track,
             gid=self._gid,
         )
@@ -252,12 +283,14 @@ class _Unpacker:
                 ):  # fmt: skip
                     path = _clean(path)
                 parent, _, name = path.rpartition(b"/")
+                if name.startswith(WHITEOUT_PREFIX) and not self._keep_names:
+                    self._whiteout(parent, name)
+                    directory = None
+                    continue
                 if parent != last or directory is None:
-                    directory = tree.enter(parent)
+                    directory = tree.enter_to_write(parent)
                     last = parent
-                if not self._keep_names and name.startswith(WHITEOUT_PREFIX):
-                    self._whiteout(directory, name, path)
-                elif not path:
+                if not path:
                     self._root(entry, directory)
                 else:
                     if tree.followed and _join(directory.path, name) in tree.followed:
@@ -437,10 +470,11 @@ class _Unpacker:
         real = _join(tree.resolve(parent), base)
         source = tree.full_path(real)
         st = lowerview.lstat(source)
-        if st is not None and self._overlay and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
+        hidden = st is not None and self._overlay and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+        if hidden:
             st = None
         if st is None and self._overlay:
-            found = tree.lower_file(real)
+            found = tree.beneath(real) if not hidden else None
             if found is not None and not found.dirs:
                 self._copy_up(real, found, entry)
                 st = found.st
@@ -493,59 +527,74 @@ class _Unpacker:
 
     # -- whiteouts -------------------------------------------------------------------------------
 
-    def _whiteout(self, directory: Directory, name: bytes, path: bytes) -> None:
+    def _whiteout(self, parent: bytes, name: bytes) -> None:
+        tree = self._tree
+        hidden = name[len(WHITEOUT_PREFIX) :]
+        if hidden in {b"", b".", b".."}:
+            raise LayerError(f"invalid whiteout {os.fsdecode(_join(parent, name))!r}")
+        if name != OPAQUE_WHITEOUT and name.startswith(_META_PREFIX):
+            return  # bookkeeping of AUFS
+        if (self._lower_known or not self._overlay) and not tree.holds(parent):
+            return  # nothing there to hide
+        if self._overlay:
+            self._hide(tree.enter(parent), name, hidden)
+        elif self._track:
+            self._delete(tree.enter(parent), name, hidden)
+
+    def _delete(self, directory: Directory, name: bytes, hidden: bytes) -> None:
+        """Remove what a whiteout hides. It speaks of lower layers alone (layer.md): what this one made stays."""
         tree = self._tree
         if name == OPAQUE_WHITEOUT:
-            if not self._overlay:
-                if self._track:
-                    tree.empty(directory.path)
-            elif directory.path:
+            tree.empty(directory.path)
+            return
+        path = _join(directory.path, hidden)
+        if path in tree.followed:
+            tree.forget()
+        st = _lstat(hidden, directory.fd)
+        if st is None:
+            return
+        if (directory.names is None or hidden not in directory.names) and path not in tree.written:
+            self._clear(directory, hidden)
+        elif stat.S_ISDIR(st.st_mode):
+            tree.empty(path)
+
+    def _hide(self, directory: Directory, name: bytes, hidden: bytes) -> None:
+        """Make the mark that hides a name, or all of a directory, in the lower layers."""
+        tree = self._tree
+        if name == OPAQUE_WHITEOUT:
+            if directory.path:
                 tree.set_opaque(directory.fd)
             else:
                 self._opaque_root(directory)
             return
-        if name.startswith(_META_PREFIX):
-            return  # bookkeeping of AUFS
-        hidden = name[len(WHITEOUT_PREFIX) :]
-        if hidden in {b"", b".", b".."}:
-            raise LayerError(f"invalid whiteout {os.fsdecode(path)!r}")
-        if tree.followed and _join(directory.path, hidden) in tree.followed:
+        path = _join(directory.path, hidden)
+        if path in tree.followed:
             tree.forget()
-        try:
-            st: os.stat_result | None = os.lstat(hidden, dir_fd=directory.fd)
-        except FileNotFoundError:
-            st = None
-        if self._overlay:
-            self._hide(directory, hidden, st)
-        elif st is not None and self._track:
-            ours = directory.names is not None and hidden in directory.names
-            # A whiteout speaks of lower layers alone (layer.md): what this one made stays.
-            if not ours:
-                self._clear(directory, hidden)
-            elif stat.S_ISDIR(st.st_mode):
-                tree.empty(_join(directory.path, hidden))
+        # A mark that hides nothing would be listed by overlayfs in directories that it does not merge.
+        if self._lower_known and tree.beneath(path) is None:
+            return
+        if self._mark(directory, hidden, _lstat(hidden, directory.fd)) and not self._lower_known:
+            self.unsettled.append(path)
 
-    def _hide(self, directory: Directory, name: bytes, st: os.stat_result | None) -> None:
-        """Make the mark that hides a name of the lower layers, unless this layer has something there."""
+    def _mark(self, directory: Directory, name: bytes, st: os.stat_result | None) -> bool:
+        """Hide one name, unless this layer has something there; whether a whiteout was made."""
         if st is None:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory.fd)
-        elif stat.S_ISDIR(st.st_mode):
+            return True
+        if stat.S_ISDIR(st.st_mode):
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
             try:
                 self._tree.set_opaque(fd)
             finally:
                 os.close(fd)
+        return False
 
     def _opaque_root(self, directory: Directory) -> None:
         """overlayfs knows no opaque root: hide each name beneath it."""
         self._opaque = True
         for name in sorted(lowerview.names(self._tree.lower)):
-            try:
-                st: os.stat_result | None = os.lstat(name, dir_fd=directory.fd)
-            except FileNotFoundError:
-                st = None
-            if st is not None or lowerview.find(self._tree.lower, name, self._tree.dialect) is not None:
-                self._hide(directory, name, st)
+            if lowerview.find(self._tree.lower, name, self._tree.dialect) is not None:
+                self._mark(directory, name, _lstat(name, directory.fd))
 
     # -- metadata --------------------------------------------------------------------------------
 
@@ -601,6 +650,13 @@ class _Unpacker:
     def _warned(self, message: str) -> None:
         if self._warn is not None:
             self._warn(message)
+
+
+def _lstat(name: bytes, dir_fd: int) -> os.stat_result | None:
+    try:
+        return os.lstat(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
 
 
 def _join(parent: bytes, name: bytes) -> bytes:

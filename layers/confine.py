@@ -77,6 +77,8 @@ class ConfinedTree:
         self._openat2 = True
         self.metadata: dict[tuple[int, int], Metadata] = {}
         self.implicit = 0
+        # Directories that this layer put something into, where that is tracked.
+        self.written: set[bytes] = set()
         # Where symlinks were followed: if one is replaced, cached directories may be others.
         self.followed: set[bytes] = set()
 
@@ -96,6 +98,16 @@ class ConfinedTree:
         """As `directory`; its descriptor stays open until the next call, whatever is removed or opened."""
         self._current = self.directory(path)
         return self._current
+
+    def enter_to_write(self, path: bytes) -> Directory:
+        """As `enter`, for what the layer puts there: its directories are this layer's from now on."""
+        directory = self.enter(path)
+        if self._track:
+            real = directory.path
+            while real and real not in self.written:
+                self.written.add(real)
+                real = real.rpartition(b"/")[0]
+        return directory
 
     def directory(self, path: bytes) -> Directory:
         """The directory that the layer calls `path`, made if it is missing.
@@ -288,8 +300,8 @@ class ConfinedTree:
         full = self.full_path(path)
         return lowerview.lstat(full) is not None and lowerview.is_opaque(full, self.dialect)
 
-    def lower_file(self, path: bytes) -> lowerview.Found | None:
-        """What the layers beneath show at a resolved path, unless this layer hides it."""
+    def beneath(self, path: bytes) -> lowerview.Found | None:
+        """What the layers beneath show at a resolved path, unless this layer hides the directory it is in."""
         parent, _, name = path.rpartition(b"/")
         lowers = self.lower
         walked = b""
@@ -299,9 +311,26 @@ class ConfinedTree:
                 return None
             lowers = found.dirs
             walked = walked + b"/" + component if walked else component
-        if not lowers or self._opaque(parent) or lowerview.lstat(self.full_path(path)) is not None:
+        if not lowers or self._opaque(parent):
             return None
         return lowerview.find(lowers, name, self.dialect)
+
+    def holds(self, path: bytes) -> bool:
+        """Whether the layer's `path` is a directory in the merged view. Raises: LayerError, as `directory` does."""
+        if path in self._cache:
+            return True
+        fd = self._open_plain(path)
+        if fd != -1:
+            os.close(fd)
+            return True
+        real = self.resolve(path)
+        if not real:
+            return True
+        st = lowerview.lstat(self.full_path(real))
+        if st is None:
+            found = self.beneath(real) if self.overlay else None
+            return found is not None and bool(found.dirs)
+        return stat.S_ISDIR(st.st_mode)
 
     # -- making and removing ---------------------------------------------------------------------
 
@@ -384,7 +413,7 @@ class ConfinedTree:
                     if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                         if name not in kept:
                             os.unlink(name, dir_fd=fd)
-                    elif name in kept:
+                    elif name in kept or inner in self.written:
                         todo.append(inner)
                     else:
                         self._remove_whole(inner)

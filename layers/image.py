@@ -129,7 +129,7 @@ class LayerApply(Protocol):
         *,
         whiteouts: Literal["delete", "overlay"],
         dialect: Literal["trusted", "user"],
-        lower: Sequence[Path],
+        lower: Sequence[Path] | None,
         media_type: str | None,
         cancelled: Callable[[], bool] | None,
     ) -> ApplyResult: ...
@@ -187,7 +187,12 @@ def _open_layer(store: Store, descriptor: Descriptor, options: UnpackOptions) ->
 
 
 def _apply(
-    store: Store, descriptor: Descriptor, diff_id: Digest, target: Path, lower: Sequence[Path], options: UnpackOptions
+    store: Store,
+    descriptor: Descriptor,
+    diff_id: Digest,
+    target: Path,
+    lower: Sequence[Path] | None,
+    options: UnpackOptions,
 ) -> ApplyResult:
     """Apply one layer. Raises: DigestMismatch if its content is not what the config says."""
     from layers.apply import apply_layer
@@ -292,6 +297,11 @@ class _Unpacking:
             if parent is not None:
                 self._await(index - 1)
                 self._inherit_root(active, parent)
+                if result.whiteouts:
+                    from layers.apply import settle_whiteouts
+
+                    lower = self._snapshots.view(parent).lower
+                    settle_whiteouts(active.path, result.whiteouts, lower, self._snapshots.dialect)
             self._snapshots.adopt(active, self._chain[index], parent)
         except BaseException:
             self._snapshots.discard(active)
@@ -311,7 +321,7 @@ class _Unpacking:
         try:
             os.chmod(active.path, _ROOT_UNTOUCHED)
             result = _apply(
-                self._store, self._image.layers[index], self._image.diff_ids[index], active.path, (), self._options
+                self._store, self._image.layers[index], self._image.diff_ids[index], active.path, None, self._options
             )
         except LayerError:
             # It may link to a file of a lower layer; if it is bad, the second attempt will say so.

@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from layers.apply import ApplyResult, Limits, apply_layer
+from layers.apply import ApplyResult, Limits, apply_layer, settle_whiteouts
 from layers.errors import Cancelled, LayerError
 from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP
+from layers.snapshot import Dialect
 from layers.tarstream import CHARACTER_DEVICE, FIFO
 from tests.support.tars import Item, file, folder, hardlink, layer, special, symlink
 
 # Whoever runs the test may set user.* attributes only; root's overlays are in tests/integration.
-DIALECT = "user"
+DIALECT: Dialect = "user"
 
 
 def flatten(target: Path, *items: Item) -> ApplyResult:
@@ -365,6 +366,38 @@ def test_hardlinks_to_what_this_layer_hides_are_errors(tmp_path: Path) -> None:
         stack(tmp_path, [file(b"d/f")], [folder(b"d"), file(b"d/.wh..wh..opq"), hardlink(b"x", b"d/f")])
 
 
+def test_whiteouts_of_nothing_make_no_marks(tmp_path: Path) -> None:
+    """overlayfs lists them in directories that it has nothing to merge with."""
+    top, *_ = stack(
+        tmp_path,
+        [file(b"kept"), folder(b"there"), file(b"there/x")],
+        [file(b".wh.never"), folder(b"new"), file(b"new/.wh.x"), file(b"missing/.wh.x"), file(b"gone/.wh..wh..opq"),
+         file(b"there/.wh..wh..opq"), file(b"there/.wh.x"), file(b".wh.kept")],
+    )  # fmt: skip
+    assert sorted(os.listdir(top)) == ["kept", "new", "there"]
+    assert is_whiteout(top / "kept")
+    assert os.listdir(top / "new") == []
+
+
+def test_whiteouts_can_be_settled_once_the_lower_layers_are_known(tmp_path: Path) -> None:
+    """Layers are unpacked side by side."""
+    (lower,) = stack(tmp_path, [file(b"gone"), folder(b"d"), file(b"d/gone"), folder(b"o"), file(b"o/x")])
+    items = [file(b".wh.gone"), file(b".wh.never"), folder(b"d"), file(b"d/.wh.gone"), file(b"d/.wh.never"),
+             folder(b"o"), file(b"o/.wh..wh..opq"), file(b"o/.wh.x"), folder(b"new"), file(b"new/.wh.x")]  # fmt: skip
+    targets = [tmp_path / name for name in ("alone", "stacked")]
+    for target in targets:
+        target.mkdir()
+    alone = apply_layer(io.BytesIO(layer(*items)), targets[0], whiteouts="overlay", dialect="user", lower=None)
+    assert alone.independent
+    assert set(alone.whiteouts) == {b"gone", b"never", b"d/gone", b"d/never", b"o/x", b"new/x"}
+    for _ in range(2):
+        settle_whiteouts(targets[0], alone.whiteouts, [lower], DIALECT)
+    known = apply_layer(io.BytesIO(layer(*items)), targets[1], whiteouts="overlay", dialect="user", lower=[lower])
+    assert known.whiteouts == ()
+    shown = [sorted(str(p.relative_to(t)) for p in t.rglob("*")) for t in targets]
+    assert shown[0] == shown[1] == ["d", "d/gone", "gone", "new", "o"]
+
+
 def test_a_directory_in_place_of_a_whiteout_is_opaque(tmp_path: Path) -> None:
     top, _ = stack(
         tmp_path,
@@ -388,12 +421,13 @@ def test_an_opaque_root_hides_every_name(tmp_path: Path) -> None:
     """overlayfs ignores the mark on a root."""
     top, *_ = stack(
         tmp_path,
-        [file(b"a"), file(b"b/c")],
+        [file(b"a"), file(b"b/c"), file(b"c")],
         [file(b".wh.a")],
         [file(b".wh..wh..opq"), folder(b"b"), file(b"b/new")],
     )
     assert opaque(top / "b")
-    assert not (top / "a").exists() or is_whiteout(top / "a")
+    assert sorted(os.listdir(top)) == ["b", "c"]
+    assert is_whiteout(top / "c")
 
 
 def test_marks_of_overlayfs_in_a_layer_are_dropped(tmp_path: Path) -> None:
