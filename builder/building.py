@@ -60,6 +60,7 @@ class BuildResult(NamedTuple):
     outputs: tuple[OutputResult, ...] = ()
     wall_s: float = 0.0
     fetched_bytes: int = 0
+    folded_bytes: int = 0
     sent_bytes: int = 0
 
 
@@ -216,6 +217,7 @@ def finish(
         outputs,
         time.monotonic() - started,
         parts.sources.fetched_bytes,
+        parts.layers.saved_bytes,
         sum(output.moved_bytes for output in outputs) + (0 if early is None else early.moved_bytes),
     )
 

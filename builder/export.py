@@ -72,10 +72,13 @@ class Exporter:
         snapshot = None if plan.top is None else results[plan.top].snapshot
         base_count = len(base.config.diff_ids) if base is not None else 0
         made = sum(1 for step in chain if step.parent is not None or base is None or not base.manifest.layers)
+        ends: list[int] | None = None
         squash = self._request.squash or self._request.squash_all
         if squash and plan.top is not None and (made or self._request.squash_all):
             built = [self._squashed(plan.top, made)]
             base_count = 0 if self._request.squash_all else base_count
+        elif self._request.fold and plan.top is not None and made:
+            ends, built = self._folded(plan.top, made)
         elif snapshot is not None and made:
             for part in list(self._store.snapshots.chain(snapshot))[-made:]:
                 record = self._layers.get(part.id)
@@ -96,6 +99,8 @@ class Exporter:
         history, created = self._history(plan, made_ns)
         if squash:
             _merge_history(history, len(diff_ids), keep=base_count)
+        elif ends is not None:
+            _fold_history(history, base_count, ends)
         document = {"created": created, **document}
         document["rootfs"] = {"type": "layers", "diff_ids": [str(d) for d in diff_ids]}
         if not self._request.omit_history:
@@ -116,6 +121,15 @@ class Exporter:
             base = names[-made - 1] if len(names) > made else None
         record = self._layers.squashed(snapshot, base)
         return record.diff_id, record.descriptor
+
+    def _folded(self, top: int, made: int) -> tuple[list[int], list[tuple[Digest, Descriptor]]]:
+        """The new layers without repeated data, and the numbers of the steps that end them."""
+        snapshot = self._solver.snapshot(top)
+        assert snapshot is not None
+        names = [part.id for part in self._store.snapshots.chain(snapshot)]
+        base = names[-made - 1] if len(names) > made else None
+        ends, records = self._layers.folded(names[-made:], base)
+        return ends, [(record.diff_id, record.descriptor) for record in records]
 
     def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
         docker = self._request.format == "docker"
@@ -160,6 +174,14 @@ def _merge_history(history: list[dict[str, Any]], layers: int, *, keep: int) -> 
     made = [entry for entry in history if not entry.get("empty_layer")]
     for entry in made[keep:-1] if layers > keep else made[keep:]:
         entry["empty_layer"] = True
+
+
+def _fold_history(history: list[dict[str, Any]], keep: int, ends: Sequence[int]) -> None:
+    """The same where the new layers have become those that end with the steps of these numbers."""
+    made = [entry for entry in history if not entry.get("empty_layer")][keep:]
+    for number, entry in enumerate(made):
+        if number not in ends:
+            entry["empty_layer"] = True
 
 
 def _normalised(config: ImageConfig) -> list[dict[str, Any]]:

@@ -160,6 +160,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
     add("--squash", action="store_true", help="make one layer of all new ones")
     add("--squash-all", action="store_true", help="make one layer of the whole image")
+    add("--fold", action="store_true", help="store no data again that a lower layer of this build has (chown -R)")
     add("--verify-layers", action="store_true", help="read each new layer back and compare it with the tree")
     add("--rewrite-timestamp", nargs="?", const=True, default=True, type=boolean, metavar="BOOL",
         help="with --timestamp, no file of a new layer is newer (default: true)")  # fmt: skip
@@ -326,6 +327,8 @@ def _report(options: Namespace, result: BuildResult) -> None:
 
         lines = summary(result.steps, result.wall_s, result.fetched_bytes, result.sent_bytes)
         print("\n".join(lines), file=sys.stderr)
+    if result.folded_bytes and not options.quiet:
+        print(f"folded: {result.folded_bytes} bytes of files are stored once instead of twice", file=sys.stderr)
     if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):
         print(result.image_id)
 
@@ -413,6 +416,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         compression_level=options.compression_level,
         squash=options.squash,
         squash_all=options.squash_all,
+        fold=options.fold,
         verify_layers=options.verify_layers,
         rewrite_timestamp=options.rewrite_timestamp,
         omit_history=options.omit_history,

@@ -138,6 +138,8 @@ class BuildRequest:
     """All new layers as one."""
     squash_all: bool = False
     """The whole image as one layer."""
+    fold: bool = False
+    """Layers that repeat the data of another of the same build become one with it."""
     verify_layers: bool = False
     """Read each new layer back and compare it with the tree."""
     omit_history: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,8 @@ class LayerBook:
         self._pool: Workers | None = None
         self.made: Callable[[str, Descriptor], None] | None = None
         """Told of the layers that an image will have (snapshot, blob), in the thread that made them."""
+        self.saved_bytes = 0
+        """Of files that `folded` did not store twice."""
         self._made: dict[str, Task[LayerRecord]] = {}
         self._reports: dict[str, LayerReport] = {}
         self._others: list[Task[None]] = []
@@ -117,6 +119,23 @@ class LayerBook:
         with ExitStack() as stack:
             changes, root = _squashed(self._store, snapshot, base, stack)
             return self._write(snapshot, changes, root, f";squash={base or ''}")
+
+    def folded(self, snapshots: Sequence[str], base: str | None) -> tuple[list[int], list[LayerRecord]]:
+        """Layers of a build's new `snapshots`, oldest first: those that repeat another's data made one with it.
+
+        The numbers are of the snapshots that end a layer. `saved_bytes` grows by what is not stored twice.
+        """
+        from layers.fold import fold_groups
+
+        changes = [snapshot_changes(self._store, id) for id in snapshots]
+        folding = fold_groups([(stream, os.fspath(root)) for stream, root in changes])
+        self.saved_bytes += folding.saved_bytes
+        records = []
+        for group in folding.groups:
+            below = snapshots[group[0] - 1] if group[0] else base
+            top = snapshots[group[-1]]
+            records.append(self.get(top) if len(group) == 1 else self.squashed(top, below))
+        return [group[-1] for group in folding.groups], records
 
     def _known(self, snapshot: str, suffix: str = "") -> LayerRecord | None:
         record = self._store.layers.lookup(snapshot, self._variant + suffix)

@@ -26,7 +26,7 @@ def readable_context(pybuild: Pybuild, context: Path) -> Path:
     """The same context where the store's user can read it."""
     if pybuild.account is None:
         return context
-    place = pybuild.account.home / f"context-{os.getpid()}-{context.parent.name}"
+    place = pybuild.account.home / f"context-{os.getpid()}-{context.parent.name}-{context.name}"
     if not place.exists():
         shutil.copytree(context, place)
         subprocess.run(["chmod", "-R", "a+rX", place], check=True)

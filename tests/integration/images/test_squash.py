@@ -101,3 +101,43 @@ def test_diff_of_directories_and_layers(pybuild: Pybuild, tmp_path: Path) -> Non
     assert refused.status == 1
     assert "bad.tar" in refused.stderr
     assert pybuild.run("diff", one, "nothing:1", check=False).status == 1
+
+
+FOLDED = """FROM base:1
+RUN echo base-file > /other
+COPY data /data
+RUN echo between > /between
+RUN chown -R 5:6 /data && chmod 600 /data/a
+LABEL a=b
+RUN echo last > /last
+RUN echo changed > /data/b
+"""
+
+
+def test_fold_stores_no_data_twice(pybuild_each: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    pybuild = pybuild_each
+    stock_base(pybuild, busybox_layout)
+    files = {"data/a": os.urandom(300_000), "data/b": os.urandom(200_000), "data/empty": b""}
+    context = readable_context(pybuild, write_context(tmp_path / "context", FOLDED, files))
+    epoch = ("--timestamp", "1700000000")
+    pybuild.build(context, "-t", "plain:1", *epoch)
+    result = pybuild.build(context, "-t", "folded:1", "--fold", "--verify-layers", *epoch)
+    assert "folded: 500000 bytes" in result.stderr
+    plain, folded = (pybuild.run("inspect", name).json() for name in ("plain:1", "folded:1"))
+    assert len(plain["Layers"]) == 7
+    assert len(folded["Layers"]) == 5
+    assert plain["Size"] - folded["Size"] > 490_000
+    assert folded["Layers"][:2] == plain["Layers"][:2]
+    assert folded["Layers"][-2:] == plain["Layers"][-2:]
+    history = [bool(h.get("empty_layer")) for h in folded["History"]]
+    assert history.count(False) == 5
+    difference = pybuild.run("diff", "plain:1", "folded:1", "--times", "--json").json()
+    assert difference["files"] == []
+    if pybuild.account is None:
+        trees = [pybuild.unpack(name, tmp_path / name.partition(":")[0]) for name in ("plain:1", "folded:1")]
+        assert pybuild.run("diff", *trees, "--times", "-q").status == 0
+    # Nothing to fold: the very same image.
+    write_context(tmp_path / "none", "FROM base:1\nRUN echo a > /a\nRUN echo b > /b\n")
+    none = readable_context(pybuild, tmp_path / "none")
+    ids = {pybuild.build(none, "-q", *epoch, *flags).text for flags in ((), ("--fold",))}
+    assert len(ids) == 1
