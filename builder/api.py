@@ -299,7 +299,10 @@ def _transports(
         return made
 
     try:
-        yield TransportContext(store=store, client=client, uploads_dir=uploads_dir)  # type: ignore[arg-type]
+        policy = registry.signature_policy if registry is not None else None
+        yield TransportContext(
+            store=store, client=client, uploads_dir=uploads_dir, signature_policy=policy,  # type: ignore[arg-type]
+        )  # fmt: skip
     finally:
         for made in opened:
             made.close()  # type: ignore[attr-defined]

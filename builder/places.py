@@ -64,7 +64,10 @@ def open_places(
             return clients[options]
 
     def context(options: RegistryOptions | None) -> TransportContext:
-        return TransportContext(store=store, client=lambda: client(options), uploads_dir=root / "uploads")
+        policy_file = options.signature_policy if options is not None else None
+        return TransportContext(
+            store=store, client=lambda: client(options), uploads_dir=root / "uploads", signature_policy=policy_file
+        )
 
     try:
         yield Places(context(source), context(source if destination is None else destination))

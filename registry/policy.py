@@ -2,7 +2,7 @@
 
 `insecureAcceptAnything` and `reject` are honoured. A requirement that wants a signature we cannot
 verify refuses the image: treating it as accepted would be worse than having no policy.
-Callers: whoever pulls, before the first byte of an image is used.
+Callers: whoever reads an image, before its first byte is used (`TransportContext.check_policy` for local places).
 
 Format: containers-policy.json(5)
 """

@@ -19,6 +19,7 @@ Grammar, as containers-transports(5) has it:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,6 +151,7 @@ class TransportContext:
     `store` and `client` give the local store and the registry client; `scratch_dir` is for spools
     (an archive from a pipe, a layer being recompressed), which are unlinked while in use;
     `uploads_dir`, if given, keeps the sessions of large uploads, so that another process can go on.
+    `signature_policy` names a file that stands in for policy.json.
     """
 
     def __init__(
@@ -159,8 +161,10 @@ class TransportContext:
         client: Callable[[], RegistryClient] | None = None,
         scratch_dir: Path = Path("/var/tmp"),  # noqa: S108  # spools are anonymous files
         uploads_dir: Path | None = None,
+        signature_policy: str | None = None,
     ) -> None:
         self.uploads_dir = uploads_dir
+        self._signature_policy = signature_policy
         self._lock = threading.Lock()
         self._open_store = store
         self._open_client = client
@@ -177,6 +181,15 @@ class TransportContext:
                     raise PybuildError("the local store is not available here")
                 self._store = self._open_store()
             return self._store
+
+    def check_policy(self, transport: str, scopes: Sequence[str]) -> None:
+        """Raise ConfigError unless policy.json lets images of this place be used; scopes run from exact to general.
+
+        Not for registries, which their client's own policy is about, nor for pybuild's store.
+        """
+        from registry.policy import load_policy
+
+        load_policy(os.environ, self._signature_policy).check(transport, list(scopes))
 
     @property
     def has_store(self) -> bool:
@@ -322,6 +335,14 @@ class VerifyingStream:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def path_scopes(path: Path, ref: str | None = None) -> list[str]:
+    """The scopes of a directory in policy.json: with its name in it, itself, and the directories above."""
+    whole = os.path.realpath(path)
+    named = [f"{whole}:{ref}"] if ref else []
+    parents = [str(p) for p in Path(whole).parents]
+    return [*named, whole, *parents]
 
 
 def read_blob(source: ImageSource, descriptor: Descriptor, limit_bytes: int) -> bytes:

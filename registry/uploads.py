@@ -143,7 +143,7 @@ class Uploader:
             return True
         if self._chunk_bytes is not None:
             return self._chunk_bytes > 0
-        return self._save is not None and self._descriptor.size_bytes > 2 * CHUNK_BYTES
+        return self._save is not None and self._descriptor.size_bytes > CHUNK_BYTES
 
     def _chunked(self, error: RegistryError) -> bool:
         """Whether the registry dislikes chunks (GAR has none, GHCR small ones), so that one PUT is worth a try."""

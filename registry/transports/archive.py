@@ -356,6 +356,7 @@ class OciArchiveLocation(NamedTuple):
         return format_location(self.transport, str(self.path), self.ref, self.digest)
 
     def source(self, context: TransportContext) -> OciArchiveSource:
+        context.check_policy(self.transport, [os.path.realpath(self.path)])
         return OciArchiveSource(self, context.scratch_dir)
 
     def destination(self, context: TransportContext) -> OciArchiveDestination:

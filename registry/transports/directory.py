@@ -32,6 +32,7 @@ from registry.transport import (
     TransportContext,
     check_manifest,
     is_whole,
+    path_scopes,
 )
 
 VERSION_TEXT = b"Directory Transport Version: 1.1\n"
@@ -49,6 +50,7 @@ class DirLocation(NamedTuple):
         return f"dir:{self.path}"
 
     def source(self, context: TransportContext) -> DirSource:
+        context.check_policy(self.transport, path_scopes(self.path))
         return DirSource(self)
 
     def destination(self, context: TransportContext) -> DirDestination:

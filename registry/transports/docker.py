@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from layers.errors import ImageError
+from layers.errors import ImageError, PybuildError
 from layers.oci import INDEX_MEDIA_TYPES, Descriptor, Digest, Manifest
 from layers.values import NamedTuple
 from registry.errors import InvalidReference, NotFoundError
@@ -54,12 +55,24 @@ class DockerLocation(NamedTuple):
         """Raises: InvalidReference for a name with both tag and digest."""
         if self.ref.tag is not None and self.ref.digest is not None:
             raise InvalidReference(f"cannot write to {self}: give a tag or a digest, not both")
-        return DockerDestination(self.ref, context.client, context.uploads_dir)
+        return DockerDestination(self.ref, context.client, partial(_uploads_dir, context))
 
 
 def parse(transport: str, rest: str) -> DockerLocation:
     """Raises: InvalidReference."""
     return DockerLocation(Reference.parse(rest).with_default_tag())
+
+
+def _uploads_dir(context: TransportContext) -> Path | None:
+    """Where sessions are kept; the store that they lie in is made first, since it takes no strange directory over."""
+    directory = context.uploads_dir
+    if directory is None or directory.is_dir() or not context.has_store:
+        return directory
+    try:
+        context.store  # noqa: B018  # opened, and made if it is missing
+    except PybuildError:
+        return None
+    return directory
 
 
 class _Unhashed:
@@ -119,7 +132,7 @@ class DockerDestination:
     manifest_types: frozenset[str] | None = None
     compresses = True
 
-    def __init__(self, ref: Reference, client: RegistryClient, uploads_dir: Path | None) -> None:
+    def __init__(self, ref: Reference, client: RegistryClient, uploads_dir: Callable[[], Path | None]) -> None:
         self.name = f"docker://{ref.familiar()}"
         self.host = ref.domain
         self.room = ref.repository
@@ -150,10 +163,11 @@ class DockerDestination:
             # The registry checks the digest too; a broken upload that goes on is checked there alone.
             return cast(BinaryIO, blob.open(offset) if offset else blob.open_verified())
 
-        if self._uploads_dir is None or descriptor.size_bytes < _SESSION_BYTES:
+        directory = self._uploads_dir() if descriptor.size_bytes >= _SESSION_BYTES else None
+        if directory is None:
             self._client.upload_blob(self._ref, opened, descriptor)
             return
-        kept = _SessionFile(self._uploads_dir, self._ref, descriptor.digest)
+        kept = _SessionFile(directory, self._ref, descriptor.digest)
         try:
             self._client.upload_blob(self._ref, opened, descriptor, session=kept.load(), save=kept.save)
         except NotFoundError:

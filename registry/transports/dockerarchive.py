@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class DockerArchiveLocation(NamedTuple):
         return f"{self.transport}:{self.path}{which}"
 
     def source(self, context: TransportContext) -> DockerArchiveSource:
+        context.check_policy(self.transport, [os.path.realpath(self.path)])
         return DockerArchiveSource(self, context.scratch_dir)
 
     def destination(self, context: TransportContext) -> DockerArchiveDestination:

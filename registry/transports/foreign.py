@@ -36,6 +36,7 @@ class ForeignLocation(NamedTuple):
 
     def source(self, context: TransportContext) -> ImageSource:
         """Raises: PybuildError if the tool is missing or fails."""
+        context.check_policy(self.transport, [])
         directory = _scratch(context.scratch_dir)
         try:
             if self.transport == "docker-daemon":

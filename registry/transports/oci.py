@@ -49,6 +49,7 @@ from registry.transport import (
     TransportContext,
     check_manifest,
     is_whole,
+    path_scopes,
 )
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -72,6 +73,7 @@ class OciLocation(NamedTuple):
 
     def source(self, context: TransportContext) -> OciSource:
         """Raises: StoreError if there is no layout."""
+        context.check_policy(self.transport, path_scopes(self.path, self.ref))
         return OciSource(self)
 
     def destination(self, context: TransportContext) -> OciDestination:
