@@ -2,7 +2,7 @@
 
 A tree holds what a layer can say of each path: kind, mode, owner, size, the digest of the content, time,
 link target, device, attributes and which names are one file; no file's data. Callers: `pybuild diff` and
-`verify` (`builder.difference`), and `--verify-layers` (`builder.solve.layering`).
+`verify` (`builder.difference`, `builder.verify`).
 
 Spec: image-spec layer.md, "Applying Changesets".
 """
@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layers import xattrs
 from layers.errors import LayerError
-from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change
+from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
 from layers.tarreader import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -236,23 +236,6 @@ class Tree:
         self._directory(parent_path).children[name] = place
         return place
 
-    # Trees on disk
-
-    def add_change(self, change: Change, root: str, *, clamp_mtime_s: int | None = None) -> None:
-        """Put in one change of an overlay or of a pair of trees, whose files lie in `root`."""
-        parent_path, _, name = change.path.rpartition(b"/")
-        parent = self._directory(parent_path)
-        if change.st is None:
-            parent.children[name] = _Place(_WHITEOUT)
-            return
-        node = _stat_node(f"{root}/{os.fsdecode(change.path)}", change.st)
-        if clamp_mtime_s is not None and node.mtime_s > clamp_mtime_s:
-            node = node._replace(mtime_s=clamp_mtime_s)
-        old = parent.children.get(name)
-        place = parent.children[name] = _Place(node)
-        if old is not None:
-            place.children = old.children
-
 
 def read_directory(path: Path, *, warn: Callable[[str], None] | None = None) -> dict[bytes, Node]:
     """The tree below a directory, of one file system or several. Raises: LayerError if it cannot be read."""
@@ -407,20 +390,6 @@ def _link_names(tree: dict[bytes, Node]) -> dict[bytes, bytes]:
 
 def _shown(path: bytes) -> str:
     return os.fsdecode(path)
-
-
-def verify_layer(
-    stream: BinaryIO, changes: Iterable[Change], root: Path | str, *, clamp_mtime_s: int | None = None
-) -> FileChange | None:
-    """Read a layer back and compare it with what it was made from; the first difference, None if there is none.
-
-    `stream` is the uncompressed tar. Raises: LayerError if it is malformed.
-    """
-    written, wanted = Tree(), Tree()
-    written.apply(stream, whiteouts="keep")
-    for change in changes:
-        wanted.add_change(change, os.fspath(root), clamp_mtime_s=clamp_mtime_s)
-    return next(compare(wanted.flat(), written.flat(), times=True), None)
 
 
 def read_tar(stream: BinaryIO, *, whiteouts: Literal["apply", "keep"] = "keep") -> dict[bytes, Node]:

@@ -46,7 +46,7 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 def verify_layer(
     stream: BinaryIO,
     changes: Iterable[Change],
-    root: Path,
+    root: Path | str,
     *,
     diff_id: Digest | None = None,
     clamp_mtime: int | None = None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from builder.plan.request import BuildRequest
 from builder.solve.scheduler import Task, Workers
-from layers.oci import Descriptor
+from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ class LayerBook:
         if known is not None:
             return known
         with ExitStack() as stack:
-            changes, root = _squashed(self._store, snapshot, base, stack)
-            return self._write(snapshot, changes, root, f";squash={base or ''}")
+            return self._write(
+                snapshot, partial(_squashed, self._store, snapshot, base, stack), f";squash={base or ''}"
+            )
 
     def folded(self, snapshots: Sequence[str], base: str | None) -> tuple[list[int], list[LayerRecord]]:
         """Layers of a build's new `snapshots`, oldest first: those that repeat another's data made one with it.
@@ -147,19 +148,20 @@ class LayerBook:
         known = self._known(snapshot)
         if known is not None:
             return known
-        changes, root = snapshot_changes(self._store, snapshot)
-        return self._write(snapshot, changes, root)
+        return self._write(snapshot, partial(snapshot_changes, self._store, snapshot))
 
-    def _write(self, snapshot: str, changes: Iterator[Change], root: Path | str, suffix: str = "") -> LayerRecord:
+    def _write(
+        self, snapshot: str, find: Callable[[], tuple[Iterator[Change], Path | str]], suffix: str = ""
+    ) -> LayerRecord:
         from layers.changeset import write_layer
         from layers.records import LayerRecord
 
         began = time.perf_counter()
+        changes, root = find()
         timed = _Timed(changes)
-        seen: list[Change] = []
         with self._store.ingest() as ingest:
             result = write_layer(
-                timed if not self._verify else _kept(timed, seen),
+                timed,
                 root,
                 ingest,
                 compression=self._compression,
@@ -171,12 +173,24 @@ class LayerBook:
             ingest.commit()
         descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
         if self._verify:
-            _verify(self._store, descriptor, seen, root, self._clamp_s)
+            self._check(descriptor, result.diff_id, *find())
         record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
         self._store.layers.record(snapshot, record, compression=self._variant + suffix)
         phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
         self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
         return record
+
+    def _check(self, layer: Descriptor, diff_id: Digest, changes: Iterator[Change], root: Path | str) -> None:
+        """`--verify-layers`. Raises: LayerError naming the first thing in which layer and tree differ."""
+        from layers.errors import LayerError
+        from layers.verify import verify_layer
+
+        with self._store.blobs.open(layer.digest) as stream:
+            try:
+                verify_layer(stream, changes, root, diff_id=diff_id, clamp_mtime=self._clamp_s)
+            except LayerError as e:
+                hint = "the disk, the memory or pybuild is at fault: please report it"
+                raise LayerError(f"layer {layer.digest} is not what its step made: {e.message}", hint=hint) from e
 
     def report(self, snapshot: str | None) -> LayerReport:
         """What this build's making of a layer took; nothing if it was known."""
@@ -237,27 +251,3 @@ def _squashed(store: Store, snapshot: str, base: str | None, stack: ExitStack) -
     names = [part.id for part in store.snapshots.chain(snapshot)]
     steps = (snapshot_changes(store, id)[0] for id in names[names.index(base) + 1 :])
     return squash_changes(steps, beneath, merged), merged
-
-
-def _kept(changes: Iterator[Change], seen: list[Change]) -> Iterator[Change]:
-    for change in changes:
-        seen.append(change)
-        yield change
-
-
-def _verify(
-    store: Store, layer: Descriptor, changes: list[Change], root: Path | str, clamp_mtime_s: int | None
-) -> None:
-    """`--verify-layers`. Raises: LayerError naming the first thing in which layer and tree differ."""
-    from layers.compare import verify_layer
-    from layers.compression import decompressor
-    from layers.errors import LayerError
-
-    with store.blobs.open(layer.digest) as stream:
-        found = verify_layer(decompressor(stream), changes, root, clamp_mtime_s=clamp_mtime_s)
-    if found is not None:
-        what = ", ".join(f"{f.field} {f.old} became {f.new}" for f in found.fields) or found.change
-        raise LayerError(
-            f"layer {layer.digest} is not what its step made: {os.fsdecode(found.path)}: {what}",
-            hint="the disk, the memory or pybuild is at fault: please report it",
-        )
