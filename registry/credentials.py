@@ -213,6 +213,45 @@ class CredentialStore:
                     gone.append(f"docker-credential-{helper}")
         return gone
 
+    def erase_all(self) -> list[str]:
+        """Forget every credential that files and their helpers keep; returns the places that had any.
+
+        Raises: ConfigError, AuthError.
+        """
+        gone = []
+        for path in self.files():
+            doc = dict(_load(path, required=False) or {})
+            if _table(doc, "auths", path):
+                doc["auths"] = {}
+                _write(path, doc)
+                gone.append(path)
+            keys: dict[str, list[str]] = {}
+            for key, helper in _table(doc, "credHelpers", path).items():
+                if isinstance(helper, str) and helper and self._ask(helper, key, path) is not None:
+                    keys.setdefault(helper, []).append(key)
+            store = doc.get("credsStore")
+            if isinstance(store, str) and store:
+                keys.setdefault(store, []).extend(self._listed(store, path))
+            for helper, found in keys.items():
+                for key in dict.fromkeys(found):
+                    self._call(helper, "erase", key.encode(), key)
+                if found:
+                    gone.append(f"docker-credential-{helper}")
+        return gone
+
+    def _listed(self, helper: str, path: str) -> list[str]:
+        """The keys that a helper knows. Raises: AuthError."""
+        program, code, out, err = self._spawn(helper, "list", b"", path)
+        if code != 0:
+            raise _helper_error(program, "list", path, code, err or out)
+        try:
+            found = json.loads(out or b"{}")
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise AuthError(f"credential helper {program} gave no usable list")
+        return [key for key in found if isinstance(key, str)]
+
     def _ask(self, helper: str, key: str, path: str) -> Credential | None:
         program, code, out, err = self._spawn(helper, "get", key.encode(), key)
         if code != 0:

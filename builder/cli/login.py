@@ -14,9 +14,10 @@ _MAX_PASSWORD_BYTES = 64 << 10
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("registry", metavar="REGISTRY[/PATH]", nargs="?", default="docker.io", help="(default: docker.io)")
+    add("registry", metavar="REGISTRY[/PATH]", nargs="?", help="(default: docker.io)")
     add("--authfile", metavar="FILE", help="the credentials file (also REGISTRY_AUTH_FILE)")
     if verb == "logout":
+        add("-a", "--all", action="store_true", help="forget the credentials for every registry")
         return
     add("-u", "--username", metavar="NAME")
     add("-p", "--password", metavar="PASSWORD", help="visible to other processes: better use --password-stdin")
@@ -30,7 +31,13 @@ def run(verb: str, options: Namespace) -> int:
     from registry.credentials import CredentialStore
 
     store = CredentialStore(os.environ, authfile=options.authfile)
-    key = options.registry.removeprefix("https://").removeprefix("http://").rstrip("/")
+    if verb == "logout" and options.all:
+        if options.registry:
+            raise UsageError("--all and a registry exclude each other")
+        for place in store.erase_all():
+            print(f"Removed login credentials from {place}")
+        return 0
+    key = (options.registry or "docker.io").removeprefix("https://").removeprefix("http://").rstrip("/")
     if verb == "logout":
         removed = store.erase(key)
         if not removed:

@@ -212,6 +212,26 @@ def test_login_through_a_helper_writes_no_file(tmp_path: Path) -> None:
     assert helper.calls[-1][1:] == ("erase", b"h.x")
 
 
+def test_logout_of_everything(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.json", {"auths": {"o.x": auth("o", "p")}, "credsStore": "all", "credHelpers": {"h.x": "one"}}
+    )
+    helper = Helper({
+        "docker-credential-one": secret("u", "s"),
+        "docker-credential-all": (0, b'{"https://x.y/v1/": "me", "z.y": "you"}', b""),
+    })  # fmt: skip
+    store = CredentialStore({}, authfile=str(path), run_helper=helper)
+    assert store.erase_all() == [str(path), "docker-credential-one", "docker-credential-all"]
+    erased = [(program, body) for program, verb, body in helper.calls if verb == "erase"]
+    assert erased == [
+        ("docker-credential-one", b"h.x"), ("docker-credential-all", b"https://x.y/v1/"), ("docker-credential-all", b"z.y"),
+    ]  # fmt: skip
+    assert json.loads(path.read_text())["auths"] == {}
+    damaged = Helper({"docker-credential-one": secret("u", "s"), "docker-credential-all": (0, b"[", b"")})
+    with pytest.raises(AuthError, match="no usable list"):
+        CredentialStore({}, authfile=str(path), run_helper=damaged).erase_all()
+
+
 def test_login_follows_a_symbolic_link(tmp_path: Path) -> None:
     target = write(tmp_path / "dotfiles/config.json", {})
     link = tmp_path / ".docker/config.json"
