@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.images.stock import readable_context, stock_base
 from tests.support.cli import Pybuild, write_context
 
 CONTAINERFILE = (
@@ -58,3 +59,40 @@ def test_a_level_is_not_another_ones_layer(pybuild: Pybuild, context: Path) -> N
         sizes.append(sum(d["size"] for d in pybuild.run("inspect", "made:1").json()["Layers"][1:]))
     assert len(set(sizes)) == 3
     assert sizes[1] == min(sizes)
+
+
+def test_verify_says_that_a_build_reproduces(pybuild: Pybuild, context: Path) -> None:
+    before = pybuild.run("images", "--json").json()
+    result = pybuild.run("verify", "-q", context)
+    assert result.text.startswith("reproducible: sha256:")
+    # Nor does the umask of the caller, the host's name, the place or the order of directories show.
+    nosy = write_context(
+        context.parent / "nosy",
+        "FROM base:1\nCOPY . /c\nRUN umask > /u; hostname > /h; date +%Z > /z; find /c > /f; ls -la /c > /l\n",
+        {f"d/{n}": n for n in "zyxwvutsrqponm"},
+    )
+    assert pybuild.run("verify", "-q", "--json", nosy).json()["reproducible"] is True
+    assert pybuild.run("images", "--json").json() == before
+
+
+def test_verify_names_the_first_differing_file_and_field(pybuild: Pybuild, context: Path) -> None:
+    text = "FROM base:1\nRUN echo fixed > /a\nRUN echo fixed > /b; date +%s > /c; mktemp /dXXXXXX\n"
+    place = write_context(context.parent / "differs", text)
+    result = pybuild.run("verify", "-q", place, check=False)
+    assert result.status == 1
+    first, layer, file = result.text.splitlines()
+    assert first.startswith("not reproducible: sha256:")
+    assert layer.startswith("layer 3: RUN /bin/sh -c echo fixed > /b")
+    assert file == "c: content"
+    write_context(place, "FROM base:1\nRUN mktemp /XXXXXX\n")
+    found = pybuild.run("verify", "-q", "--json", place, check=False)
+    assert found.status == 1
+    assert found.json()["file"]["change"] in {"added", "removed"}
+
+
+def test_driver_and_tier_do_not_show(
+    pybuild: Pybuild, pybuild_rootless: Pybuild, busybox_layout: Path, context: Path
+) -> None:
+    stock_base(pybuild_rootless, busybox_layout)
+    mine = readable_context(pybuild_rootless, context)
+    assert manifest(pybuild, context) == manifest(pybuild_rootless, mine)
