@@ -189,7 +189,9 @@ def _execute(
             for fd in (null, out_w, err_w):
                 os.close(fd)
         try:
-            tail = _pump(ctx, {out_r: 1, err_r: 2}, vertex)
+            # Its output alone does not tell when its time is up: `wait` ends it then.
+            expire = None if spec.timeout_s is None else (time.monotonic() + spec.timeout_s, running.wait)
+            tail = _pump(ctx, {out_r: 1, err_r: 2}, vertex, expire)
             status = running.wait()
         except BaseException:
             running.kill()
@@ -246,8 +248,16 @@ def _failure(ctx: StepContext, step: Step, op: RunOp, status: ExitStatus, tail: 
     )
 
 
-def _pump(ctx: StepContext, streams: dict[int, int], vertex: str) -> bytes:
-    """Hand the command's output on as events until it closes; its last bytes are returned."""
+def _pump(
+    ctx: StepContext,
+    streams: dict[int, int],
+    vertex: str,
+    expire: tuple[float, Callable[[], object]] | None = None,
+) -> bytes:
+    """Hand the command's output on as events until it closes; its last bytes are returned.
+
+    `expire` is a time of the monotonic clock, and what to call then.
+    """
     import select
 
     poller = select.poll()
@@ -258,9 +268,12 @@ def _pump(ctx: StepContext, streams: dict[int, int], vertex: str) -> bytes:
     left = set(streams)
     tail = b""
     while left:
-        ready = poller.poll(200)
+        ready = poller.poll(200 if expire is None else max(0, min(200, (expire[0] - time.monotonic()) * 1000)))
         if ctx.cancelled():
             raise Cancelled
+        if expire is not None and time.monotonic() >= expire[0]:
+            expire[1]()
+            expire = None
         for fd, _ in ready:
             if fd == ctx.stop_fd:
                 continue

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from builder.sandbox import cgroup
+from tests.integration.build.test_main_job import context_dir
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
 
@@ -31,6 +33,18 @@ def test_a_device_of_the_host(pybuild: Pybuild, busybox_base: str, tmp_path: Pat
     command = "test -c /dev/fuse; echo status $?"
     assert "status 1\n" in log_of(pybuild, busybox_base, tmp_path, command)
     assert "status 0\n" in log_of(pybuild, busybox_base, tmp_path, command, "--device=/dev/fuse")
+
+
+def test_a_step_that_takes_too_long(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    """Also while it holds its output open."""
+    context = write_context(
+        context_dir(pybuild_each, tmp_path) / "c", f"FROM {busybox_base}\nRUN echo begun; sleep 90\n"
+    )
+    began = time.monotonic()
+    result = pybuild_each.build(context, "--timeout=1s", check=False)
+    assert result.status == 137
+    assert "it ran longer than 1 s" in result.stderr and "begun" in result.stderr
+    assert time.monotonic() - began < 60
 
 
 def test_huge_pages_are_limited_or_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
