@@ -1,0 +1,547 @@
+"""`pybuild run`, `create`, `start` and `exec`: commands in containers.
+
+Their exit status is the command's; 125 is pybuild's own failure, 126 a command that cannot be run,
+127 one that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.cli.options import boolean, duration, size, store_root
+from builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
+    from builder.container.records import Record
+    from builder.sandbox.launcher import Launcher
+    from builder.sandbox.spec import Resources
+
+OWN_FAILURE = {"run": 125, "create": 125, "exec": 125}
+"""The status of errors of pybuild's own, by verb."""
+
+
+def configure(verb: str, parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    if verb == "start":
+        add("names", nargs="+", metavar="CONTAINER", help="containers that do not run")
+        add("-a", "--attach", action="store_true", help="stay with it (one container), and show what it says")
+        add("-i", "--interactive", action="store_true", help="with --attach, hand on stdin")
+        return
+    add("-i", "--interactive", action="store_true", help="hand on stdin")
+    add("-t", "--tty", action="store_true", help="a terminal")
+    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="without a value: the caller's")
+    add("--env-file", action="append", default=[], metavar="FILE", help="lines of NAME=VALUE")
+    add("-w", "--workdir", metavar="DIR", help="the working directory")
+    add("-u", "--user", metavar="USER[:GROUP]", help="who the command runs as")
+    add("--privileged", action="store_true", help="all capabilities, no filter, nothing masked")
+    add("-d", "--detach", action="store_true", help="leave it running, and print its ID")
+    if verb == "exec":
+        add("name", metavar="CONTAINER", help="one that runs")
+        add("command", nargs=REMAINDER, metavar="COMMAND")
+        return
+    _configure_container(parser)
+    _configure_limits(parser)
+    add("image", metavar="IMAGE", help="an image, pulled if it is missing; or a container made by `from`")
+    add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: the image's)")
+
+
+def _configure_container(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rm", action="store_true", help="remove the container when it ends")
+    add("--name", metavar="NAME")
+    add("--cidfile", metavar="FILE", help="write the container's ID there")
+    add("--pull", choices=["always", "missing", "never"], default="missing", help="when to pull (default: missing)")
+    add("--authfile", metavar="FILE", help="credentials for a pull")
+    add("--tls-verify", type=boolean, metavar="BOOL", help="require verified TLS for a pull")
+    add("--platform", metavar="OS/ARCH", help="the image for this platform")
+    add("--entrypoint", metavar="COMMAND", help="in place of the image's; a JSON array, or one word; empty: none")
+    add("-l", "--label", action="append", default=[], metavar="KEY=VALUE")
+    add("-v", "--volume", action="append", default=[], metavar="HOST:CTR[:ro]", help="a directory or a named volume")
+    add("--mount", action="append", default=[], metavar="type=…,target=…", help="bind, volume or tmpfs")
+    add("--tmpfs", action="append", default=[], metavar="CTR[:OPTIONS]", help="such as /run:size=64m,mode=1777")
+    add("--read-only", action="store_true", help="the root file system read-only")
+    add("--init", action="store_true", help="a small first process that reaps and passes signals on")
+    add("--hostname", metavar="NAME")
+    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts")
+    add("--dns", action="append", default=[], metavar="IP", help="a resolver")
+    add(
+        "--network",
+        "--net",
+        choices=["private", "bridge", "host", "none"],
+        help="(default: private where it can be had)",
+    )
+    add("-p", "--publish", action="append", default=[], metavar="[[IP:]HOST:]CTR[/udp]", help="a port of the host's")
+    add(
+        "-P", "--publish-all", action="store_true", help="every port that the image exposes, on free ones of the host's"
+    )
+    add("--cap-add", action="append", default=[], metavar="CAP")
+    add("--cap-drop", action="append", default=[], metavar="CAP")
+    add(
+        "--security-opt",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="seccomp=FILE|unconfined, no-new-privileges",
+    )
+    add("--group-add", action="append", default=[], metavar="GROUP", help="a supplementary group")
+    add("--device", action="append", default=[], metavar="PATH", help="a device of the host's")
+    add("--isolation", choices=["auto", "pivot", "chroot"], default="auto")
+    add("--restart", default="no", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
+    add("--stop-signal", metavar="SIGNAL")
+    add("--stop-timeout", type=float, default=10.0, metavar="SECONDS", help="before `stop` kills (default: 10)")
+    add("--health-cmd", metavar="COMMAND", help="a health check of the shell's")
+    for name in ("interval", "timeout", "start-period", "start-interval"):
+        add(f"--health-{name}", type=duration, metavar="TIME")
+    add("--health-retries", type=int, metavar="N")
+    add("--no-healthcheck", action="store_true", help="none, whatever the image says")
+
+
+def _configure_limits(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]")
+    add("-m", "--memory", type=size, metavar="SIZE")
+    add("--memory-swap", type=size, metavar="SIZE", help="memory and swap together; -1 is unlimited")
+    add("--cpus", type=float, metavar="N", help="processors' worth of time")
+    add("--cpu-shares", type=int, metavar="N")
+    add("--cpu-period", type=int, metavar="US")
+    add("--cpu-quota", type=int, metavar="US")
+    add("--cpuset-cpus", metavar="LIST")
+    add("--cpuset-mems", metavar="LIST")
+    add("--pids-limit", type=int, metavar="N")
+    add("--shm-size", type=size, default=64 << 20, metavar="SIZE", help="of /dev/shm (default: 64m)")
+    add("--oom-score-adj", type=int, metavar="N")
+
+
+def run(verb: str, options: Namespace) -> int:
+    root = store_root(options)
+    if verb == "exec":
+        return _exec(root, options)
+    from builder import api
+
+    api.prepare_namespaces()
+    if verb == "start":
+        return _start(root, options)
+    if verb == "run":
+        from builder.container.records import is_container
+
+        if is_container(root, options.image):
+            return _run_working(root, options)
+    return _run(verb, root, options)
+
+
+def _run(verb: str, root: Path, options: Namespace) -> int:
+    from builder.container import lifecycle
+    from builder.container.front import Front
+    from builder.sandbox.launcher import Launcher
+
+    if options.detach and options.interactive and not options.tty:
+        raise UsageError("-d and -i exclude each other: nobody would type")
+    wanted = _container_options(options)
+    foreground = verb == "run" and not options.detach
+    if foreground and options.tty and options.interactive and not os.isatty(0):
+        raise UsageError("the input is not a terminal", hint="leave out -t")
+    if options.cidfile and os.path.exists(options.cidfile):
+        raise UsageError(f"--cidfile {options.cidfile} exists already")
+    # Before anything starts a thread, and beside what follows here.
+    launcher = Launcher.start() if foreground else None
+    try:
+        record = _create(root, options, wanted, launcher)
+        if options.cidfile:
+            Path(options.cidfile).write_text(record.id)
+        if launcher is None:
+            if verb == "run":
+                try:
+                    lifecycle.start_detached(record)
+                except BaseException:
+                    _remove(root, record, wanted.auto_remove)
+                    raise
+            print(record.id)
+            return 0
+        try:
+            return lifecycle.run_foreground(record, launcher, Front(tty=options.tty, stdin=options.interactive))
+        finally:
+            _remove(root, record, wanted.auto_remove)
+    finally:
+        if launcher is not None:
+            launcher.close()
+
+
+def _remove(root: Path, record: Record, wanted: bool) -> None:
+    if wanted:
+        from builder import api
+        from builder.container.lifecycle import remove_record
+
+        with api.open_store(root) as store:
+            remove_record(store, record, volumes=True)
+
+
+def _create(root: Path, options: Namespace, wanted: ContainerOptions, launcher: Launcher | None) -> Record:
+    from builder import api
+    from builder.container.create import create_container, find_image
+    from layers.oci import Platform
+
+    def pull() -> None:
+        from builder.cli.progress import make_progress
+        from registry.copy import CopyOptions
+        from registry.hosts import RegistryOptions
+
+        registry = RegistryOptions(tls_verify=options.tls_verify, authfile=options.authfile)
+        with make_progress("auto", sys.stderr, os.environ) as progress:
+            api.pull(
+                options.image, root=root, source_registry=registry, events=progress,
+                options=CopyOptions(platform=platform),
+            )  # fmt: skip
+
+    platform = Platform.parse(options.platform) if options.platform else None
+    if options.pull == "always":
+        pull()
+    with api.open_store(root) as store:
+        image = find_image(store, options.image, None if options.pull == "never" else pull, platform)
+        return create_container(store, image, wanted, warn=_warn)
+
+
+def _warn(words: str) -> None:
+    print(f"warning: {words}", file=sys.stderr)
+
+
+def _start(root: Path, options: Namespace) -> int:
+    from builder.container import lifecycle, records
+
+    if not options.attach:
+        for name in options.names:
+            record = records.find(root, name)
+            lifecycle.start_detached(record)
+            print(name)
+        return 0
+    if len(options.names) != 1:
+        raise UsageError("--attach takes one container")
+    from builder.container.front import Front
+    from builder.sandbox.launcher import Launcher
+
+    record = records.find(root, options.names[0])
+    with Launcher.start() as launcher:
+        front = Front(tty=bool(record.settings["tty"]), stdin=options.interactive)
+        return lifecycle.run_foreground(record, launcher, front)
+
+
+def _run_working(root: Path, options: Namespace) -> int:
+    raise UsageError(f"{options.image} is a container: `pybuild start` or `pybuild exec` it", hint=None)
+
+
+# exec
+
+
+def _exec(root: Path, options: Namespace) -> int:
+    from builder.container import records
+    from builder.container.front import Front
+    from builder.container.inside import run_inside
+
+    words = _command(options.command)
+    if not words:
+        raise UsageError("exec: no command")
+    if options.tty and options.interactive and not options.detach and not os.isatty(0):
+        raise UsageError("the input is not a terminal", hint="leave out -t")
+    front = None if options.detach else Front(tty=options.tty, stdin=options.interactive)
+    return run_inside(
+        records.find(root, options.name),
+        words,
+        front=front,
+        tty=options.tty,
+        env=_environment(options),
+        cwd=options.workdir,
+        user=options.user,
+        privileged=options.privileged,
+    )
+
+
+def _command(words: list[str]) -> tuple[str, ...]:
+    return tuple(words[1:] if words[:1] == ["--"] else words)
+
+
+# Flags into options
+
+
+def _container_options(options: Namespace) -> ContainerOptions:
+    from builder.container.options import ContainerOptions
+
+    network = {"bridge": "private", None: "default"}.get(options.network, options.network)
+    entrypoint = None
+    if options.entrypoint is not None:
+        entrypoint = _entrypoint(options.entrypoint)
+    return ContainerOptions(
+        image=options.image,
+        command=_command(options.command),
+        name=options.name,
+        entrypoint=entrypoint,
+        env=_environment(options),
+        labels=tuple((k, v) for k, _, v in (text.partition("=") for text in options.label)),
+        workdir=options.workdir,
+        user=options.user,
+        group_add=tuple(options.group_add),
+        hostname=options.hostname,
+        add_hosts=tuple(_host(text) for text in options.add_host),
+        dns=tuple(options.dns),
+        network=network,
+        ports=tuple(port for text in options.publish for port in _ports(text)),
+        publish_all=options.publish_all,
+        mounts=(
+            *(_volume(text) for text in options.volume),
+            *(_mount(text) for text in options.mount),
+            *(_tmpfs(text) for text in options.tmpfs),
+        ),
+        read_only=options.read_only,
+        tty=options.tty,
+        stdin=options.interactive,
+        init=options.init,
+        auto_remove=options.rm,
+        cap_add=tuple(options.cap_add),
+        cap_drop=tuple(options.cap_drop),
+        security_opt=tuple(options.security_opt),
+        privileged=options.privileged,
+        devices=tuple(_device(text) for text in options.device),
+        ulimits=tuple(_ulimit(text) for text in options.ulimit),
+        limits=_limits(options),
+        shm_size_bytes=options.shm_size,
+        oom_score_adj=options.oom_score_adj,
+        isolation=options.isolation,
+        restart=_restart(options.restart, options.rm),
+        stop_signal=options.stop_signal,
+        stop_timeout_s=options.stop_timeout,
+        health=_health(options),
+        no_healthcheck=options.no_healthcheck,
+    )
+
+
+def _entrypoint(text: str) -> tuple[str, ...]:
+    import json
+
+    if text.startswith("["):
+        try:
+            words = json.loads(text)
+        except ValueError as e:
+            raise UsageError(f"--entrypoint {text!r}: no JSON array") from e
+        if not all(isinstance(word, str) for word in words):
+            raise UsageError(f"--entrypoint {text!r}: an array of strings is meant")
+        return tuple(words)
+    return (text,) if text else ()
+
+
+def _environment(options: Namespace) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    for file in options.env_file:
+        try:
+            lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except OSError as e:
+            raise UsageError(f"--env-file {file}: {e.strerror}") from e
+        pairs += [pair for line in lines if line.strip() and not line.lstrip().startswith("#") for pair in _pair(line)]
+    for text in options.env:
+        pairs += _pair(text)
+    return tuple(pairs)
+
+
+def _pair(text: str) -> list[tuple[str, str]]:
+    name, separator, value = text.partition("=")
+    if not name or "\0" in text:
+        raise UsageError(f"-e {text!r}: expected NAME or NAME=VALUE")
+    if separator:
+        return [(name, value)]
+    return [(name, os.environ[name])] if name in os.environ else []
+
+
+def _host(text: str) -> tuple[str, str]:
+    import ipaddress
+
+    name, _, address = text.partition(":")
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError as e:
+        raise UsageError(f"--add-host {text!r}: expected NAME:IP") from e
+    return name, address.strip("[]")
+
+
+def _ports(text: str) -> list[Port]:
+    """`[[IP:]HOST:]CTR[/PROTOCOL]`, ranges of one length allowed."""
+    from builder.container.options import Port
+
+    try:
+        rest, _, protocol = text.partition("/")
+        protocol = protocol or "tcp"
+        head, _, inside = rest.rpartition(":")
+        address, _, outside = head.rpartition(":")
+        first, _, last = inside.partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        begin, _, end = outside.partition("-")
+        hosts = list(range(int(begin), int(end or begin) + 1)) if outside else [0] * len(numbers)
+        if len(hosts) != len(numbers) or not numbers or protocol not in {"tcp", "udp"}:
+            raise ValueError
+        if not all(0 < n < 65536 for n in numbers) or not all(0 <= n < 65536 for n in hosts):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"-p {text!r}: expected [[IP:]HOST:]CONTAINER[/tcp|udp]") from None
+    return [Port(address.strip("[]"), host, number, protocol) for host, number in zip(hosts, numbers, strict=True)]
+
+
+def _volume(text: str) -> VolumeMount:
+    from builder.container.options import VolumeMount
+
+    parts = text.split(":")
+    if len(parts) == 1:
+        return VolumeMount("volume", parts[0])
+    source, target, *more = parts
+    words = more[0].split(",") if more else []
+    known = {"ro", "rw", "z", "Z", "rbind", "bind", "noexec", "exec", "nocopy", "U", "private", "rprivate"}
+    if len(more) > 1 or not source or not target or set(words) - known:
+        raise UsageError(f"-v {text!r}: expected HOST:CONTAINER[:ro]")
+    is_path = source.startswith(("/", "./", "../", "~")) or source in {".", ".."}
+    return VolumeMount(
+        "bind" if is_path else "volume",
+        target,
+        os.path.expanduser(source) if is_path else source,
+        readonly="ro" in words,
+        recursive="bind" not in words,
+        noexec="noexec" in words,
+        copy="nocopy" not in words,
+    )
+
+
+def _mount(text: str) -> VolumeMount:
+    from builder.container.options import VolumeMount
+
+    fields: dict[str, str] = {}
+    for word in text.split(","):
+        key, _, value = word.partition("=")
+        fields[{"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)] = value
+    kind = fields.pop("type", "volume")
+    target = fields.pop("target", "")
+    known = {"source", "readonly", "tmpfs-size", "tmpfs-mode", "volume-nocopy", "bind-nonrecursive", "bind-propagation"}
+    if kind not in {"bind", "volume", "tmpfs"} or not target or set(fields) - known:
+        raise UsageError(
+            f"--mount {text!r}: not possible",
+            hint="such as type=bind,source=/a,target=/b,readonly; or volume, or tmpfs",
+        )
+    if kind == "bind" and not fields.get("source"):
+        raise UsageError(f"--mount {text!r}: a bind needs a source")
+    return VolumeMount(
+        kind,  # type: ignore[arg-type]
+        target,
+        fields.get("source", ""),
+        readonly=_on(fields, "readonly"),
+        recursive=not _on(fields, "bind-nonrecursive"),
+        size_bytes=_size(fields["tmpfs-size"]) if "tmpfs-size" in fields else None,
+        mode=int(fields["tmpfs-mode"], 8) if fields.get("tmpfs-mode", "").isdigit() else None,
+        copy=not _on(fields, "volume-nocopy"),
+    )
+
+
+def _on(fields: dict[str, str], key: str) -> bool:
+    if key not in fields:
+        return False
+    try:
+        return boolean(fields[key] or "true")
+    except ArgumentTypeError as e:
+        raise UsageError(f"--mount {key}: {e}") from e
+
+
+def _size(text: str) -> int:
+    try:
+        return size(text)
+    except ArgumentTypeError as e:
+        raise UsageError(str(e)) from e
+
+
+def _tmpfs(text: str) -> VolumeMount:
+    from builder.container.options import VolumeMount
+
+    target, _, rest = text.partition(":")
+    values: dict[str, Any] = {}
+    for word in filter(None, rest.split(",")):
+        key, _, value = word.partition("=")
+        if key == "size":
+            values["size_bytes"] = _size(value)
+        elif key == "mode" and value.isdigit():
+            values["mode"] = int(value, 8)
+        elif word in {"ro", "noexec"}:
+            values["readonly" if word == "ro" else "noexec"] = True
+        elif word not in {"rw", "exec", "nosuid", "nodev"}:
+            raise UsageError(f"--tmpfs {text!r}: unknown option {word!r}", hint="there are size=, mode=, ro and noexec")
+    return VolumeMount("tmpfs", target, **values)
+
+
+def _device(text: str) -> str:
+    source, _, rest = text.partition(":")
+    if rest and rest.partition(":")[0] != source and rest not in {"r", "w", "rw", "rwm", "m"}:
+        raise UsageError(f"--device {text!r}: a device keeps its name", hint=f"--device {source}")
+    return source
+
+
+def _ulimit(text: str) -> tuple[str, int, int]:
+    import resource
+
+    name, _, value = text.partition("=")
+    soft, _, hard = value.partition(":")
+    try:
+        limits = [-1 if word in {"unlimited", "-1"} else int(word) for word in (soft, hard or soft)]
+    except ValueError as e:
+        raise UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]") from e
+    if not hasattr(resource, f"RLIMIT_{name.upper()}"):
+        raise UsageError(f"--ulimit {text!r}: there is no limit {name!r}", hint="such as nofile, nproc, core")
+    return name, limits[0], limits[1]
+
+
+def _limits(options: Namespace) -> Resources:
+    from builder.sandbox.spec import Resources
+
+    quota, period = options.cpu_quota, options.cpu_period
+    if options.cpus is not None:
+        if quota is not None:
+            raise UsageError("--cpus and --cpu-quota exclude each other")
+        period = period or 100_000
+        quota = int(options.cpus * period)
+    return Resources(
+        memory_bytes=options.memory,
+        memory_swap_bytes=options.memory_swap,
+        cpu_shares=options.cpu_shares,
+        cpu_period_us=period,
+        cpu_quota_us=quota,
+        cpuset_cpus=options.cpuset_cpus,
+        cpuset_mems=options.cpuset_mems,
+        pids=options.pids_limit,
+    )
+
+
+def _restart(text: str, auto_remove: bool) -> Restart:
+    from builder.container.options import Restart
+
+    name, separator, count = text.partition(":")
+    if name not in {"no", "on-failure", "always", "unless-stopped"} or (separator and not count.isdigit()):
+        raise UsageError(f"--restart {text!r}: there are no, on-failure[:N], always and unless-stopped")
+    if separator and name != "on-failure":
+        raise UsageError(f"--restart {text!r}: on-failure alone takes a number")
+    if name != "no" and auto_remove:
+        raise UsageError("--restart and --rm exclude each other")
+    return Restart(name, int(count or 0))  # type: ignore[arg-type]
+
+
+def _health(options: Namespace) -> Healthcheck | None:
+    from builder.container.options import Healthcheck
+
+    given = {
+        "interval_s": options.health_interval,
+        "timeout_s": options.health_timeout,
+        "start_period_s": options.health_start_period,
+        "start_interval_s": options.health_start_interval,
+        "retries": options.health_retries,
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    if options.health_cmd is None:
+        if values:
+            raise UsageError("--health-… needs --health-cmd")
+        return None
+    if options.health_cmd == "none":
+        return Healthcheck(("NONE",))
+    return Healthcheck(("CMD-SHELL", options.health_cmd), **values)

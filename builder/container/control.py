@@ -1,0 +1,77 @@
+"""Talking to a container's monitor: one JSON object each way over a SOCK_SEQPACKET socket in its directory.
+
+    {"do": "signal", "number": 15}      to the container's first process
+    {"do": "stop", "number": 15, "timeout_s": 10}   and kill it if it has not ended by then; no restart
+    {"do": "pause"} {"do": "resume"}
+    {"do": "window", "rows": 24, "columns": 80}
+
+The answer is {"ok": true} or {"error": words, "hint": words}. Where no monitor answers there is no
+running container. Paths are given by descriptor, as a socket's has room for 107 bytes alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from builder.container.records import ContainerError, Record
+
+_MAX_BYTES = 1 << 14
+
+
+def listen(directory: Path) -> socket.socket:
+    """The monitor's end. Raises: OSError."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("control", dir_fd=fd)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server.bind(f"/proc/self/fd/{fd}/control")
+        os.chmod(directory / "control", 0o600)
+        server.listen(16)
+        server.setblocking(False)
+        return server
+    finally:
+        os.close(fd)
+
+
+def ask(record: Record, **request: Any) -> None:
+    """Have the monitor do something, and wait until it has. Raises: ContainerError."""
+    fd = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(30)
+            client.connect(f"/proc/self/fd/{fd}/control")
+            client.send(json.dumps(request).encode())
+            data = client.recv(_MAX_BYTES)
+    except OSError as e:
+        raise ContainerError(f"container {record.name} is not running") from e
+    finally:
+        os.close(fd)
+    if not data:
+        raise ContainerError(f"container {record.name} has just ended")
+    answer = json.loads(data)
+    if "error" in answer:
+        raise ContainerError(f"container {record.name}: {answer['error']}", hint=answer.get("hint"))
+
+
+def receive(client: socket.socket) -> dict[str, Any] | None:
+    """A request, in the monitor; None if there is none that makes sense."""
+    try:
+        document = json.loads(client.recv(_MAX_BYTES))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def answer(client: socket.socket, error: Exception | None) -> None:
+    """Tell the outcome; the other end may be gone."""
+    words: dict[str, Any] = {"ok": True}
+    if error is not None:
+        words = {"error": str(error), "hint": getattr(error, "hint", None)}
+    with contextlib.suppress(OSError):
+        client.send(json.dumps(words).encode())

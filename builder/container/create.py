@@ -1,0 +1,420 @@
+"""From a `ContainerOptions` to a container on disk: its image found, its snapshot prepared, its settings written.
+
+The image's config is merged with what was asked for, as docker does it. Callers have entered the
+user namespace (`builder.api.prepare_namespaces`) before the store was opened.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.container import codec
+from builder.container.options import ContainerOptions, Healthcheck, VolumeMount
+from builder.container.records import EXIT_ROOM_BYTES, ContainerError, Record, create, drop_name
+from builder.errors import ContextError
+from builder.sandbox.spec import DEFAULT_CAPABILITIES, DEFAULT_PATH, SandboxMount, SandboxSpec
+from layers.errors import NameNotFound
+from layers.snapshot import Mount
+
+if TYPE_CHECKING:
+    from layers.image import Image
+    from layers.oci import Platform
+    from layers.snapshot import ActiveSnapshot
+    from layers.store import Store
+
+Warn = Callable[[str], None]
+
+_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def find_image(store: Store, name: str, pull: Callable[[], None] | None, platform: Platform | None = None) -> Image:
+    """An image of the store; if it is missing, `pull` is called once, if given. Raises: NameNotFound, ImageError."""
+    from builder.rootfs import find
+
+    try:
+        return find(store, name, platform)
+    except NameNotFound:
+        if pull is None:
+            raise
+        pull()
+        return find(store, name, platform)
+
+
+def create_container(
+    store: Store, image: Image, options: ContainerOptions, *, kind: str = "run", warn: Warn = lambda _words: None
+) -> Record:
+    """Make a container that can be started. Nothing is left where it fails.
+
+    Raises: ContainerError (name taken, an option that cannot be), ContextError (user unknown), StoreError.
+    """
+    from layers.image import unpack_image
+
+    id = os.urandom(32).hex()
+    name = options.name if options.name is not None else _random_name()
+    top = unpack_image(store, image)
+    record = create(store.root, id, name)
+    active: ActiveSnapshot | None = None
+    made: list[str] = []
+    try:
+        active = store.snapshots.prepare(top, keep=id)
+        _write_base(record, image)
+        settings = _settings(store, image, options, active, record, made, warn)
+        settings |= {"id": id, "name": name, "kind": kind, "snapshot": id, "parent": top}
+        record.settings = settings
+        record.save_state(status="created", pid=0, exit_code=0, restarts=0)
+        record.save_settings()
+    except BaseException:
+        from layers.trees import remove_tree
+
+        if active is not None:
+            store.snapshots.discard(active)
+        drop_name(store.root, name, id)
+        remove_tree(str(record.directory))
+        for volume in made:
+            from builder.container import volumes
+
+            volumes.remove(store.root, volume, in_use={})
+        raise
+    return record
+
+
+def _random_name() -> str:
+    from builder.container.nicknames import random_name
+
+    return random_name()
+
+
+def _write_base(record: Record, image: Image) -> None:
+    """The image's documents: a `commit` needs them when the image has lost its name."""
+    base = record.path("base")
+    base.mkdir(mode=0o700)
+    for name, data in (("manifest.json", image.manifest.raw), ("config.json", image.config.raw)):
+        (base / name).write_bytes(data)
+    fd = os.open(record.path("exit"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, b" " * EXIT_ROOM_BYTES)
+    finally:
+        os.close(fd)
+
+
+def merged_config(config: dict[str, Any], options: ContainerOptions) -> dict[str, Any]:
+    """The image's config with what the options say instead: the container's own, and that of its commits."""
+    merged = {key: value for key, value in config.items() if value is not None}
+    env = dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
+    env.update(options.env)
+    for name in options.unset_env:
+        env.pop(name, None)
+    merged["Env"] = [f"{key}={value}" for key, value in env.items()]
+    if options.entrypoint is not None:
+        # An entrypoint of one's own leaves the image's command behind.
+        merged["Entrypoint"] = list(options.entrypoint)
+        merged["Cmd"] = []
+    if options.command:
+        merged["Cmd"] = list(options.command)
+    if options.user is not None:
+        merged["User"] = options.user
+    if options.workdir is not None:
+        merged["WorkingDir"] = options.workdir
+    if options.stop_signal is not None:
+        merged["StopSignal"] = options.stop_signal
+    if options.labels:
+        merged["Labels"] = {**(config.get("Labels") or {}), **dict(options.labels)}
+    if options.ports:
+        exposed: dict[str, Any] = {f"{port.port}/{port.protocol}": {} for port in options.ports}
+        merged["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **exposed}
+    if options.no_healthcheck:
+        merged["Healthcheck"] = {"Test": ["NONE"]}
+    elif options.health is not None:
+        merged["Healthcheck"] = health_document(options.health)
+    return merged
+
+
+def health_document(health: Healthcheck) -> dict[str, Any]:
+    """As an image's config has it: times in nanoseconds."""
+    return {
+        "Test": list(health.test),
+        "Interval": round(health.interval_s * 1e9),
+        "Timeout": round(health.timeout_s * 1e9),
+        "StartPeriod": round(health.start_period_s * 1e9),
+        "StartInterval": round(health.start_interval_s * 1e9),
+        "Retries": health.retries,
+    }
+
+
+def argv(config: dict[str, Any]) -> tuple[str, ...]:
+    """What to execute. Raises: ContainerError if there is nothing."""
+    words = (*_words(config.get("Entrypoint")), *_words(config.get("Cmd")))
+    if not words:
+        raise ContainerError("no command: the image has neither ENTRYPOINT nor CMD", hint="give one after the image")
+    return words
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _settings(
+    store: Store,
+    image: Image,
+    options: ContainerOptions,
+    active: ActiveSnapshot,
+    record: Record,
+    made: list[str],
+    warn: Warn,
+) -> dict[str, Any]:
+    config = merged_config(dict(image.config.config), options)
+    network, words = _network(options)
+    if words:
+        warn(words)
+    mounts, named = _mounts(store.root, config, options, active.mount, made)
+    spec = _spec(store.root, config, options, active.mount, record.id, network, mounts)
+    stop = config.get("StopSignal") or "SIGTERM"
+    ports = [list(port) for port in options.ports]
+    if options.publish_all:
+        for text in config.get("ExposedPorts") or {}:
+            number, _, protocol = str(text).partition("/")
+            if not any(p.port == int(number) and p.protocol == (protocol or "tcp") for p in options.ports):
+                ports.append(["", 0, int(number), protocol or "tcp"])
+    if ports and network == "host":
+        warn("with the host's network nothing is published: -p has no effect")
+        ports = []
+    return {
+        "image": options.image,
+        "image_id": str(image.image_id),
+        "created_ns": time.time_ns(),
+        "config": config,
+        "sandbox": codec.encode(spec),
+        "driver": store.snapshots.driver,
+        "tty": options.tty,
+        "stdin": options.stdin,
+        "window": list(options.window),
+        "auto_remove": options.auto_remove,
+        "restart": list(options.restart),
+        "stop_signal": str(stop),
+        "stop_timeout_s": options.stop_timeout_s,
+        "ports": ports,
+        "volumes": named,
+        "steps": [],
+    }
+
+
+def _spec(
+    root: Path,
+    config: dict[str, Any],
+    options: ContainerOptions,
+    mount: Mount,
+    id: str,
+    network: str,
+    mounts: list[SandboxMount],
+) -> SandboxSpec:
+    from builder.solve.steps import user_in
+
+    user = user_in(mount, str(config.get("User") or ""))
+    cwd = str(config.get("WorkingDir") or "/")
+    if not cwd.startswith("/"):
+        raise ContainerError(f"the working directory {cwd!r} is not absolute")
+    if cwd != "/":
+        _make_workdir(mount, cwd, (user.uid, user.gid))
+    hostname = options.hostname or (os.uname().nodename if network == "host" else id[:12])
+    env = {"PATH": DEFAULT_PATH}
+    env.update(entry.partition("=")[::2] for entry in config["Env"])
+    env.setdefault("HOME", user.home)
+    env.setdefault("HOSTNAME", hostname)
+    if options.tty:
+        env.setdefault("TERM", "xterm")
+    seccomp, no_new_privs = _security(options.security_opt)
+    groups = [*user.groups, *_extra_groups(mount, options.group_add)]
+    return SandboxSpec(
+        args=argv(config) if config.get("Entrypoint") or config.get("Cmd") else ("/bin/sh",),
+        root=mount,
+        env=tuple(env.items()),
+        cwd=cwd,
+        uid=user.uid,
+        gid=user.gid,
+        groups=tuple(dict.fromkeys(groups)),
+        readonly_root=options.read_only,
+        mounts=tuple(mounts),
+        files={
+            "/etc/resolv.conf": _resolv_conf(options.dns),
+            "/etc/hosts": _hosts(hostname, network),
+            "/etc/hostname": f"{hostname}\n".encode(),
+        },
+        files_readonly=options.read_only,
+        add_hosts=options.add_hosts,
+        hostname=hostname,
+        network=network,  # type: ignore[arg-type]
+        capabilities=capabilities(options.cap_add, options.cap_drop),
+        no_new_privs=no_new_privs,
+        seccomp=seccomp,
+        rlimits=options.ulimits,
+        oom_score_adj=options.oom_score_adj,
+        devices=options.devices,
+        resources=options.limits,
+        isolation=options.isolation,
+        privileged=options.privileged,
+        init=options.init,
+        shm_size_bytes=options.shm_size_bytes,
+        stubs=root / "stubs",
+    )
+
+
+def _make_workdir(mount: Mount, cwd: str, owner: tuple[int, int]) -> None:
+    """WORKDIR is there when the command starts, whoever removed it."""
+    from builder.solve import fileops
+    from builder.solve.steps import open_mount
+    from layers import linux
+
+    with open_mount(mount) as fd:
+        try:
+            os.close(linux.openat2(fd, cwd.lstrip("/"), os.O_PATH | os.O_DIRECTORY))
+        except FileNotFoundError:
+            fileops.make_directory(fd, cwd, 0o755, owner)
+        except OSError as e:
+            raise ContextError(f"the working directory {cwd}: {os.strerror(e.errno or 0)}") from e
+
+
+def capabilities(add: tuple[str, ...], drop: tuple[str, ...]) -> frozenset[str]:
+    """The capabilities by `--cap-add` and `--cap-drop`. Raises: ContainerError for an unknown name."""
+    from layers import linux
+
+    known = {f"CAP_{name}" for name in linux.CAPABILITIES}
+
+    def names(words: tuple[str, ...]) -> set[str]:
+        found: set[str] = set()
+        for word in words:
+            name = word.upper()
+            if name == "ALL":
+                found |= known
+                continue
+            name = name if name.startswith("CAP_") else f"CAP_{name}"
+            if name not in known:
+                raise ContainerError(f"there is no capability {word!r}", hint="see capabilities(7)")
+            found.add(name)
+        return found
+
+    kept = names(add) if "ALL" in {word.upper() for word in drop} else (DEFAULT_CAPABILITIES | names(add)) - names(drop)
+    return frozenset(kept)
+
+
+def _security(words: tuple[str, ...]) -> tuple[str | Path, bool]:
+    seccomp: str | Path = "default"
+    no_new_privs = False
+    for word in words:
+        key, _, value = word.replace(":", "=", 1).partition("=")
+        if key == "seccomp" and value:
+            seccomp = value if value in {"unconfined", "default"} else Path(value).absolute()
+        elif key == "no-new-privileges" and value in {"", "true", "false"}:
+            no_new_privs = value != "false"
+        else:
+            raise ContainerError(
+                f"--security-opt {word!r}: not possible",
+                hint="there are seccomp=unconfined, seccomp=FILE and no-new-privileges",
+            )
+    return seccomp, no_new_privs
+
+
+def _extra_groups(mount: Mount, names: tuple[str, ...]) -> list[int]:
+    from builder.solve.steps import user_in
+
+    return [user_in(mount, f"0:{name}").gid for name in names]
+
+
+def _network(options: ContainerOptions) -> tuple[str, str]:
+    """(the network, a word where it is not the one that would be best)."""
+    if options.network != "default":
+        return options.network, ""
+    from builder.container.reach import private_network_obstacle
+
+    obstacle = private_network_obstacle()
+    if obstacle is None:
+        return "private", ""
+    return "host", f"the container has the host's network: {obstacle}"
+
+
+def _resolv_conf(servers: tuple[str, ...]) -> bytes:
+    if servers:
+        return "".join(f"nameserver {server}\n" for server in servers).encode()
+    try:
+        return Path("/etc/resolv.conf").read_bytes()
+    except OSError:
+        return b""
+
+
+def _hosts(hostname: str, network: str) -> bytes:
+    text = _HOSTS
+    if network == "host":
+        try:
+            text = Path("/etc/hosts").read_bytes().rstrip(b"\n") + b"\n"
+        except OSError:
+            pass
+    return text + b"127.0.0.1\t" + hostname.encode() + b"\n"
+
+
+# Volumes
+
+
+def _mounts(
+    root: Path, config: dict[str, Any], options: ContainerOptions, tree: Mount, made: list[str]
+) -> tuple[list[SandboxMount], list[dict[str, Any]]]:
+    """The sandbox's mounts, and the volumes among them by name; what was made anew goes to `made`."""
+    wanted = {mount.target.rstrip("/") or "/": mount for mount in options.mounts}
+    if "/" in wanted:
+        raise ContainerError("nothing can be mounted at /")
+    if len(wanted) < len(options.mounts):
+        raise ContainerError("two mounts have the same target")
+    for target in config.get("Volumes") or {}:
+        wanted.setdefault(str(target).rstrip("/") or "/", VolumeMount("volume", str(target)))
+    mounts: list[SandboxMount] = []
+    named: list[dict[str, Any]] = []
+    # Outer ones first, or an inner one would be hidden.
+    for target, mount in sorted(wanted.items(), key=lambda item: item[0].count("/")):
+        if not target.startswith("/"):
+            raise ContainerError(f"the mount's target {target!r} is not absolute")
+        if mount.type == "tmpfs":
+            mounts.append(
+                SandboxMount(
+                    "tmpfs",
+                    target,
+                    mode=mount.mode,
+                    size_bytes=mount.size_bytes,
+                    readonly=mount.readonly,
+                    noexec=mount.noexec,
+                )
+            )
+        elif mount.type == "bind":
+            mounts.append(_bind(mount, target))
+        else:
+            mounts.append(_volume(root, mount, target, tree, named, made))
+    return mounts, named
+
+
+def _bind(mount: VolumeMount, target: str) -> SandboxMount:
+    source = Path(mount.source).absolute()
+    if not source.exists():
+        raise ContainerError(f"the host has no {source} to mount at {target}", hint="make it first")
+    return SandboxMount(
+        "bind", target, source, readonly=mount.readonly, is_file=not source.is_dir(), recursive=mount.recursive,
+        noexec=mount.noexec,
+    )  # fmt: skip
+
+
+def _volume(
+    root: Path, mount: VolumeMount, target: str, tree: Mount, named: list[dict[str, Any]], made: list[str]
+) -> SandboxMount:
+    from builder.container import volumes
+
+    try:
+        volume = volumes.get(root, mount.source) if mount.source else None
+    except volumes.NoSuchVolume:
+        volume = None
+    if volume is None:
+        volume = volumes.create(root, mount.source or None)
+        made.append(volume.name)
+    if mount.copy:
+        volumes.fill(volume, tree, target)
+    named.append({"name": volume.name, "target": target, "anonymous": not mount.source})
+    return SandboxMount("bind", target, volume.path, readonly=mount.readonly, noexec=mount.noexec)

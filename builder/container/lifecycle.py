@@ -1,0 +1,280 @@
+"""The life of containers: start, stop, kill, restart, pause, wait, rename, remove.
+
+Functions take the store's directory and a container's name or ID. Those that start or remove one need
+the user namespace of snapshots, entered beforehand (`builder.api.prepare_namespaces`); the others do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from builder.container import control, records
+from builder.container.records import ContainerError, Record, find
+from layers.errors import PybuildError
+
+if TYPE_CHECKING:
+    from builder.container.front import Front
+    from builder.sandbox.launcher import Launcher
+    from layers.store import Store
+
+_STOP_GRACE_S = 20.0
+"""How long a monitor may take to notice that its container was killed."""
+
+
+def signal_number(text: str) -> int:
+    """A signal by number or name, with or without SIG. Raises: ContainerError."""
+    word = text.strip().upper()
+    if word.isascii() and word.isdigit() and 0 < int(word) <= 64:
+        return int(word)
+    name = word.removeprefix("SIG")
+    for base, sign in (("RTMIN", 1), ("RTMAX", -1)):
+        rest = name.removeprefix(base)
+        if rest != name and (not rest or rest[1:].isdigit()):
+            return int(getattr(signal, f"SIG{base}")) + sign * int(rest[1:] or 0)
+    number = getattr(signal, f"SIG{name}", None)
+    if not isinstance(number, signal.Signals):
+        raise ContainerError(f"there is no signal {text!r}", hint="such as TERM, SIGKILL or 9")
+    return int(number)
+
+
+# Starting
+
+
+def run_foreground(record: Record, launcher: Launcher, front: Front | None) -> int:
+    """Start a container and stay with it; its command's status. Raises: ContainerError, SandboxError."""
+    from builder.container.monitor import Monitor
+
+    lock = _take_lock(record)
+    try:
+        return Monitor(record, launcher, front).run()
+    finally:
+        os.close(lock)
+
+
+def start_detached(record: Record) -> None:
+    """Start a container under a monitor of its own, and return once its command runs.
+
+    The caller has one thread and no store open: neither survives a fork.
+    Raises: ContainerError, SandboxError with what kept it from starting.
+    """
+    lock = _take_lock(record)
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        _become_monitor(record, lock, write)
+    os.close(write)
+    os.close(lock)
+    with open(read, "rb") as stream:
+        words = stream.read().decode(errors="replace")
+    os.waitpid(pid, 0)
+    if words != "ok":
+        raise ContainerError(words.partition("\n")[0] or "its monitor died", hint=words.partition("\n")[2] or None)
+
+
+def _take_lock(record: Record) -> int:
+    lock = record.lock()
+    if lock is None:
+        raise ContainerError(f"container {record.name} is running already")
+    os.set_inheritable(lock, False)
+    return lock
+
+
+def _become_monitor(record: Record, lock: int, ready: int) -> NoReturn:
+    """The process between and, forked from it so that nobody waits for it, the monitor. Never returns."""
+    status = 0
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        _settle({lock, ready})
+        status = _monitor(record, ready)
+    except PybuildError as e:
+        with contextlib.suppress(OSError):
+            os.write(ready, f"{e}\n{e.hint or ''}".encode(errors="replace")[:4000])
+    except BaseException as e:  # noqa: BLE001 - the process boundary
+        with contextlib.suppress(OSError):
+            os.write(ready, f"{type(e).__name__}: {e}".encode(errors="replace")[:4000])
+    finally:
+        os._exit(status)
+
+
+def _settle(keep: set[int]) -> None:
+    """Leave the caller behind: its directory, its descriptors, its signals."""
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    sys.stdin = sys.stdout = sys.stderr = open(os.devnull, "r+")  # noqa: SIM115 - for good
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep and fd != sys.stdin.fileno():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _monitor(record: Record, ready: int) -> int:
+    from builder.container.monitor import Monitor
+    from builder.sandbox.launcher import Launcher
+
+    launcher = Launcher.start()
+    try:
+        monitor = Monitor(record, launcher, ready_fd=ready)
+
+        def terminate(_number: int, _frame: object) -> None:
+            raise SystemExit(143)
+
+        signal.signal(signal.SIGTERM, terminate)
+        monitor.run()
+    finally:
+        launcher.close()
+    if record.settings["auto_remove"]:
+        from layers.store import Store
+
+        with Store.open(record.root) as store:
+            remove_record(store, record, volumes=True, locked=True)
+    return 0
+
+
+# Ending
+
+
+def stop(root: Path, word: str, *, timeout_s: float | None = None, number: int | None = None) -> None:
+    """Send the stop signal, and SIGKILL after `timeout_s`; return when it has ended. No error if it had.
+
+    Raises: NoSuchContainer, ContainerError.
+    """
+    record = find(root, word)
+    grace = float(record.settings["stop_timeout_s"]) if timeout_s is None else timeout_s
+    chosen = signal_number(record.settings["stop_signal"]) if number is None else number
+    if not record.locked():
+        return
+    with contextlib.suppress(ContainerError):
+        control.ask(record, do="stop", number=chosen, timeout_s=grace)
+    if not record.wait(grace + _STOP_GRACE_S):
+        raise ContainerError(f"container {record.name} does not end: its monitor is stuck")
+
+
+def kill(root: Path, word: str, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a running container's first process. Raises: NoSuchContainer, ContainerError."""
+    record = find(root, word)
+    control.ask(record, do="signal", number=int(number), final=number == signal.SIGKILL)
+    if number == signal.SIGKILL:
+        record.wait(_STOP_GRACE_S)
+
+
+def pause(root: Path, word: str) -> None:
+    """Freeze every process of a container. Raises: NoSuchContainer, ContainerError."""
+    control.ask(find(root, word), do="pause")
+
+
+def unpause(root: Path, word: str) -> None:
+    """Let a paused container go on. Raises: NoSuchContainer, ContainerError."""
+    control.ask(find(root, word), do="resume")
+
+
+def wait(root: Path, word: str) -> int:
+    """Wait for a container's end; its exit status. Raises: NoSuchContainer."""
+    record = find(root, word)
+    while True:
+        record.wait()
+        with contextlib.suppress(records.NoSuchContainer):
+            record.refresh()
+        if record.status != "restarting" or not record.locked():
+            return int(record.state.get("exit_code") or 0)
+
+
+def rename(root: Path, word: str, name: str) -> None:
+    """Give a container another name. Raises: NoSuchContainer, ContainerError if it is taken."""
+    record = find(root, word)
+    old = record.name
+    if old == name:
+        return
+    records.take_name(root, name, record.id)
+    record.settings["name"] = name
+    record.save_settings()
+    records.drop_name(root, old, record.id)
+
+
+# Removing
+
+
+def remove(store: Store, word: str, *, force: bool = False, volumes: bool = False) -> str:
+    """Remove a container, its snapshot, its log, with `volumes` its anonymous volumes; its ID.
+
+    Raises: NoSuchContainer; ContainerError while it runs, unless `force`, which kills it.
+    """
+    record = _find_damaged(store.root, word) if force else find(store.root, word)
+    if record.locked():
+        if not force:
+            raise ContainerError(
+                f"container {record.name} is running", hint="stop it first, or use --force, which kills it"
+            )
+        with contextlib.suppress(ContainerError):
+            control.ask(record, do="stop", number=int(signal.SIGKILL), timeout_s=0)
+        if not record.wait(_STOP_GRACE_S):
+            raise ContainerError(f"container {record.name} does not end: its monitor is stuck")
+    remove_record(store, record, volumes=volumes)
+    return record.id
+
+
+def _find_damaged(root: Path, word: str) -> Record:
+    """As `find`, but one whose documents cannot be read is found too, by its whole name or ID."""
+    try:
+        return find(root, word)
+    except records.NoSuchContainer:
+        raise
+    except ContainerError:
+        top = records.containers_dir(root)
+        with contextlib.suppress(OSError):
+            return Record(top / os.readlink(top / "names" / word))
+        if (top / word).is_dir():
+            return Record(top / word)
+        raise
+
+
+def remove_record(store: Store, record: Record, *, volumes: bool, locked: bool = False) -> None:
+    """Remove a container that does not run. Its files go last: what is left after a crash is removed again."""
+    from layers.trees import remove_tree
+
+    lock = None if locked else record.lock()
+    if lock is None and not locked:
+        raise ContainerError(f"container {record.name} has just been started")
+    try:
+        active = store.snapshots.kept(str(record.settings.get("snapshot", record.id)))
+        if active is not None:
+            store.snapshots.discard(active)
+        anonymous = [str(v["name"]) for v in record.settings.get("volumes", []) if v.get("anonymous")]
+        records.drop_name(store.root, record.name, record.id)
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(str(record.directory))
+        if volumes and anonymous:
+            from builder.container import volumes as rooms
+
+            in_use = rooms.users(store.root)
+            for name in anonymous:
+                with contextlib.suppress(ContainerError):
+                    rooms.remove(store.root, name, in_use=in_use)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def prune(store: Store, matches: Callable[[Record], bool] = lambda _record: True) -> list[str]:
+    """Remove all containers that do not run, working ones excepted; their IDs."""
+    gone = []
+    for record in records.every(store.root):
+        if record.working or record.locked() or not matches(record):
+            continue
+        with contextlib.suppress(ContainerError):
+            remove_record(store, record, volumes=False)
+            gone.append(record.id)
+    return gone

@@ -1,0 +1,103 @@
+"""What a caller asks of a container: every input, explicit. `builder.cli.run` fills it from flags."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from builder.sandbox.spec import Resources
+from layers.values import NamedTuple, dataclass
+
+NetworkChoice = Literal["default", "private", "host", "none"]
+_NO_LIMITS = Resources()
+
+
+class VolumeMount(NamedTuple):
+    """One `-v` or `--mount`. `source` is a host path (bind), a volume's name or "" for a new one (volume).
+
+    `copy` fills an empty volume with what the image has at the target.
+    """
+
+    type: Literal["bind", "volume", "tmpfs"]
+    target: str
+    source: str = ""
+    readonly: bool = False
+    recursive: bool = True
+    noexec: bool = False
+    size_bytes: int | None = None
+    mode: int | None = None
+    copy: bool = True
+
+
+class Port(NamedTuple):
+    """One `-p`: host address ("" for all), host port (0: any that is free), container port, tcp or udp."""
+
+    host_ip: str
+    host_port: int
+    port: int
+    protocol: str = "tcp"
+
+
+class Restart(NamedTuple):
+    """A restart policy; `max_retries` 0 is without end."""
+
+    name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
+    max_retries: int = 0
+
+
+class Healthcheck(NamedTuple):
+    """How a container's health is asked for; times in seconds. `test` as an image's config has it."""
+
+    test: tuple[str, ...]
+    interval_s: float = 30.0
+    timeout_s: float = 30.0
+    start_period_s: float = 0.0
+    start_interval_s: float = 5.0
+    retries: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerOptions:
+    """One container. What is None, or empty, is the image's.
+
+    `entrypoint` () is none at all. `env` are pairs, later ones win. `workdir` is made if it is missing.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    name: str | None = None
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    unset_env: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    group_add: tuple[str, ...] = ()
+    hostname: str | None = None
+    add_hosts: tuple[tuple[str, str], ...] = ()
+    dns: tuple[str, ...] = ()
+    network: NetworkChoice = "default"
+    ports: tuple[Port, ...] = ()
+    publish_all: bool = False
+    mounts: tuple[VolumeMount, ...] = ()
+    read_only: bool = False
+    tty: bool = False
+    stdin: bool = False
+    init: bool = False
+    auto_remove: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    privileged: bool = False
+    devices: tuple[str, ...] = ()
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    limits: Resources = _NO_LIMITS
+    shm_size_bytes: int = 64 << 20
+    oom_score_adj: int | None = None
+    isolation: Literal["auto", "pivot", "chroot"] = "auto"
+    restart: Restart = Restart()
+    stop_signal: str | None = None
+    stop_timeout_s: float = 10.0
+    health: Healthcheck | None = None
+    no_healthcheck: bool = False
+    window: tuple[int, int] = (24, 80)
+    """(rows, columns) of the terminal at the start."""
