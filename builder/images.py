@@ -18,6 +18,7 @@ from layers.oci import (
     ImageConfig,
     Index,
     Manifest,
+    Platform,
     parse_manifest,
 )
 from layers.values import NamedTuple
@@ -182,3 +183,41 @@ def image_document(listed: ListedImage) -> dict[str, Any]:
         "labels": listed.labels,
         **({"platform": listed.platform} if listed.platform else {}),
     }
+
+
+class TreeLayer(NamedTuple):
+    """A layer of an image, base first. `tops` are the names of images that end with it."""
+
+    digest: str
+    diff_id: str
+    size_bytes: int
+    created_by: str
+    tops: tuple[str, ...]
+
+
+def layer_tree(store: Store, name: str, platform: Platform | None = None) -> list[TreeLayer]:
+    """An image's layers, and which images of the store have each of them on top.
+
+    Raises: NameNotFound, ImageError.
+    """
+    from layers.image import chain_ids, load_image
+    from registry.transports.storage import find_image
+
+    chosen = platform or Platform.host()
+    image = load_image(store, find_image(store, name), chosen)
+    tops: dict[str, list[str]] = {}
+    for named in store.names.list():
+        try:
+            other = load_image(store, named.descriptor, chosen)
+        except (ContentError, ImageError):
+            continue
+        if other.diff_ids:
+            tops.setdefault(chain_ids(other.diff_ids)[-1], []).append(_shown(named.name))
+    steps = [str(entry.get("created_by") or "") for entry in image.config.history if not entry.get("empty_layer")]
+    steps += [""] * (len(image.layers) - len(steps))
+    return [
+        TreeLayer(str(layer.digest), str(diff_id), layer.size_bytes, step, tuple(tops.get(chain, ())))
+        for layer, diff_id, chain, step in zip(
+            image.layers, image.diff_ids, chain_ids(image.diff_ids), steps, strict=False
+        )
+    ]

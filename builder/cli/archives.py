@@ -1,4 +1,4 @@
-"""`pybuild save`, `load`, `import`, `export`, `image mount|unmount` and `unshare`: images as files and directories."""
+"""`pybuild save`, `load`, `import`, `export`, `image mount|unmount|tree` and `unshare`: images as files and directories."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--compression", choices=["gzip", "zstd", "none"], default="none", help="(default: none)")
             add("--timestamp", type=int, metavar="SECONDS", help="no file is newer than this")
         case "image":
-            add("action", choices=["mount", "unmount", "umount"], help="mount read-only, or undo it")
+            add("action", choices=["mount", "unmount", "umount", "tree"], help="mount read-only, undo it; show layers")
             add("names", nargs="*", metavar="NAME", help="images of the store; mount without any lists what is mounted")
             add("-a", "--all", action="store_true", help="all that are mounted (unmount), or all images")
             add("--json", action="store_true", help="print JSON")
@@ -63,12 +63,17 @@ def run(verb: str, options: Namespace) -> int:
     root = store_root(options)
     if verb == "unshare":
         return _unshare(options, root)
-    if verb == "image" and os.geteuid() != 0:
+    if verb == "image" and options.action != "tree" and os.geteuid() != 0:
         raise UsageError(
             "an ordinary user's mount would be gone with this command",
             hint="work in `pybuild unshare`, where it lasts, or use `pybuild unpack`",
         )
-    if verb in {"export", "image"} or os.environ.get("PYBUILD_GC_KEEP") or os.environ.get("PYBUILD_GC_MIN_FREE"):
+    if (
+        verb == "export"
+        or (verb == "image" and options.action != "tree")
+        or os.environ.get("PYBUILD_GC_KEEP")
+        or os.environ.get("PYBUILD_GC_MIN_FREE")
+    ):
         api.prepare_namespaces()
     if verb in {"load", "import"}:
         from builder.cli.maintenance import make_room
@@ -207,7 +212,29 @@ def _output(path: str | None) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def _tree(store: Store, options: Namespace) -> int:
+    from builder.cli.images import human_size
+    from builder.images import layer_tree
+
+    if not options.names:
+        raise UsageError("no image was named")
+    trees = [(name, layer_tree(store, name)) for name in options.names]
+    if options.json:
+        print(json.dumps([{"name": name, "layers": [x._asdict() for x in layers]} for name, layers in trees], indent=2))
+        return 0
+    for name, layers in trees:
+        print(f"{name}  {human_size(sum(layer.size_bytes for layer in layers))}")
+        for layer in layers:
+            branch = "└──" if layer is layers[-1] else "├──"
+            tops = f"  top of {', '.join(layer.tops)}" if layer.tops else ""
+            step = " ".join(layer.created_by.split())[:50]
+            print(f"{branch} {layer.digest[7:19]}  {human_size(layer.size_bytes):>7}  {step}{tops}")
+    return 0
+
+
 def _image(store: Store, options: Namespace) -> int:
+    if options.action == "tree":
+        return _tree(store, options)
     from builder.rootfs import mount_image, mounted_images, unmount_image
 
     if options.action == "mount" and not options.names and not options.all:

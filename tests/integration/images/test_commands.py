@@ -74,6 +74,17 @@ def test_inspect_and_history(stocked: Pybuild) -> None:
     assert [d for d in digests if d != "<empty>"] == [d["digest"] for d in reversed(several[0]["Layers"])]
 
 
+def test_image_tree_shows_whose_layers_they_are(stocked: Pybuild) -> None:
+    tree = stocked.run("image", "tree", "app:1", "--json").json()[0]["layers"]
+    assert [layer["digest"] for layer in tree] == [
+        d["digest"] for d in stocked.run("inspect", "app:1").json()["Layers"]
+    ]
+    assert tree[0]["tops"] == ["base:1"]
+    assert "app:1" in tree[2]["tops"]
+    assert tree[1]["tops"] == []
+    assert "└── " in stocked.run("image", "tree", "app:1").text
+
+
 def test_tag_untag_rmi(stocked: Pybuild) -> None:
     stocked.run("tag", "app:1", "other:2", "third")
     assert {"other:2", "third:latest"} <= names_in(stocked)
