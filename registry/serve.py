@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _TIMEOUT_S = 120
 _MAX_PAGE = 1000
+_DRAIN_BYTES = 16 << 20
 _ROUTES = (
     ("manifest", re.compile(r"/v2/(?P<path>.+)/manifests/(?P<reference>[^/]+)\Z")),
     ("blob", re.compile(r"/v2/(?P<path>.+)/blobs/(?P<digest>[^/]+:[^/]+)\Z")),
@@ -145,8 +146,20 @@ class _Handler(BaseHTTPRequestHandler):
         except PybuildError as e:
             self._refuse(Refusal(500, "UNKNOWN", str(e)))
         if self._left != 0:
-            # A body that nobody read would be taken for the next request.
+            # A body that nobody read would be taken for the next request; and closing upon unread bytes
+            # resets the connection, which may take the answer with it.
             self.close_connection = True
+            self._drain()
+
+    def _drain(self) -> None:
+        taken = 0
+        try:
+            for piece in self._pieces():
+                taken += len(piece)
+                if taken > _DRAIN_BYTES:
+                    return
+        except (Refusal, OSError):
+            return
 
     def _refuse(self, refusal: Refusal) -> None:
         if self._answered:
@@ -157,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes = b"", kind: str = "", /, **headers: str) -> None:
         """Answer; in the headers' names `_` stands for `-`."""
         self._answered = True
-        if self._left:
+        if self._left != 0:
             headers["Connection"] = "close"
         self.send_response(status)
         self.send_header("Docker-Distribution-Api-Version", "registry/2.0")

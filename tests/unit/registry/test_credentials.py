@@ -224,7 +224,9 @@ def test_logout_of_everything(tmp_path: Path) -> None:
     assert store.erase_all() == [str(path), "docker-credential-one", "docker-credential-all"]
     erased = [(program, body) for program, verb, body in helper.calls if verb == "erase"]
     assert erased == [
-        ("docker-credential-one", b"h.x"), ("docker-credential-all", b"https://x.y/v1/"), ("docker-credential-all", b"z.y"),
+        ("docker-credential-one", b"h.x"),
+        ("docker-credential-all", b"https://x.y/v1/"),
+        ("docker-credential-all", b"z.y"),
     ]  # fmt: skip
     assert json.loads(path.read_text())["auths"] == {}
     damaged = Helper({"docker-credential-one": secret("u", "s"), "docker-credential-all": (0, b"[", b"")})
