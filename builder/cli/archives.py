@@ -1,4 +1,4 @@
-"""`pybuild save`, `load`, `import`, `export`, `image mount|unmount|tree` and `unshare`: images as files and directories."""
+"""`pybuild save`, `load`, `import`, `export`, `image …` and `unshare`: images as files and directories."""
 
 from __future__ import annotations
 
