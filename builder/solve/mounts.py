@@ -38,6 +38,7 @@ def bind_mount(
     """
     from builder.sandbox.spec import SandboxMount
     from builder.solve.steps import open_mount
+    from layers.snapshotters.overlay import copy_root
 
     tree = trees[mount.input] if mount.input is not None else ctx.store.snapshots.view(None)
     with open_mount(tree) as root:
@@ -50,7 +51,10 @@ def bind_mount(
     if not mount.readonly:
         active = ctx.store.snapshots.prepare(None)
         cleanup.append(lambda: ctx.store.snapshots.discard(active))
-        tree = Mount("overlay", tree.lower, active.path, active.path.with_name("work"), False, tree.dialect)
+        copy_root(tree.lower[0], active.path)
+        work = active.path.with_name("work")
+        work.mkdir(mode=0o700, exist_ok=True)
+        tree = Mount("overlay", tree.lower, active.path, work, False, tree.dialect)
     return SandboxMount(
         "tree", mount.target, source=tree, subpath=mount.source, readonly=mount.readonly, is_file=is_file
     )

@@ -47,6 +47,17 @@ def test_a_step_that_takes_too_long(pybuild_each: Pybuild, busybox_base: str, tm
     assert time.monotonic() - began < 60
 
 
+def test_what_is_written_to_a_bind_is_thrown_away(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    script = "cat /c/sub/file && rm /c/sub/file && echo x > /c/new && stat -c %a:%u /c > /seen"
+    text = f"FROM {busybox_base} AS tool\nRUN mkdir -m 700 /d && chown 5 /d && touch /d/gone\nFROM {busybox_base}\n"
+    text += f"RUN --mount=type=bind,target=/c,rw {script}\n"
+    text += "RUN --mount=type=bind,from=tool,source=/d,target=/c,rw rm /c/gone && stat -c %a:%u /c >> /seen\n"
+    text += 'RUN test "$(cat /seen)" = "$(printf \'755:0\\n700:5\')" && test ! -e /c\n'
+    context = write_context(context_dir(pybuild_each, tmp_path) / "c", text, {"sub/file": "content"})
+    pybuild_each.build(context, "-t", "bound:1")
+    assert (context / "sub/file").read_text() == "content" and not (context / "new").exists()
+
+
 def test_huge_pages_are_limited_or_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     """Where no cgroup controller can, that is an error: no limit is dropped in silence."""
     context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")

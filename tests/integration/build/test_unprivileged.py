@@ -25,7 +25,8 @@ FROM {base} AS tool
 RUN echo tool > /tool && mkdir /tree && echo leaf > /tree/leaf && chown -R 7:8 /tree
 FROM {base}
 RUN touch /a && chown 33:33 /a && chmod 6755 /a && ln /a /b && ln -s a /link && mknod /device c 1 3 && mkfifo /pipe
-RUN adduser -D someone && mkdir -m 1777 /shared && echo mine > /home/someone/file && chown someone /home/someone/file
+RUN echo someone:x:1234:1234::/home/someone:/bin/sh >> /etc/passwd && mkdir -m 1777 /shared && \\
+    mkdir -p /home/someone && chown 1234:1234 /home/someone && echo mine > /home/someone/file && chown someone /home/someone/file
 USER someone
 RUN id -u > /home/someone/id && echo x > /dev/null && echo y > /tmp/y && test -w /dev/shm
 USER root
@@ -33,11 +34,12 @@ RUN --mount=type=bind,from=tool,source=/tree,target=/mnt/tree --mount=type=bind,
     cat /mnt/tree/leaf /t > /copied && stat -c %u:%g /mnt/tree/leaf >> /copied
 RUN --mount=type=bind,target=/context,rw cp /context/file /from-context && rm /context/file
 RUN --mount=type=secret,id=s,mode=0444 --mount=type=tmpfs,target=/scratch \\
-    test "$(cat /run/secrets/s)" = hidden && echo s > /scratch/s
+    test "$(wc -c < /run/secrets/s)" = 6 && echo s > /scratch/s
 RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count > /count
 RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count >> /count
-RUN rm -rf /home/someone/id /etc/motd && mkdir /home/someone/id && cat /etc/resolv.conf /etc/hosts /proc/version >/dev/null
-RUN sed -i s/x/y/ /etc/hosts && echo nameserver 1.2.3.4 > /etc/resolv.conf && rm -f /etc/hostname
+RUN rm -rf /home/someone/id /etc/motd && mkdir /home/someone/id
+RUN cat /etc/resolv.conf /etc/hosts /proc/version >/dev/null
+RUN sed -i s/x/y/ /etc/hosts; echo nameserver 1.2.3.4 > /etc/resolv.conf; rm -f /etc/hosts; rm -rf /proc/sys; true
 COPY --chown=3:4 file /etc/hosts
 RUN cat /etc/hosts > /hosts-in-run
 """
@@ -173,20 +175,26 @@ def test_the_containers_own_root_is_out_of_reach(unprivileged: Unprivileged, bus
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
+    (tmp_path / "secret").write_text("hidden-words")
     context = write_context(
         tmp_path / "c",
-        f"FROM {busybox_base}\n"
-        f"RUN rm -rf /etc/hosts /dev /run && ln -s {outside}/kept /etc/hosts && ln -s {outside} /dev && ln -s / /run\n"
-        f"RUN --mount=type=cache,target=/run/{outside}/cache echo x > /etc/hosts; echo y > /run/y; ls {outside} || true\n"
-        "RUN ! chroot / true\n"
+        f"FROM {busybox_base}\nCOPY links /\n"
+        f"RUN --mount=type=cache,target=/srv/{outside}/cache echo x > /etc/hosts; echo y > /srv/y; ls {outside}; true\n"
+        "RUN --mount=type=tmpfs,target=/data/scratch touch /data/scratch/x && ! chroot / true\n"
         "RUN --mount=type=secret,id=s rm -rf /run/secrets && ln -s / /run/secrets\n",
     )
-    unprivileged.build(context, f"--secret=id=s,src={outside}/kept", "-t", "hostile:1")
+    links = context / "links"
+    (links / "etc").mkdir(parents=True)
+    (links / "etc/hosts").symlink_to(outside / "kept")
+    (links / "data").symlink_to(outside)
+    (links / "srv").symlink_to("/")
+    unprivileged.build(context, f"--secret=id=s,src={tmp_path}/secret", "-t", "hostile:1")
     assert sorted(path.name for path in outside.iterdir()) == ["kept"]
     assert (outside / "kept").read_text() == "kept"
     root = unprivileged.unpack("hostile:1", tmp_path / "rootfs")
     assert os.readlink(root / "etc/hosts") == f"{outside}/kept"
-    assert os.readlink(root / "dev") == str(outside)
+    assert os.readlink(root / "data") == str(outside)
+    assert (root / "y").read_text() == "y\n"
 
 
 def test_a_secret_that_the_command_replaced(unprivileged: Unprivileged, busybox_base: str, tmp_path: Path) -> None:
