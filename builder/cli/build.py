@@ -156,7 +156,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of RUN from a disk")
     add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages of RUN, as 2MB:64m")
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
-    add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed"], help="of new layers")
+    add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz"],
+        help="of new layers")  # fmt: skip
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
     add("--squash", action="store_true", help="make one layer of all new ones")
     add("--squash-all", action="store_true", help="make one layer of the whole image")
@@ -389,6 +390,10 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         dns=tuple(options.dns),
         devices=tuple(map(_device, options.device)),
     )
+    if options.verify_layers and options.compression == "estargz":
+        raise UsageError("--verify-layers cannot read estargz layers, which have a table of their own in them")
+    if options.format == "docker" and options.compression == "estargz":
+        raise UsageError("estargz needs annotations, which Docker manifests do not have", hint="use --format oci")
     return BuildRequest(
         containerfile=containerfile,
         context=context,

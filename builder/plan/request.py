@@ -131,7 +131,7 @@ class BuildRequest:
     allow: frozenset[str] = frozenset()
     run: RunOptions = _DEFAULT_RUN
     format: Literal["oci", "docker"] = "oci"
-    compression: Literal["gzip", "zstd", "none"] = "gzip"
+    compression: Literal["gzip", "zstd", "none", "estargz"] = "gzip"
     compression_level: int | None = None
     force_compression: bool = False
     squash: bool = False

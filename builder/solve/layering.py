@@ -21,6 +21,8 @@ from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
+    from layers.changeset import LayerResult
+    from layers.estargz import EstargzLayer
     from layers.layerdiff import Change
     from layers.records import LayerRecord
     from layers.store import Store
@@ -159,20 +161,35 @@ class LayerBook:
         began = time.perf_counter()
         changes, root = find()
         timed = _Timed(changes)
+        write = partial(
+            write_layer,
+            timed,
+            root,
+            clamp_mtime=self._clamp_s,
+            cancelled=self._cancelled,
+        )
+        annotations: Mapping[str, str] = {}
         with self._store.ingest() as ingest:
-            result = write_layer(
-                timed,
-                root,
-                ingest,
-                compression=self._compression,
-                level=self._level,
-                clamp_mtime=self._clamp_s,
-                reproducible=self._reproducible,
-                cancelled=self._cancelled,
-            )
+            result: LayerResult | EstargzLayer
+            if self._compression == "estargz":
+                from layers.estargz import write_estargz
+
+                result = write_estargz(
+                    partial(write, compression="none"), ingest, level=self._level, reproducible=self._reproducible
+                )
+                annotations = result.annotations
+            else:
+                result = write(
+                    ingest, compression=self._compression, level=self._level, reproducible=self._reproducible
+                )
             ingest.commit()
-        descriptor = Descriptor(media_type=result.media_type, digest=result.digest, size_bytes=result.size_bytes)
-        if self._verify:
+        descriptor = Descriptor(
+            media_type=result.media_type,
+            digest=result.digest,
+            size_bytes=result.size_bytes,
+            annotations=dict(annotations),
+        )
+        if self._verify and self._compression != "estargz":
             self._check(descriptor, result.diff_id, *find())
         record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
         self._store.layers.record(snapshot, record, compression=self._variant + suffix)

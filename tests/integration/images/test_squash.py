@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.integration.images.stock import readable_context, stock_base
 from tests.support.cli import Pybuild, write_context
+from tests.support.registries import RegistryServer
 
 ODD = r"""
 FROM base:1 AS first
@@ -141,3 +142,25 @@ def test_fold_stores_no_data_twice(pybuild_each: Pybuild, busybox_layout: Path, 
     none = readable_context(pybuild, tmp_path / "none")
     ids = {pybuild.build(none, "-q", *epoch, *flags).text for flags in ((), ("--fold",))}
     assert len(ids) == 1
+
+
+def test_estargz_layers_are_the_same_tree(
+    pybuild: Pybuild, busybox_layout: Path, registry: RegistryServer, tmp_path: Path
+) -> None:
+    stock_base(pybuild, busybox_layout)
+    context = write_context(tmp_path / "context", FOLDED, {"data/a": os.urandom(5 << 20), "data/b": b"b"})
+    pybuild.build(context, "-t", "plain:1")
+    pybuild.build(context, "-t", "lazy:1", "--compression", "estargz")
+    layers = pybuild.run("inspect", "lazy:1").json()["Layers"]
+    assert layers[0] == pybuild.run("inspect", "base:1").json()["Layers"][0]
+    assert all("containerd.io/snapshot/stargz/toc.digest" in d["annotations"] for d in layers[1:])
+    differ = pybuild.run("diff", "plain:1", "lazy:1", "--times", "--json").json()["files"]
+    assert {f["path"] for f in differ} == {"stargz.index.json", ".no.prefetch.landmark"}
+    # The annotations and the very bytes survive the way over a registry, and back.
+    target = f"{registry.host}/lazy:1"
+    pybuild.run("push", "--tls-verify=false", "lazy:1", target)
+    pybuild.run("rmi", "--all")
+    pybuild.run("pull", "--tls-verify=false", target)
+    assert pybuild.run("inspect", target).json()["Layers"] == layers
+    assert pybuild.unpack(target, tmp_path / "tree").joinpath("data/a").stat().st_size == 5 << 20
+    assert pybuild.build(context, "--format", "docker", "--compression", "estargz", check=False).status == 2
