@@ -108,7 +108,7 @@ def write_layer(
     `clamp_mtime` is SOURCE_DATE_EPOCH in seconds; `threads` None means one for each CPU, and no
     number changes the bytes; `reproducible` makes them independent of the processor too. `owners`
     replaces owner, mode, device and attributes of a path, where it answers anything but None.
-    Raises: LayerError (a file changed meanwhile, or fits no tar header), Cancelled, OSError, and
+    Raises: LayerError (a file changed meanwhile, cannot be read, or fits no tar header), Cancelled, and
     what `ingest.write` raises.
     """
     if threads is None:
@@ -116,7 +116,7 @@ def write_layer(
     pipeline = _Pipeline(ingest, compression, level, threads, reproducible, cancelled)
     try:
         tar = TarWriter(pipeline.put, block_bytes=BLOCK_BYTES, clamp_mtime_s=clamp_mtime, nanoseconds=nanoseconds)
-        with _Entries(root, tar, owners) as entries:
+        with _Entries(root, tar, owners, lambda: pipeline.error) as entries:
             for change in changes:
                 entries.write(change)
         uncompressed = tar.finish()
@@ -130,8 +130,13 @@ class _Entries:
     """Turns changes into tar entries. The directory of the current file is held open for its neighbours."""
 
     def __init__(
-        self, root: Path | str, tar: TarWriter, owners: Callable[[bytes, os.stat_result], Ownership | None] | None
+        self,
+        root: Path | str,
+        tar: TarWriter,
+        owners: Callable[[bytes, os.stat_result], Ownership | None] | None,
+        failed: Callable[[], BaseException | None],
     ) -> None:
+        self._failed = failed
         self._root = os.fsencode(root)
         self._tar = tar
         self._owners = owners
@@ -158,13 +163,18 @@ class _Entries:
             return
         st = change.st
         assert st is not None
-        if parent != self._parent:
-            self._enter(parent)
         owner = self._owners(path, st) if self._owners is not None else None
-        if owner is None and change.link is None and stat.S_ISREG(st.st_mode):
-            self._regular(path, name, st, change.xattrs)
-        else:
-            self._other(change, name, st, owner)
+        try:
+            if parent != self._parent:
+                self._enter(parent)
+            if owner is None and change.link is None and stat.S_ISREG(st.st_mode):
+                self._regular(path, name, st, change.xattrs)
+            else:
+                self._other(change, name, st, owner)
+        except OSError as e:
+            if e is self._failed():
+                raise  # of the blob's destination, not of this file
+            raise LayerError(f"cannot read {os.fsdecode(path)!r}: {e.strerror}") from e
 
     def _enter(self, parent: bytes) -> None:
         if self._fd != -1:
@@ -269,14 +279,14 @@ class _Pipeline:
         self._to_hash: queue.Queue[bytearray | None] = queue.Queue(_QUEUED_BLOCKS)
         self._to_pack: queue.Queue[bytearray | None] = queue.Queue(_QUEUED_BLOCKS)
         self._threads: list[threading.Thread] = []
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
 
     def put(self, block: bytearray) -> None:
         """Take over one block of the tar stream. Raises: Cancelled, or what failed behind."""
         if self._cancelled is not None and self._cancelled():
             raise Cancelled
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         if self._first is None and not self._threads:
             self._first = block
             return
@@ -289,8 +299,8 @@ class _Pipeline:
         """The DiffID, the blob's digest and its size, when all is written."""
         if self._threads:
             self._join()
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
         elif self._first is not None:
             self._diff.update(self._first)
             self._emit(self._compressor.write_block(self._first))
@@ -302,7 +312,7 @@ class _Pipeline:
         """Stop the threads; idempotent."""
         if self._threads:
             # Whatever is queued is dropped by the threads, once an error is set.
-            self._error = self._error or Cancelled()
+            self.error = self.error or Cancelled()
             self._join()
         self._compressor.close()
 
@@ -329,12 +339,12 @@ class _Pipeline:
 
     def _pack(self) -> None:
         while (block := self._to_pack.get()) is not None:
-            if self._error is not None:
+            if self.error is not None:
                 continue
             try:
                 self._emit(self._compressor.write_block(block))
             except BaseException as e:  # noqa: BLE001  # raised again by the thread that puts
-                self._error = e
+                self.error = e
 
     def _emit(self, data: bytes) -> None:
         if data:

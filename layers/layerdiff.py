@@ -59,7 +59,7 @@ def diff_overlay(
 
     The root itself is never mentioned, nor are paths in `exclude` and what lies beneath them. Names
     in opaque directories are compared with the lower's, so that no opaque mark is needed.
-    Raises: LayerError for what a layer cannot say (redirects, metacopy, names like whiteouts), OSError.
+    Raises: LayerError for what a layer cannot say (redirects, metacopy, names like whiteouts, what cannot be read).
     """
     lowers = tuple(os.fsencode(path) for path in lower)
     return _Walk(os.fsencode(upper), dialect, exclude, warn, None, None).run(lowers, full=False)
@@ -78,7 +78,7 @@ def diff_trees(
     Files of equal metadata count as equal, save where both times have no fraction of a second (as
     after unpacking a layer): then their content is compared. With `unchanged_before_ns`, the time
     when `new` was copied from `old`, the content of just those that were touched since is compared.
-    Raises: LayerError, OSError.
+    Raises: LayerError.
     """
     lowers = () if old is None else (os.fsencode(old),)
     base = None if old is None else os.fsencode(old)
@@ -132,7 +132,11 @@ class _Walk:
         self._groups: tuple[dict[int, frozenset[bytes]], dict[int, frozenset[bytes]]] | None = None
 
     def run(self, lowers: tuple[bytes, ...], full: bool) -> Iterator[Change]:
-        stack = [_Frame(b"", lowerview.at(_open_dir, self._root), lowers, full)]
+        path = b""
+        try:
+            stack = [_Frame(b"", lowerview.at(_open_dir, self._root), lowers, full)]
+        except OSError as e:
+            raise _unreadable(self._root, e) from e
         try:
             while stack:
                 frame = stack[-1]
@@ -172,6 +176,8 @@ class _Walk:
                 changed = self._file(frame, name, path, st, found)
                 if changed is not None:
                     yield from self._flush(changed)
+        except OSError as e:
+            raise _unreadable(path, e) from e
         finally:
             for frame in stack:
                 if frame.fd != -1:
@@ -308,6 +314,10 @@ class _Walk:
     def _warned(self, message: str) -> None:
         if self._warn is not None:
             self._warn(message)
+
+
+def _unreadable(path: bytes, error: OSError) -> LayerError:
+    return LayerError(f"cannot read {os.fsdecode(path)!r}: {error.strerror}")
 
 
 def _open_dir(path: bytes) -> int:

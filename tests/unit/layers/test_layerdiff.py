@@ -337,3 +337,8 @@ def test_many_names_over_many_layers_give_the_same_changes(tmp_path: Path) -> No
         elif name not in visible:
             wanted.append(f"+d/{name}")
     assert overlay(upper, *lowers) == wanted
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LayerError, match=r"cannot read '.*missing'"):
+        overlay(tmp_path / "missing")
