@@ -180,6 +180,12 @@ def finish(
         import_caches(parts, request, events)
     if on_plan is not None:
         on_plan(solver.forecast())
+    if any(output.type == "registry" for output in request.outputs) and solver.forecast().count("hit") < len(
+        parts.graph.steps
+    ):
+        from builder.output import check_rights
+
+        check_rights(parts, request.outputs, tuple(map(str, names)))
     early = None
     if any(output.type == "registry" and output.compression is None for output in request.outputs):
         from builder.output import EarlyPush

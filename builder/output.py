@@ -81,6 +81,27 @@ def _places(output: Output, names: tuple[str, ...]) -> list[str]:
     return [f"{'oci-archive' if output.tar else 'oci'}:{dest}" + (f":{tag}" if tag else "")]
 
 
+def check_rights(parts: Parts, outputs: Sequence[Output], names: tuple[str, ...]) -> None:
+    """Find out before a long build whether its image may be pushed where it is to go.
+
+    Begins an upload in each repository, and cancels it. Raises: AuthError, NetworkError; whatever else a registry
+    has against that says nothing about a push.
+    """
+    from registry.errors import AuthError, NetworkError, RegistryError
+    from registry.reference import Reference
+
+    places = [place for output in outputs if output.type == "registry" for place in _places(output, names)]
+    client = parts.transports().client
+    for repository in dict.fromkeys(Reference.parse(p.removeprefix("docker://")).without_target() for p in places):
+        try:
+            client.check_push(repository)
+        except (AuthError, NetworkError) as e:
+            e.add_note("before the build began")
+            raise
+        except RegistryError:
+            continue
+
+
 class EarlyPush:
     """Sends new layers to the registries of the outputs as soon as they are packed, while later steps run.
 
