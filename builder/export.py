@@ -94,7 +94,10 @@ class Exporter:
             self._sources.ensure_layers(base)
         below = base if base_count else None
         diff_ids = [*(below.config.diff_ids if below else ()), *(d for d, _ in built)]
-        layers = [*(below.manifest.layers if below else ()), *(d for _, d in built)]
+        inherited = below.manifest.layers if below else ()
+        if self._request.force_compression:
+            inherited = tuple(map(self._layers.recompressed, inherited))
+        layers = [*inherited, *(d for _, d in built)]
         document = dict(plan.document)
         history, created = self._history(plan, made_ns)
         if squash:

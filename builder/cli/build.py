@@ -159,6 +159,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz"],
         help="of new layers")  # fmt: skip
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
+    add("--force-compression", action="store_true", help="the base image's layers, too")
     add("--squash", action="store_true", help="make one layer of all new ones")
     add("--squash-all", action="store_true", help="make one layer of the whole image")
     add("--fold", action="store_true", help="store no data again that a lower layer of this build has (chown -R)")
@@ -419,6 +420,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         format=options.format,
         compression="none" if options.compression == "uncompressed" else options.compression,
         compression_level=options.compression_level,
+        force_compression=options.force_compression,
         squash=options.squash,
         squash_all=options.squash_all,
         fold=options.fold,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from builder.plan.request import BuildRequest
 from builder.solve.scheduler import Task, Workers
+from layers.errors import Cancelled
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from layers.layerdiff import Change
     from layers.records import LayerRecord
     from layers.store import Store
+
+
+_CHUNK_BYTES = 1 << 20
 
 
 class LayerReport(NamedTuple):
@@ -139,6 +143,31 @@ class LayerBook:
             top = snapshots[group[-1]]
             records.append(self.get(top) if len(group) == 1 else self.squashed(top, below))
         return [group[-1] for group in folding.groups], records
+
+    def recompressed(self, layer: Descriptor) -> Descriptor:
+        """A base image's layer in this build's compression; the layer itself if it is in it and no level is asked for.
+
+        Raises: BlobNotFound, DigestMismatch, LayerError, StoreError, Cancelled.
+        """
+        from layers.compression import compressor, decompressor, kind_of_media_type, media_type
+
+        wanted = "gzip" if self._compression == "estargz" else self._compression
+        have = kind_of_media_type(layer.media_type)
+        if have is None or layer.urls or (have == wanted and self._level is None):
+            return layer
+        engine = compressor(wanted, self._level, os.cpu_count() or 1, reproducible=self._reproducible)
+        try:
+            with self._store.blobs.open(layer.digest) as stream, self._store.ingest() as ingest:
+                plain = decompressor(stream, kind=have)
+                while data := plain.read(_CHUNK_BYTES):
+                    if self._cancelled():
+                        raise Cancelled
+                    ingest.write(engine.write(data))
+                ingest.write(engine.finish())
+                stored = ingest.commit()
+        finally:
+            engine.close()
+        return Descriptor(media_type=media_type(wanted), digest=stored.digest, size_bytes=stored.size_bytes)
 
     def _known(self, snapshot: str, suffix: str = "") -> LayerRecord | None:
         record = self._store.layers.lookup(snapshot, self._variant + suffix)

@@ -164,3 +164,19 @@ def test_estargz_layers_are_the_same_tree(
     assert pybuild.run("inspect", target).json()["Layers"] == layers
     assert pybuild.unpack(target, tmp_path / "tree").joinpath("data/a").stat().st_size == 5 << 20
     assert pybuild.build(context, "--format", "docker", "--compression", "estargz", check=False).status == 2
+
+
+def test_forced_compression_reaches_the_base(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    stock_base(pybuild, busybox_layout)
+    context = write_context(tmp_path / "context", "FROM base:1\nRUN echo a > /a\n")
+    documents = {}
+    for name, flags in (("plain", ()), ("some", ("--compression", "zstd")), ("all", ("--force-compression",))):
+        if name == "all":
+            flags = ("--compression", "zstd", *flags)
+        pybuild.build(context, "-t", f"{name}:1", *flags)
+        documents[name] = pybuild.run("inspect", f"{name}:1").json()
+    kinds = {n: [d["mediaType"].rpartition("+")[2] for d in doc["Layers"]] for n, doc in documents.items()}
+    assert kinds == {"plain": ["gzip", "gzip"], "some": ["gzip", "zstd"], "all": ["zstd", "zstd"]}
+    assert documents["all"]["DiffIDs"] == documents["plain"]["DiffIDs"]
+    pybuild.unpack("all:1", tmp_path / "tree")  # every digest is checked
+    assert pybuild.run("diff", "plain:1", "all:1", "-q").status == 0
