@@ -32,7 +32,10 @@ class _Action(str):
 def render(template: str, value: Any) -> str:
     """Fill in a template. Raises: UsageError for what is not understood, or a field that is not there."""
     parts = _split(template)
-    position, output = _block(parts, 0, value, 0)
+    try:
+        position, output = _block(parts, 0, value, 0)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"--format: a function got a value that it cannot use: {e}") from e
     if position != len(parts):
         raise UsageError(f"--format: {{{{{parts[position]}}}}} has no beginning")
     return output

@@ -6,6 +6,7 @@ A few kills run everywhere; PYBUILD_TEST_KILLS sets another number for a campaig
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -21,10 +22,23 @@ from tests.support.cli import Pybuild, write_context
 KILLS = int(os.environ.get("PYBUILD_TEST_KILLS", "18"))
 
 
-def members(archive: Path) -> dict[str, str]:
-    """What is in an archive; layers come in the order in which they were ready."""
+def digests(archive: Path) -> dict[str, str]:
+    """The files of a tar that is whole, by their digests."""
     with tarfile.open(archive) as tar:
-        return {m.name: hashlib.sha256(cast(IO[bytes], tar.extractfile(m)).read()).hexdigest() for m in tar}
+        return {
+            m.name: hashlib.sha256(cast(IO[bytes], tar.extractfile(m)).read()).hexdigest() for m in tar if m.isreg()
+        }
+
+
+def check_archive(archive: Path) -> None:
+    """Both images, byte for byte, of whichever build."""
+    found = digests(archive)
+    for name, digest in found.items():
+        assert len(name) < 60 or name.partition(".")[0] == digest
+    with tarfile.open(archive) as tar:
+        listed = json.load(cast(IO[bytes], tar.extractfile("manifest.json")))
+    assert [image["RepoTags"] for image in listed] == [["app:1"], ["base:1"]]
+    assert {name for image in listed for name in (image["Config"], *image["Layers"])} <= found.keys()
 
 
 def test_killed_commands_leave_a_sound_store(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
@@ -35,7 +49,7 @@ def test_killed_commands_leave_a_sound_store(pybuild: Pybuild, busybox_layout: P
     archive, rootfs = tmp_path / "app.tar", tmp_path / "rootfs.tar"
     pybuild.run("save", "-o", archive, "app:1", "base:1")
     pybuild.run("export", "-o", rootfs, "app:1")
-    saved, exported = members(archive), rootfs.read_bytes()
+    exported = digests(rootfs)
     commands: list[list[str]] = [
         ["build", "--no-cache", "-t", "app:1", str(context)],
         ["build", "-t", "squashed:1", "--squash", str(context)],
@@ -58,8 +72,8 @@ def test_killed_commands_leave_a_sound_store(pybuild: Pybuild, busybox_layout: P
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         # An archive is whole, or as it was.
-        assert members(archive) == saved, command
-        assert rootfs.read_bytes() == exported, command
+        check_archive(archive)
+        assert digests(rootfs) == exported, command
         names = {f"{i['name']}:{i['tag']}" for i in pybuild.run("images", "--json").json()}
         assert {"app:1", "base:1"} <= names, command
         if number % 6 == 5:
