@@ -109,7 +109,7 @@ def prepared(
 
     containerfile = parse_containerfile(request.containerfile)
     with ExitStack() as stack:
-        zygote = Zygote(launcher, request.run.isolation)
+        zygote = Zygote(launcher, request.run.isolation, request.run.runtime)
         stack.callback(zygote.close)
         session = Session(request)
         stack.callback(session.close)
@@ -274,16 +274,17 @@ def _needs_zygote(graph: BuildGraph, zygote: Zygote) -> Callable[[], None]:
 class Zygote:
     """The launcher of a build: started when the first step is to run, before there are threads."""
 
-    def __init__(self, launcher: Launcher | None, isolation: str) -> None:
+    def __init__(self, launcher: Launcher | None, isolation: str, runtime: str | None = None) -> None:
         self._launcher = launcher
         self._isolation = isolation
+        self._runtime = runtime
         self._own = launcher is None
 
     def start(self) -> None:
         if self._launcher is None:
             from builder.sandbox.tiers import start_launcher
 
-            self._launcher = start_launcher(self._isolation)
+            self._launcher = start_launcher(self._isolation, self._runtime)
 
     def get(self) -> Launcher:
         self.start()

@@ -118,8 +118,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         choices=["default", "host", "none", "private"],
         help="the network of RUN: the host's (default), none, or one of its own behind NAT",
     )
-    add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless"],
+    add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
+    add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … or a path")
     add("--dns", action="append", default=[], metavar="IP", help="a name server for RUN")
     add(
         "-v",
@@ -283,7 +284,7 @@ def _build(options: Namespace, request: BuildRequest) -> int:
         # The drawing thread must not exist before the zygote does.
         from builder.sandbox.tiers import start_launcher
 
-        launcher = start_launcher(request.run.isolation)
+        launcher = start_launcher(request.run.isolation, request.run.runtime)
     try:
         with make_progress(mode, sys.stderr, os.environ) as progress:
             result = api.build(
@@ -374,7 +375,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         ulimits=tuple(_ulimit(u) for u in options.ulimit),
         shm_size_bytes=options.shm_size,
         volumes=tuple(options.volume),
-        isolation=options.isolation,
+        isolation=_isolation(options),
         timeout_s=options.timeout,
         limits=ResourceLimits(
             memory_bytes=options.memory,
@@ -390,6 +391,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         ),
         dns=tuple(options.dns),
         devices=tuple(map(_device, options.device)),
+        runtime=options.runtime,
     )
     if options.verify_layers and options.compression == "estargz":
         raise UsageError("--verify-layers cannot read estargz layers, which have a table of their own in them")
@@ -635,6 +637,14 @@ def _host(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise UsageError(f"--add-host {text!r}: expected NAME:IP")
     return name, address
+
+
+def _isolation(options: Namespace) -> str:
+    """`--runtime` alone means oci, as podman's flag does. Raises: UsageError."""
+    isolation = str(options.isolation)
+    if options.runtime and isolation not in {"auto", "oci"}:
+        raise UsageError(f"--runtime and --isolation {isolation} exclude each other")
+    return "oci" if options.runtime else isolation
 
 
 def _io_limits(options: Namespace) -> tuple[tuple[str, str, int], ...] | None:

@@ -92,6 +92,8 @@ class RunOptions:
     limits: ResourceLimits = _NO_LIMITS
     dns: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    runtime: str | None = None
+    """Of isolation "oci": the runtime's name or path; None takes the first that is installed."""
 
 
 _DEFAULT_RUN = RunOptions()

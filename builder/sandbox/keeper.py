@@ -211,7 +211,12 @@ def _keep(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> 
     """The keeper's whole life. Exits with 0 when all is told and cleaned up. Never returns."""
     status = 70
     try:
-        _Keeper(request, control).run(stdio)
+        kind = Keeper
+        if "runtime" in request:
+            from builder.sandbox.runtime import RuntimeKeeper
+
+            kind = RuntimeKeeper
+        kind(request, control).run(stdio)
         status = 0
     except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
         zygote.tell(control, zygote.error_message("keeper", None, None, f"{type(e).__name__}: {e}"))
@@ -219,12 +224,15 @@ def _keep(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> 
         os._exit(status)
 
 
-class _Keeper:
+class Keeper:
+    """Keeps one sandbox. `place`, `become` and `clean` say what kind of sandbox it is."""
+
     def __init__(self, request: dict[str, Any], control: socket.socket) -> None:
         self.request = request
         self.control = control
         self.ending = False
         self.command = 0
+        self.places: Places | None = None
 
     def run(self, stdio: list[int]) -> None:
         parent = os.getppid()
@@ -240,34 +248,55 @@ class _Keeper:
         if os.getppid() != parent:
             return  # the zygote died before it could be watched
         group = None
-        places = Places(self.request["root"], self.request["scratch"])
         try:
-            if self.request["limits"]:
+            if self.request.get("limits"):
                 group = cgroup.create(self.request["limits"], f"{os.getpid()}-{os.urandom(4).hex()}-1")
-            for step in self.request["places"]:
-                places.put(**step)
-            places.settle()
-            message = self.guard(stdio, places.root_fd, group, wake)
+            self.place()
+            message = self.guard(stdio, group, wake)
         except cgroup.CgroupError as e:
             message = _error("cgroup", e, e.hint)
         except OSError as e:
             message = _error("place", e)
         try:
             _end_all(set())
-            places.remove()
+            self.clean()
         except OSError as e:
             message = _error("cleaning up", e)
         if group:
             group.remove()
         zygote.tell(self.control, message)
 
-    def guard(self, stdio: list[int], root_fd: int, group: cgroup.Group | None, wake: int) -> bytes:
+    def place(self) -> None:
+        """Get the tree ready. Raises: OSError, and `clean` is called all the same."""
+        self.places = Places(self.request["root"], self.request["scratch"])
+        for step in self.request["places"]:
+            self.places.put(**step)
+        self.places.settle()
+
+    def become(self, group: cgroup.Group | None) -> int:
+        """In the child, with its descriptors: be the command. Returns a status only where it cannot."""
+        if group:
+            cgroup.join([path for _hierarchy, path in group.directories])
+        programs = {int(number): binascii.a2b_base64(text) for number, text in self.request["programs"].items()}
+        sandbox = setup.Sandbox(-1, programs)
+        assert self.places
+        sandbox.root_fd = self.places.root_fd
+        setup.execute(sandbox, [["chroot", {}], *self.request["operations"]])
+        linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
+        return setup.become(self.request["args"], self.request["env"])
+
+    def clean(self) -> None:
+        """Undo what `place` did. Raises: OSError."""
+        if self.places:
+            self.places.remove()
+
+    def guard(self, stdio: list[int], group: cgroup.Group | None, wake: int) -> bytes:
         """Run the command; the message about its end."""
         if self.ending:
             return json.dumps({"exit": signal.SIGKILL, **_usage()}).encode()
         self.command = os.fork()
         if self.command == 0:
-            _become_command(self.request, self.control, stdio, root_fd, group)
+            self.descend(stdio, group)
         for fd in stdio:
             os.close(fd)
         status = self.wait(wake)
@@ -279,6 +308,24 @@ class _Keeper:
             message["oom_kills"] = result.oom_kills
             message["max_rss_bytes"] = result.peak_memory_bytes or message["max_rss_bytes"]
         return json.dumps(message).encode()
+
+    def descend(self, stdio: list[int], group: cgroup.Group | None) -> NoReturn:
+        """The child's whole life."""
+        status = 125
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (END, signal.SIGCHLD, *_PASSED_ON, *zygote.STOPPED_SIGNALS):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            for fd, source in enumerate(stdio):
+                os.dup2(source, fd)
+            status = self.become(group)
+        except setup.SetupError as e:
+            zygote.tell(self.control, zygote.error_message(e.operation, e.errno, e.path, e.words))
+        except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
+            zygote.tell(self.control, zygote.error_message("setup", None, None, f"{type(e).__name__}: {e}"))
+        finally:
+            os._exit(status)
 
     def wait(self, wake: int) -> int:
         """Until the command ends; meanwhile reap orphans, and end all when nobody cares any more."""
@@ -316,39 +363,15 @@ class _Keeper:
             os.kill(self.command, number)
 
 
+def run_program(argv: list[str]) -> int:
+    """Run a program without a word to its end, in a keeper; its wait status. Raises: OSError."""
+    return os.waitpid(os.posix_spawn(argv[0], argv, os.environ), 0)[1]
+
+
 def _error(operation: str, e: OSError, hint: str | None = None) -> bytes:
     return zygote.error_message(
         operation, e.errno, None if e.filename is None else str(e.filename), e.strerror or str(e), hint
     )
-
-
-def _become_command(
-    request: dict[str, Any], control: socket.socket, stdio: list[int], root_fd: int, group: cgroup.Group | None
-) -> NoReturn:
-    """The child: enter the chroot, become the command. Never returns."""
-    status = 125
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(END, signal.SIG_DFL)
-        for number in (signal.SIGCHLD, *_PASSED_ON, *zygote.STOPPED_SIGNALS):
-            signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        for fd, source in enumerate(stdio):
-            os.dup2(source, fd)
-        if group:
-            cgroup.join([path for _hierarchy, path in group.directories])
-        programs = {int(number): binascii.a2b_base64(text) for number, text in request["programs"].items()}
-        sandbox = setup.Sandbox(-1, programs)
-        sandbox.root_fd = root_fd
-        setup.execute(sandbox, [["chroot", {}], *request["operations"]])
-        linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
-        status = setup.become(request["args"], request["env"])
-    except setup.SetupError as e:
-        zygote.tell(control, zygote.error_message(e.operation, e.errno, e.path, e.words))
-    except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
-        zygote.tell(control, zygote.error_message("setup", None, None, f"{type(e).__name__}: {e}"))
-    finally:
-        os._exit(status)
 
 
 # ---- what is put into the tree for a while ----------------------------------------------------

@@ -3,6 +3,7 @@
     auto      root: namespaces; root without CAP_SYS_ADMIN: chroot; others: rootless
     pivot     as auto, but never a chroot within the namespaces
     chroot    root: no namespaces, no mounts (`builder.sandbox.bare`)
+    oci       root: an OCI runtime (`builder.sandbox.oci`)
     rootless  a user namespace with subordinate ids, or nothing
 
 `probe` tells which of them work.
@@ -45,8 +46,12 @@ def may_stay(isolation: str) -> bool:
     return userns.has_powers() or (isolation == "auto" and userns.chroot_only())
 
 
-def start_launcher(isolation: str) -> Launcher:
-    """The launcher of the tier. Raises: SandboxError."""
+def start_launcher(isolation: str, runtime: str | None = None) -> Launcher:
+    """The launcher of the tier; `runtime` names that of "oci". Raises: SandboxError."""
+    if isolation == "oci":
+        from builder.sandbox import oci
+
+        return oci.start(runtime)
     if isolation == "chroot" or (isolation == "auto" and userns.chroot_only()):
         from builder.sandbox.bare import BareLauncher
 

@@ -26,7 +26,8 @@ RUN echo tool > /tool && mkdir /tree && echo leaf > /tree/leaf && chown -R 7:8 /
 FROM {base}
 RUN touch /a && chown 33:33 /a && chmod 6755 /a && ln /a /b && ln -s a /link && mknod /device c 1 3 && mkfifo /pipe
 RUN echo someone:x:1234:1234::/home/someone:/bin/sh >> /etc/passwd && mkdir -m 1777 /shared && \\
-    mkdir -p /home/someone && chown 1234:1234 /home/someone && echo mine > /home/someone/file && chown someone /home/someone/file
+    mkdir -p /home/someone && chown 1234:1234 /home/someone && echo mine > /home/someone/file && \\
+    chown someone /home/someone/file
 USER someone
 RUN id -u > /home/someone/id && echo x > /dev/null && echo y > /tmp/y && test -w /dev/shm
 USER root

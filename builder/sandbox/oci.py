@@ -1,0 +1,255 @@
+"""RUN by an OCI runtime: `--isolation oci --runtime runc|crun|…`. A `SandboxSpec` as a runtime-spec bundle.
+
+The root is mounted by us, in a mount namespace of the runtime's own, as in the other tiers; namespaces,
+capabilities, filter and limits are the runtime's work. Only as root. What a bundle cannot say is
+refused. https://github.com/opencontainers/runtime-spec/blob/main/config.md
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+from builder.errors import SandboxError
+from builder.sandbox import seccomp, userns
+from builder.sandbox.bare import BareLauncher, BareRunning
+from builder.sandbox.launcher import Running
+from builder.sandbox.operations import Host, capability_mask, mounts_of, operations
+from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
+from layers import linux
+from layers.snapshot import Mount
+
+RUNTIMES = ("runc", "crun", "youki", "runsc", "kata-runtime")
+_ACTIONS = {
+    seccomp.ALLOW: "SCMP_ACT_ALLOW",
+    seccomp.LOG: "SCMP_ACT_LOG",
+    seccomp.TRAP: "SCMP_ACT_TRAP",
+    seccomp.KILL_THREAD: "SCMP_ACT_KILL_THREAD",
+    seccomp.KILL_PROCESS: "SCMP_ACT_KILL_PROCESS",
+}
+_ARCHITECTURES = {
+    "x86_64": "SCMP_ARCH_X86_64",
+    "i386": "SCMP_ARCH_X86",
+    "x32": "SCMP_ARCH_X32",
+    "aarch64": "SCMP_ARCH_AARCH64",
+    "arm": "SCMP_ARCH_ARM",
+}
+_SYSTEM_MOUNTS = (
+    ("/proc", "proc", "proc", ("nosuid", "nodev", "noexec")),
+    ("/sys", "sysfs", "sysfs", ("nosuid", "nodev", "noexec", "ro")),
+    ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+    ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+    ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "nodev", "noexec")),
+)
+
+
+def find_runtime(name: str | None) -> str:
+    """The runtime's path: the named one, else the first that is installed. Raises: SandboxError."""
+    if name and "/" in name:
+        found = name if os.access(name, os.X_OK) else None
+    else:
+        found = next(filter(None, map(userns.find_program, (name,) if name else RUNTIMES)), None)
+    if found is None:
+        wanted = name or "none of " + ", ".join(RUNTIMES)
+        raise SandboxError(
+            f"isolation oci: the runtime {wanted} is not installed"
+            if name
+            else f"isolation oci: {wanted} is installed",
+            operation="runtime",
+            hint="install runc or crun, or name another with --runtime",
+        )
+    return os.path.abspath(found)
+
+
+class OciLauncher(BareLauncher):
+    """Owns the process that starts runtimes. See `Launcher`."""
+
+    bare = False
+
+    def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
+        super().__init__(server, pid, host)
+        self.runtime = ""
+
+    def run(
+        self,
+        spec: SandboxSpec,
+        *,
+        stdin_fd: int | None = None,
+        stdout_fd: int,
+        stderr_fd: int,
+        trace: bool = False,
+    ) -> Running:
+        """See `Launcher.run`; there is nothing to trace. Raises: SandboxError for what a bundle cannot say."""
+        request = {"runtime": self.runtime, **bundle(spec)}
+        return BareRunning(spec, self._send(b"O", json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd))
+
+
+def start(runtime: str | None) -> OciLauncher:
+    """Raises: SandboxError where the runtime is missing, or this is not root."""
+    path = find_runtime(runtime)
+    if userns.current().tier != "root" or not userns.has_powers():
+        raise SandboxError("isolation oci needs root", operation="runtime", hint="leave --isolation away")
+    launcher = OciLauncher.start()
+    assert isinstance(launcher, OciLauncher)
+    launcher.runtime = path
+    return launcher
+
+
+def bundle(spec: SandboxSpec) -> dict[str, Any]:
+    """The keeper's request: the root to mount, what to put where, and the bundle's config. Raises: SandboxError."""
+    wishes = {
+        "a private network": spec.network == "private",
+        "limits of huge pages or I/O, and pausing,": any(
+            (spec.resources.io, spec.resources.hugetlb, spec.resources.freezer)
+        ),
+        "a terminal": getattr(spec, "terminal", None) is not None,
+        "--init": spec.init,
+    }
+    for wish, wished in wishes.items():
+        if wished:
+            raise SandboxError(f"{wish} cannot be had with isolation oci", operation="runtime")
+    mounts = mounts_of(spec, Host())
+    arguments = next(step[1] for step in operations(spec, Host()) if step[0] == "root")
+    scratch = spec.scratch or (spec.root.upper or spec.root.lower[0]).parent
+    return {
+        "root": arguments,
+        "scratch": str(scratch),
+        "sources": [_source(mount) for mount in mounts],
+        "config": config(spec, mounts),
+    }
+
+
+def _source(mount: SandboxMount) -> dict[str, Any]:
+    """What the keeper has to make before it can be bound."""
+    source = mount.source
+    if isinstance(source, bytes):
+        mode = 0o400 if mount.mode is None else mount.mode
+        return {"file": binascii.b2a_base64(source).decode(), "mode": mode, "uid": mount.uid, "gid": mount.gid}
+    if isinstance(source, Mount):
+        tree = {
+            "type": source.type,
+            "lower": [str(path) for path in source.lower],
+            "upper": None if source.upper is None else str(source.upper),
+            "work": None if source.work is None else str(source.work),
+            "userxattr": source.dialect == "user",
+        }
+        return {"tree": tree, "subpath": mount.subpath}
+    return {} if source is None else {"path": str(source)}
+
+
+def config(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
+    """The bundle's config.json. Sources of binds, and the root's path, are put in by the keeper."""
+    mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
+    names = [f"CAP_{name}" for number, name in enumerate(linux.CAPABILITIES) if mask >> number & 1]
+    namespaces = ["pid", "ipc", "uts", "mount", "cgroup", *(["network"] if spec.network == "none" else [])]
+    shm = ("/dev/shm", "tmpfs", "shm", ("nosuid", "nodev", "noexec", "mode=1777", f"size={spec.shm_size_bytes}"))  # noqa: S108
+    process: dict[str, Any] = {
+        "terminal": False,
+        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": list(spec.groups), "umask": spec.umask},
+        "args": list(spec.args),
+        "env": [f"{key}={value}" for key, value in spec.environment().items()],
+        "cwd": spec.cwd,
+        "capabilities": {
+            "bounding": names,
+            "permitted": [] if spec.uid else names,
+            "effective": [] if spec.uid else names,
+        },
+        "rlimits": [{"type": f"RLIMIT_{n.upper()}", "soft": soft, "hard": hard} for n, soft, hard in spec.rlimits],
+        "noNewPrivileges": spec.no_new_privs,
+    }
+    if spec.oom_score_adj is not None:
+        process["oomScoreAdj"] = spec.oom_score_adj
+    profile = _profile(spec)
+    nodes = [_device(path) for path in spec.devices]
+    allowed = [
+        {"allow": True, "type": d["type"], "major": d["major"], "minor": d["minor"], "access": "rwm"} for d in nodes
+    ]
+    return {
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": "", "readonly": spec.readonly_root or spec.root.readonly},
+        "hostname": spec.hostname,
+        "mounts": [
+            *({"destination": d, "type": t, "source": s, "options": list(o)} for d, t, s, o in (*_SYSTEM_MOUNTS, shm)),
+            *map(_mount, mounts),
+        ],
+        "linux": {
+            "namespaces": [{"type": name} for name in namespaces],
+            "devices": nodes,
+            "resources": {**_resources(spec.resources), "devices": [{"allow": False, "access": "rwm"}, *allowed]},
+            "maskedPaths": [] if spec.privileged else list(spec.masked_paths),
+            "readonlyPaths": [] if spec.privileged else list(spec.readonly_paths),
+            **({} if profile is None else {"seccomp": profile}),
+        },
+    }
+
+
+def _mount(mount: SandboxMount) -> dict[str, Any]:
+    options = ["nosuid", "nodev", "ro" if mount.readonly else "rw", *(["noexec"] if mount.noexec else [])]
+    target = "/" + mount.target.lstrip("/")
+    if mount.kind == "tmpfs":
+        options += [f"mode={0o1777 if mount.mode is None else mount.mode:o}", f"uid={mount.uid}", f"gid={mount.gid}"]
+        options += [] if mount.size_bytes is None else [f"size={mount.size_bytes}"]
+        return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
+    bind = "rbind" if mount.recursive else "bind"
+    return {"destination": target, "type": "bind", "source": "", "options": [bind, *options]}
+
+
+def _device(path: str) -> dict[str, Any]:
+    status = os.stat(path)
+    if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+        raise SandboxError(f"{path} is no device node", operation="runtime", path=path)
+    kind = "b" if stat.S_ISBLK(status.st_mode) else "c"
+    major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    mode = stat.S_IMODE(status.st_mode)
+    return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": 0, "gid": 0}
+
+
+def _resources(limits: Resources) -> dict[str, Any]:
+    memory = {"limit": limits.memory_bytes, "swap": limits.memory_swap_bytes}
+    cpu = {
+        "shares": limits.cpu_shares,
+        "period": limits.cpu_period_us,
+        "quota": limits.cpu_quota_us,
+        "cpus": limits.cpuset_cpus,
+        "mems": limits.cpuset_mems,
+    }
+    found: dict[str, dict[str, Any]] = {"memory": memory, "cpu": cpu, "pids": {"limit": limits.pids}}
+    set_ = {key: {k: v for k, v in values.items() if v is not None} for key, values in found.items()}
+    return {key: values for key, values in set_.items() if values}
+
+
+def _profile(spec: SandboxSpec) -> dict[str, Any] | None:
+    """The filter as the runtime-spec writes it. Raises: SandboxError."""
+    if spec.privileged or spec.seccomp == "unconfined":
+        return None
+    machine = linux.machine()
+    if spec.seccomp == "default":
+        profile = seccomp.default_profile(spec.capabilities, machine)
+    else:
+        major, minor = os.uname().release.split(".")[:2]
+        kernel = (int(major), int("".join(c for c in minor if c.isdigit())))
+        profile = seccomp.load_profile(Path(spec.seccomp), spec.capabilities, machine, kernel)
+    rows = []
+    for rule in profile.rules:
+        row = {"names": list(rule.names), **_action(rule.action, "action", "errnoRet")}
+        if rule.comparisons:
+            row["args"] = [
+                {"index": c.argument, "value": c.value, "valueTwo": c.other, "op": f"SCMP_CMP_{c.op}"}
+                for c in rule.comparisons
+            ]
+        rows.append(row)
+    architectures = [_ARCHITECTURES[name] for name in profile.architectures]
+    default = _action(profile.default, "defaultAction", "defaultErrnoRet")
+    return {**default, "architectures": architectures, "syscalls": rows}
+
+
+def _action(value: int, name: str, number: str) -> dict[str, Any]:
+    if value in _ACTIONS:
+        return {name: _ACTIONS[value]}
+    return {name: "SCMP_ACT_ERRNO", number: value & 0xFFFF}

@@ -1,0 +1,70 @@
+"""RUN by an OCI runtime: the same image as without, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.build.test_unprivileged import EVERYTHING, digest, running
+from tests.support.cli import Pybuild, write_context
+from tests.support.machine import need_tool
+
+RUNC = ("--isolation=oci", "--runtime=runc")
+
+
+@pytest.fixture(autouse=True)
+def _runc() -> None:
+    need_tool("runc")
+
+
+def test_runc_makes_the_same_image(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "c", EVERYTHING.format(base=busybox_base), {"file": "of the context\n"})
+    found = digest(pybuild, context, *RUNC)
+    assert found == digest(Pybuild(tmp_path / "other"), context)
+
+
+def test_the_runtime_makes_the_sandbox(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    script = "grep -E 'CapEff|Seccomp:' /proc/self/status; echo links: $(ls /sys/class/net); ulimit -n; mount | head -1"
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN --network=none {script}; id\n")
+    log = pybuild.build(context, *RUNC, "--progress=plain", "--ulimit=nofile=77", "--cap-drop=CHOWN").stderr
+    for words in ("00000000a80425fa", "Seccomp:\t2", "links: lo", " 77\n", " on / type overlay"):
+        assert words in log, words
+
+
+def test_a_step_that_takes_too_long(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    mark = "3602.75"
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN sleep {mark} & trap '' TERM; sleep {mark}\n")
+    result = pybuild.build(context, *RUNC, "--timeout=2s", check=False)
+    assert (result.status, "it ran longer than 2 s" in result.stderr) == (137, True), result.stderr
+    assert not running(f"sleep {mark}")
+    assert not list(pybuild.root.glob("snapshots/*/bundle-*"))
+
+
+def test_a_limit_holds(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN a=x; while true; do a=$a$a; done\n")
+    result = pybuild.build(context, *RUNC, "--memory=32m", "--memory-swap=32m", check=False)
+    assert result.status == 137, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (("--runtime=no-such-runtime",), 1, "no-such-runtime is not installed"),
+        (("--isolation=chroot", "--runtime=runc"), 2, "exclude each other"),
+        ((*RUNC, "--network=private"), 1, "cannot be had with isolation oci"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    pybuild: Pybuild, busybox_base: str, tmp_path: Path, flags: tuple[str, ...], status: int, words: str
+) -> None:
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")
+    result = pybuild.build(context, *flags, check=False)
+    assert (result.status, words in result.stderr) == (status, True), result.stderr
+
+
+def test_an_ordinary_user_may_not(pybuild_rootless: Pybuild, busybox_base: str) -> None:
+    assert pybuild_rootless.account
+    context = write_context(pybuild_rootless.account.home / "c", f"FROM {busybox_base}\nRUN true\n")
+    result = pybuild_rootless.build(context, *RUNC, check=False)
+    assert result.status == 1 and "needs root" in result.stderr
