@@ -107,6 +107,21 @@ class _Place:
         self.children: dict[bytes, _Place] = {}
 
 
+def _only_fresh(top: _Place, fresh: dict[int, _Place]) -> bool:
+    """Drop what is not `fresh` below a place; whether it is fresh itself, or has anything left in it."""
+    order, todo = [], [top]
+    while todo:
+        place = todo.pop()
+        order.append(place)
+        todo += place.children.values()
+    left: set[int] = set()
+    for place in reversed(order):
+        place.children = {name: child for name, child in place.children.items() if id(child) in left}
+        if id(place) in fresh or place.children:
+            left.add(id(place))
+    return id(top) in left
+
+
 class Tree:
     """A tree of nodes. `flat` has the final form: every path, and which file it is."""
 
@@ -135,7 +150,7 @@ class Tree:
         Raises: LayerError for a malformed stream, or more entries than anybody can mean.
         """
         reader = TarReader(stream)
-        fresh: set[bytes] = set()
+        fresh: dict[int, _Place] = {}
         for entry in reader:
             self._count(entry)
             path = _clean(entry.name)
@@ -146,13 +161,13 @@ class Tree:
             node = self._node(entry, reader)
             if node is None:
                 continue
-            fresh.add(path)
             if not path:
                 self._root.node = node
                 continue
             parent = self._directory(parent_path)
             old = parent.children.get(name)
             place = parent.children[name] = _Place(node)
+            fresh[id(place)] = place
             if old is not None and node.kind == "directory" and old.node.kind == "directory":
                 place.children = old.children
 
@@ -188,52 +203,75 @@ class Tree:
             entry.xattrs or _NO_ATTRIBUTES,
         )
 
-    def _whiteout(self, parent_path: bytes, name: bytes, *, keep: bool, fresh: set[bytes]) -> None:
+    def _whiteout(self, parent_path: bytes, name: bytes, *, keep: bool, fresh: dict[int, _Place]) -> None:
+        """Take away what lower layers have there; what this layer has put there itself stays."""
+        found = self._find(parent_path, follow=True)
+        if not keep and (found is None or found.node.kind != "directory"):
+            return  # nothing is there to be hidden, and none of it is made for that
         parent = self._directory(parent_path)
         if name == OPAQUE_WHITEOUT:
-            prefix = parent_path + b"/" if parent_path else b""
-            # What the layer itself has put there stays, wherever the mark stands in it.
-            for child in [c for c in parent.children if prefix + c not in fresh]:
-                del parent.children[child]
-            return
-        hidden = name[len(WHITEOUT_PREFIX) :]
-        if keep:
-            parent.children[hidden] = _Place(_WHITEOUT)
+            hidden = list(parent.children)
         else:
-            parent.children.pop(hidden, None)
+            hidden = [name[len(WHITEOUT_PREFIX) :]]
+            if keep:
+                parent.children.setdefault(hidden[0], _Place(_WHITEOUT))
+                return
+        for child in hidden:
+            if child in parent.children and not _only_fresh(parent.children[child], fresh):
+                del parent.children[child]
 
-    def _find(self, path: bytes, *, follow: bool = False) -> _Place | None:
-        """What is at a path; symbolic links on the way, with `follow` also the last, are followed within the tree."""
-        place = self._root
+    def _resolve(self, path: bytes, *, follow: bool) -> list[bytes] | None:
+        """The path without symbolic links, all within the tree, as far as it is there, then as it is written.
+
+        With `follow`, a link at its end counts, too. None for links that lead nowhere, in circles.
+        """
+        stack = [self._root]
         trail: list[bytes] = []
-        todo = [part for part in path.split(b"/") if part]
+        todo = [part for part in path.split(b"/") if part not in {b"", b"."}]
         hops = 0
         while todo:
             name = todo.pop(0)
-            child = place.children.get(name)
-            if child is None:
-                return None
-            if child.node.kind == "symlink" and (todo or follow):
+            if name == b"..":
+                del trail[-1:]
+                stack = stack[: len(trail) + 1]
+                continue
+            child = stack[-1].children.get(name) if len(stack) == len(trail) + 1 else None
+            if child is not None and child.node.kind == "symlink" and (todo or follow):
                 hops += 1
                 if hops > _MAX_HOPS:
                     return None
                 target = child.node.target
-                start = [] if target.startswith(b"/") else trail
-                todo = [part for part in _clean(b"/".join([*start, target])).split(b"/") if part] + todo
-                place, trail = self._root, []
+                if target.startswith(b"/"):
+                    stack, trail = [self._root], []
+                todo = [part for part in target.split(b"/") if part not in {b"", b"."}] + todo
                 continue
-            place = child
             trail.append(name)
+            if child is not None:
+                stack.append(child)
+        return trail
+
+    def _find(self, path: bytes, *, follow: bool = False) -> _Place | None:
+        """What is at a path; symbolic links on the way, with `follow` also the last, are followed."""
+        parts = self._resolve(path, follow=follow)
+        place: _Place | None = None if parts is None else self._root
+        for part in parts or ():
+            place = None if place is None else place.children.get(part)
         return place
 
     def _directory(self, path: bytes) -> _Place:
-        """The directory at a path, made if it is missing, in place of whatever else is there."""
-        place = self._find(path, follow=True)
-        if place is not None and place.node.kind == "directory":
-            return place
-        parent_path, _, name = path.rpartition(b"/")
-        place = _Place(_IMPLIED._replace(inode=next(self._numbers)))
-        self._directory(parent_path).children[name] = place
+        """The directory at a path, made if it is missing, in place of whatever else is there.
+
+        Raises: LayerError for symbolic links in circles.
+        """
+        parts = self._resolve(path, follow=True)
+        if parts is None:
+            raise LayerError(f"{os.fsdecode(path)!r} leads through symbolic links in circles")
+        place = self._root
+        for part in parts:
+            child = place.children.get(part)
+            if child is None or child.node.kind != "directory":
+                child = place.children[part] = _Place(_IMPLIED._replace(inode=next(self._numbers)))
+            place = child
         return place
 
 

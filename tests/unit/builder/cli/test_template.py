@@ -42,8 +42,10 @@ def test_render(template: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{{.Missing}}", "{{.Name", "{{range .List}}x", "{{end}}", "{{}}", "{{Name}}", "{{exec .Name}}", "{{.Name.Inner}}"]
-    + ["{{len .N}}", "{{range .N}}{{end}}", "{{join .N}}", '{{index .List "x"}}', "{{.Name"],
+    [
+        *("{{.Missing}}", "{{.Name", "{{range .List}}x", "{{end}}", "{{}}", "{{Name}}", "{{exec .Name}}"),
+        *("{{.Name.Inner}}", "{{len .N}}", "{{range .N}}{{end}}", "{{join .N}}", '{{index .List "x"}}'),
+    ],
 )
 def test_what_is_not_understood_is_refused(template: str) -> None:
     with pytest.raises(UsageError, match="--format"):
