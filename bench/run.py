@@ -108,7 +108,7 @@ def measure(driver: Driver, workload: Workload, tools: dict[str, Any], rounds: i
         "median_s": {name: statistics.median(values) for name, values in samples.items() if values},
         "samples_s": samples,
         "peak_mib": {name: round(peak / 1024, 1) for name, peak in peaks.items() if samples[name]},
-        "failed": failed,
+        "failed": sorted(failed),
         "target": workload.target,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def context(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> Path:
     return write_context(tmp_path / "context", CONTAINERFILE, {"a/1": "one", "a/2": "two", "z": "zed"})
 
 
-def manifest(pybuild: Pybuild, context: Path, *flags: str, **options: object) -> str:
+def manifest(pybuild: Pybuild, context: Path, *flags: str, **options: Any) -> str:
     pybuild.build(context, "-t", "made:1", "--timestamp", str(EPOCH), *flags, **options)
     return str(pybuild.run("inspect", "made:1", "--format", "{{.Digest}}").text.strip())
 

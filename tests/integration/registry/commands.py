@@ -40,7 +40,7 @@ class CommandLine:
 
     def __call__(self, *arguments: str | Path, status: int | None = 0, stdin: bytes | None = None) -> Done:
         if stdin is not None:
-            self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))  # type: ignore[arg-type]
+            self._patch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
         self._capture.readouterr()
         found = main([str(a) for a in (arguments[0], "--root", self.root, *arguments[1:])])
         sys.stdout.flush()

@@ -26,7 +26,11 @@ def test_a_job_runs_after_those_that_it_waits_for() -> None:
 
 def test_independent_jobs_run_at_once() -> None:
     meeting = threading.Barrier(2, timeout=20)
-    run_graph({0: [], 1: []}, lambda _: meeting.wait() and None, jobs=2, stop=Stop(never))
+
+    def meet(_: int) -> None:
+        meeting.wait()
+
+    run_graph({0: [], 1: []}, meet, jobs=2, stop=Stop(never))
 
 
 def test_no_more_jobs_at_once_than_asked_for() -> None:
