@@ -91,12 +91,16 @@ VERBS: dict[str, Verb] = {
     "wait": Verb("containers", "wait for containers to end, and print their statuses"),
     "rename": Verb("containers", "give a container another name"),
     "rm": Verb("containers", "remove containers"),
+    "commit": Verb("commit", "make an image of a container"),
     "port": Verb("containers", "list a container's published ports"),
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
     "du": Verb("maintenance", "tell what the local store takes up"),
     "fsck": Verb("maintenance", "check the local store"),
     "doctor": Verb("doctor", "tell which kinds of sandbox work here, and what others lack"),
 }
+
+_OWN_FAILURE = {"run": 125, "create": 125, "exec": 125}
+"""Commands whose status is that of what they run: what their own failures give instead, as docker has it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +159,10 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("-h", "--help", action="help", help="show this help")
     parser.add_argument("--root", metavar="DIR", help="the local store (also PYBUILD_ROOT)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debugging lines")
-    command: Command = import_module(f"builder.cli.{VERBS[verb].module}")
+    module = VERBS[verb].module
+    if verb in {"inspect", "diff"} and _names_container(rest):
+        module = "commit"
+    command: Command = import_module(f"builder.cli.{module}")
     command.configure(verb, parser)
     if {"-h", "--help"} & {*rest}:
         del parser._get_formatter
@@ -169,6 +176,20 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(message, hint=f"see `pybuild {verb} --help`")
 
     parser.error = refuse  # type: ignore[method-assign]
+    if verb not in _OWN_FAILURE:
+        return _run(verb, command, parser, rest)
+    from layers.errors import PybuildError
+
+    try:
+        return _run(verb, command, parser, rest)
+    except PybuildError as e:
+        report(e)
+        return _OWN_FAILURE[verb]
+
+
+def _run(verb: str, command: Command, parser: ArgumentParser, rest: list[str]) -> int:
+    import argparse
+
     words = _with_values(parser, rest)
     # A command's own words may look like flags: `pybuild unshare ls -l`.
     whole = any(action.nargs == argparse.REMAINDER for action in parser._actions)
@@ -178,6 +199,22 @@ def _dispatch(arguments: list[str]) -> int:
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
     return command.run(verb, options)
+
+
+def _names_container(words: Sequence[str]) -> bool:
+    """Whether one of the words is a container of the store: `inspect` is for images and for those."""
+    root = next((words[at + 1] for at, word in enumerate(words[:-1]) if word == "--root"), None)
+    root = root or next((word[7:] for word in words if word.startswith("--root=")), None)
+    from pathlib import Path
+
+    from layers.store import default_root
+
+    place = Path(root) if root else default_root(os.environ, os.geteuid())
+    if not (place / "containers" / "names").is_dir():
+        return False
+    from builder.container.records import is_container
+
+    return any(is_container(place, word) for word in words if not word.startswith("-"))
 
 
 def _with_values(parser: ArgumentParser, words: list[str]) -> list[str]:

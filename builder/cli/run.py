@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from builder.sandbox.launcher import Launcher
     from builder.sandbox.spec import Resources
 
-OWN_FAILURE = {"run": 125, "create": 125, "exec": 125}
-"""The status of errors of pybuild's own, by verb."""
-
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument

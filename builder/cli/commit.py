@@ -1,0 +1,94 @@
+"""`pybuild commit`, and `diff` and `inspect` of containers: what a container came to."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+
+from builder.cli.options import store_root
+from builder.errors import UsageError
+
+
+def configure(verb: str, parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    match verb:
+        case "commit":
+            add("name", metavar="CONTAINER", help="running or not")
+            add("image", nargs="?", metavar="NAME", help="the new image's name")
+            add("-c", "--change", action="append", default=[], metavar="INSTRUCTION", help="CMD, ENV, LABEL, USER…")
+            add("-a", "--author", default="", metavar="NAME")
+            add("-m", "--message", default="", metavar="TEXT", help="a comment in the history")
+            add("-p", "--pause", default="true", choices=["true", "false"], help="freeze it meanwhile (default: true)")
+            add("-s", "--squash", action="store_true", help="one layer in place of all")
+            add("-f", "--format", choices=["oci", "docker"], default="oci")
+            add("--timestamp", type=int, metavar="SECONDS", help="the time of the image (also SOURCE_DATE_EPOCH)")
+            add("-q", "--quiet", action="store_true", help="do not print the image's ID")
+        case "diff":
+            add("name", metavar="CONTAINER")
+        case _:
+            add("names", nargs="+", metavar="CONTAINER")
+            add("-f", "--format", metavar="TEMPLATE", help="a Go template")
+
+
+def run(verb: str, options: Namespace) -> int:
+    from builder.container.records import find
+
+    root = store_root(options)
+    if verb == "inspect":
+        return _inspect(options)
+    from builder import api
+    from builder.container import commit
+
+    record = find(root, options.name)
+    api.prepare_namespaces()
+    with api.open_store(root) as store:
+        if verb == "diff":
+            found, _place = commit.changes_of(store, record)
+            letters = {"add": "A", "modify": "C", "delete": "D"}
+            for change in sorted(found, key=lambda change: change.path):
+                print(f"{letters[change.kind]} /{os.fsdecode(change.path)}")
+            return 0
+        from registry.transports.storage import store_name
+
+        made = commit.commit(
+            store,
+            record,
+            names=(store_name(options.image),) if options.image else (),
+            changes=options.change,
+            author=options.author,
+            message=options.message,
+            pause=options.pause == "true",
+            squash=options.squash,
+            epoch_s=_epoch(options),
+            format=options.format,
+        )
+    if not options.quiet:
+        print(made.image_id)
+    return 0
+
+
+def _epoch(options: Namespace) -> int | None:
+    if options.timestamp is not None:
+        return int(options.timestamp)
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise UsageError(f"SOURCE_DATE_EPOCH={text!r} is no number of seconds")
+    return int(text) if text else None
+
+
+def _inspect(options: Namespace) -> int:
+    import json
+
+    from builder.container import commit
+    from builder.container.records import find
+
+    root = store_root(options)
+    documents = [commit.inspect_document(find(root, name)) for name in options.names]
+    if options.format is not None:
+        from builder.cli.template import render
+
+        for document in documents:
+            print(render(options.format, document))
+        return 0
+    print(json.dumps(documents, indent=4))
+    return 0
