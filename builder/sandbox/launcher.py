@@ -415,7 +415,7 @@ def _host() -> Host:
 
 
 def compiled_filter(spec: SandboxSpec) -> bytes | None:
-    """The compiled filter. Raises: SandboxError."""
+    """The seccomp program of a spec; None for none. Raises: SandboxError."""
     if spec.privileged or spec.seccomp == "unconfined":
         return None
     from builder.sandbox import seccomp

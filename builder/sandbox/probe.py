@@ -112,7 +112,7 @@ def _single(directory: str | None) -> TierReport:
 
 
 def _chroot() -> TierReport:
-    title = "chroot: root of an unprivileged container, no namespaces"
+    title = "chroot: root of an unprivileged container; no namespaces, no mounts, no filter but the container's"
     needed = ("SYS_CHROOT", "CHOWN", "SETUID", "SETGID", "MKNOD")
     held = linux.capget()[0]
     absent = [name for name in needed if not held >> linux.CAPABILITIES.index(name) & 1]
@@ -127,6 +127,8 @@ def _oci() -> TierReport:
     found = [name for name in RUNTIMES if userns.find_program(name)]
     if not found:
         return TierReport("oci", title, False, f"none of {', '.join(RUNTIMES)} is installed", "apt install runc")
+    if os.geteuid() != 0 or not userns.has_powers():
+        return TierReport("oci", title, False, "pybuild hands over only as root with CAP_SYS_ADMIN", "sudo pybuild …")
     return TierReport("oci", f"{title} ({', '.join(found)})", True)
 
 
@@ -234,6 +236,9 @@ def _networks() -> list[Fact]:
         detail = f"veth and NAT by {tool}" if tool else "neither nft nor iptables is installed"
         facts.append(Fact("network private", tool is not None, detail, None if tool else "apt install nftables"))
         return facts
+    if userns.chroot_only():
+        words = "isolation chroot has no namespaces"
+        return [Fact("network host", True, "always"), Fact("network none, private", False, words)]
     tool = next((name for name in ("pasta", "slirp4netns") if userns.find_program(name)), None)
     if tool is None:
         facts.append(Fact("network private", False, "neither pasta nor slirp4netns is installed", "apt install passt"))

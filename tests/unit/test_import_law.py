@@ -45,6 +45,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
+    "builder.sandbox.runtime": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.solve": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
         *("builder.solve", "builder.session", "builder.places"),
