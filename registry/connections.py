@@ -105,6 +105,9 @@ class Connections:
                 self._waiting.pop(connection, None)
         if connection in self._expired:
             # http.client takes the end of a connection for the end of the headers.
+            close = getattr(answer, "close", None)
+            if close is not None:
+                close()
             connection.close()
             raise TimeoutError("the answer's headers take too long")
         return answer

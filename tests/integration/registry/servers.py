@@ -380,9 +380,10 @@ class FaultProxy:
         with self._lock:
             self._sockets.add(client)
         try:
-            reader = client.makefile("rb")
-            while self._one(client, reader):
-                pass
+            # A file left open keeps its socket's descriptor.
+            with client.makefile("rb") as reader:
+                while self._one(client, reader):
+                    pass
         except (OSError, ValueError):
             pass
         finally:
@@ -445,12 +446,12 @@ class FaultProxy:
                 return False
             if exchange.headers.get("transfer-encoding") == "chunked":
                 _copy_chunked(reader, server)
-            answer = server.makefile("rb")
-            if fault.cut_answer:
-                answer.readline()
-                _reset(client)
-                return False
-            return self._back(client, answer, fault, exchange.method)
+            with server.makefile("rb") as answer:
+                if fault.cut_answer:
+                    answer.readline()
+                    _reset(client)
+                    return False
+                return self._back(client, answer, fault, exchange.method)
 
     def _back(self, client: socket.socket, answer: Any, fault: Fault, method: str) -> bool:
         status = answer.readline()

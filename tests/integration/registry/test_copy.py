@@ -269,15 +269,18 @@ def test_a_killed_push_goes_on(
     """docker-registry 2.8 forgets an upload that broke within a request, so the kill comes between two."""
     layout, image = large
     uploads = tmp_path / "uploads"
-    killed = threading.Event()
+    killed, stopped = threading.Event(), threading.Event()
 
     def hold(exchange: Exchange) -> Fault | None:
         if exchange.method == "PATCH" and exchange.headers["content-range"].startswith(f"{128 * MIB}-"):
+            stopped.set()
             killed.wait(60)
         return None
 
     def held() -> bool:
-        return any(json.loads(p.read_bytes())["offset"] >= 128 * MIB for p in uploads.glob("*.json"))
+        # Not before the proxy holds the third piece: a part of it must not reach the registry later.
+        saved = any(json.loads(p.read_bytes())["offset"] >= 128 * MIB for p in uploads.glob("*.json"))
+        return saved and stopped.is_set()
 
     with FaultProxy(f"127.0.0.1:{fresh_registry.port}", hold) as proxy:
         there = f"docker://{proxy.host}/large/push:1"
