@@ -244,3 +244,20 @@ def test_root_is_not_rootless(pybuild: Pybuild, busybox_base: str, tmp_path: Pat
     context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")
     result = pybuild.build(context, "--isolation=rootless", check=False)
     assert result.status == 1 and "runs as root" in result.stderr
+
+
+LIBRARY = """
+import sys, threading
+from pathlib import Path
+from builder import BuildRequest, SourceFile, build
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+text = f"FROM {sys.argv[2]}\\nRUN touch /made && chown 9:9 /made\\n"
+result = build(BuildRequest(containerfile=SourceFile("Containerfile", text), context=None), root=Path(sys.argv[1]))
+print(result.executed)
+"""
+
+
+def test_a_library_caller_with_threads(unprivileged: Unprivileged, busybox_base: str) -> None:
+    argv = [sys.executable, str(WRAPPER), sys.executable, "-c", LIBRARY, str(unprivileged.root), busybox_base]
+    done = subprocess.run(argv, env=unprivileged.environ(), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
