@@ -69,7 +69,7 @@ def test_verify_says_that_a_build_reproduces(pybuild: Pybuild, context: Path) ->
     # Nor does the umask of the caller, the host's name, the place or the order of directories show.
     nosy = write_context(
         context.parent / "nosy",
-        "FROM base:1\nCOPY . /c\nRUN umask > /u; hostname > /h; date +%Z > /z; find /c > /f; ls -la /c > /l\n",
+        "FROM base:1\nCOPY . /c\nRUN umask > /u; hostname > /h; date +%Z > /z; find /c > /f; ls -lR /c > /l\n",
         {f"d/{n}": n for n in "zyxwvutsrqponm"},
     )
     assert pybuild.run("verify", "-q", "--json", nosy).json()["reproducible"] is True
