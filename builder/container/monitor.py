@@ -159,8 +159,12 @@ class Monitor:
     def _attend(self) -> ExitStatus:
         """Until the container has ended, and all that it said is read."""
         assert self._running is not None
+        # The end of a short command may have been taken in while it was waited for; no message tells it twice.
+        status = self._running.poll(0)
+        drained_by = None if status is None else time.monotonic() + _DRAIN_S
         poller = select.poll()
-        poller.register(self._running, select.POLLIN)
+        if status is None:
+            poller.register(self._running, select.POLLIN)
         poller.register(self._server, select.POLLIN)
         for fd in self._outputs:
             poller.register(fd, select.POLLIN)
@@ -171,8 +175,6 @@ class Monitor:
                 typed = self._front.input_fd
                 poller.register(typed, select.POLLIN)
                 os.set_blocking(self._input, False)
-        status: ExitStatus | None = None
-        drained_by = None
         while status is None or self._outputs:
             timeout_s = self._timeout(drained_by)
             for fd, event in poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)):

@@ -1,0 +1,151 @@
+"""The life of containers, as root and as an ordinary user: started, looked at, entered, stopped, committed, removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Pybuild
+
+IMAGE = "base:1"
+TICKER = 'trap "echo bye; exit 3" TERM; echo start; echo complaint >&2; while :; do sleep 0.1; done'
+
+
+@pytest.fixture
+def box(pybuild_each: Pybuild, tmp_path: Path) -> Iterator[Pybuild]:
+    """The command line over a store that has an image of busybox; nothing runs any more in the end."""
+    import shutil
+
+    home = pybuild_each.account.home if pybuild_each.account else tmp_path
+    context = home / f"context-{os.getpid()}"
+    context.mkdir(exist_ok=True)
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("no busybox")
+    shutil.copyfile(busybox, context / "busybox")
+    (context / "busybox").chmod(0o755)
+    (context / "passwd").write_text("root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n")
+    (context / "Containerfile").write_text(
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY passwd /etc/passwd\n"
+        'RUN ["/bin/busybox", "--install", "-s", "/bin"]\nENV GREETING=hello\nSTOPSIGNAL TERM\nCMD ["sh"]\n'
+    )
+    pybuild_each.build(context, "-t", IMAGE)
+    yield pybuild_each
+    pybuild_each.run("rm", "-f", "-a")
+    shutil.rmtree(context)
+
+
+def start(box: Pybuild, *words: str) -> str:
+    return box.run("run", "-d", "--network", "host", *words).text.strip()
+
+
+def status_of(box: Pybuild, name: str) -> str:
+    return box.run("ps", "-a", "--filter", f"name={name}", "--format", "{{.State}} {{.ExitCode}}").text.strip()
+
+
+def parent(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("PPid:")).split()[1])
+
+
+def test_a_command_gives_its_status_and_its_output(box: Pybuild) -> None:
+    script = "echo $GREETING $A $(pwd) $(id -u) $HOME; echo err >&2; exit 7"
+    flags = ("--rm", "--network", "host", "-u", "web", "-e", "A=b", "-w", "/tmp/deep")
+    result = box.run("run", *flags, IMAGE, "sh", "-c", script, check=False)
+    assert result.status == 7
+    assert result.text == "hello b /tmp/deep 33 /srv\n"
+    assert "err\n" in result.stderr
+    assert box.run("ps", "-aq").text == ""
+
+
+def test_statuses_of_what_cannot_be_run(box: Pybuild) -> None:
+    for words, status in ((["nosuch"], 127), (["/etc"], 126)):
+        assert box.run("run", "--rm", "--network", "host", IMAGE, *words, check=False).status == status
+    assert box.run("run", "--pull", "never", "absent:1", check=False).status == 125
+    assert box.run("run", "--no-such-flag", IMAGE, check=False).status == 125
+
+
+def test_a_detached_container_is_logged_entered_stopped_and_removed(box: Pybuild) -> None:
+    id = start(box, "--name", "ticker", IMAGE, "sh", "-c", TICKER)
+    assert len(id) == 64
+    assert status_of(box, "ticker") == "running 0"
+    assert box.run("exec", "-e", "A=b", "-w", "/bin", "ticker", "sh", "-c", "echo $A; pwd").text == "b\n/bin\n"
+    assert box.run("exec", "-u", "web", "ticker", "id", "-u").text == "33\n"
+    assert box.run("exec", "-i", "ticker", "cat", stdin=b"typed").text == "typed"
+    assert box.run("exec", "ticker", "nosuch", check=False).status == 127
+    assert "sleep 0.1" in box.run("exec", "ticker", "ps").text
+    box.run("stop", "ticker")
+    assert status_of(box, "ticker") == "exited 3"
+    said = box.run("logs", "ticker")
+    assert said.text == "start\nbye\n"
+    assert said.stderr == "complaint\n"
+    assert box.run("logs", "--tail", "1", "ticker").text == "bye\n"
+    assert box.run("exec", "ticker", "true", check=False).status == 125
+    box.run("start", "ticker")
+    assert status_of(box, "ticker") == "running 0"
+    assert box.run("rm", "ticker", check=False).status == 1
+    box.run("rm", "-f", "ticker")
+    assert box.run("ps", "-aq").text == ""
+
+
+def test_a_name_is_taken_once(box: Pybuild) -> None:
+    start(box, "--name", "one", IMAGE, "sleep", "100")
+    result = box.run("run", "-d", "--name", "one", IMAGE, "true", check=False)
+    assert result.status == 125
+    assert "in use" in result.stderr
+    box.run("rename", "one", "two")
+    assert status_of(box, "two") == "running 0"
+
+
+def test_what_was_killed_is_told_truly(box: Pybuild) -> None:
+    start(box, "--name", "gone", IMAGE, "sleep", "100")
+    pid = int(box.run("inspect", "--format", "{{.State.Pid}}", "gone").text)
+    os.kill(parent(parent(pid)), signal.SIGKILL)  # its parent is the zygote, whose parent is the monitor
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert status_of(box, "gone") == "exited 137"
+    box.run("start", "gone")
+    assert status_of(box, "gone") == "running 0"
+
+
+def test_restart_on_failure_ends(box: Pybuild) -> None:
+    start(box, "--name", "again", "--restart", "on-failure:2", IMAGE, "sh", "-c", "echo try; exit 4")
+    assert box.run("wait", "again").text == "4\n"
+    assert box.run("logs", "again").text == "try\n" * 3
+
+
+def test_volumes_are_filled_and_shared(box: Pybuild) -> None:
+    run = ("run", "--rm", "--network", "host", "-v", "data:/etc", IMAGE)
+    assert "web:x:33" in box.run(*run, "cat", "/etc/passwd").text
+    box.run(*run, "sh", "-c", "echo kept > /etc/kept")
+    assert box.run(*run, "cat", "/etc/kept").text == "kept\n"
+    read_only = box.run("run", "--rm", "--network", "host", "-v", "data:/x:ro", IMAGE, "touch", "/x/y", check=False)
+    assert read_only.status != 0
+
+
+def test_a_commit_is_an_image_that_runs(box: Pybuild) -> None:
+    start(box, "--name", "made", IMAGE, "sh", "-c", "echo data > /made; rm /bin/vi; sleep 100")
+    time.sleep(0.5)
+    assert box.run("diff", "made").text == "C /bin\nD /bin/vi\nA /made\n"
+    box.run("commit", "-c", 'CMD ["cat", "/made"]', "-c", "ENV MORE=1", "made", "made:1")
+    assert status_of(box, "made") == "running 0"
+    assert box.run("run", "--rm", "--network", "host", "made:1").text == "data\n"
+    assert box.run("run", "--rm", "--network", "host", "made:1", "ls", "/bin/vi", check=False).status != 0
+    box.run("commit", "--squash", "made", "made:2")
+    assert box.run("run", "--rm", "--network", "host", "made:2", "cat", "/made").text == "data\n"
+
+
+def test_a_health_check_is_run_and_shown(box: Pybuild) -> None:
+    start(box, "--name", "ill", "--health-cmd", "echo sick; exit 1", "--health-interval", "100ms",
+          "--health-retries", "2", IMAGE, "sleep", "100")  # fmt: skip
+    deadline = time.monotonic() + 20
+    while "(unhealthy)" not in box.run("ps").text and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "(unhealthy)" in box.run("ps").text
