@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from layers.records import LayerRecord
 
 
+_TOUCH_AFTER_NS = 600 * 10**9
+
+
 class StepResult(NamedTuple):
     """What a step came to. `snapshot` is None for an image whose layers nobody needed yet.
 
@@ -296,6 +299,11 @@ class Solver:
             elif self._remote is not None and not step.ignore_cache and not isinstance(step.op, SourceOp):
                 self._look_afar(step, known)
         self._known = known
+        old_ns = time.time_ns() - _TOUCH_AFTER_NS
+        stale = [key for key, record in records.items() if record.used_ns < old_ns]
+        if stale:
+            # What prunes by age or to a size forgets the least recently used first.
+            self._ctx.store.cache.touch([*stale, *(f"inputs:{key}" for key in stale)])
         visited: set[int] = set()
         needed: list[int] = []
         waiting = [image.top for image in self._graph.images if image.top is not None]

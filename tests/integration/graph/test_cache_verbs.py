@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,14 @@ def test_a_sample_is_the_same_for_the_same_seed(pybuild: Pybuild, context: Path)
     ]  # fmt: skip
     assert runs[0] == runs[1]
     assert len(runs[0]) == 1
+
+
+def test_a_hit_counts_as_a_use(pybuild: Pybuild, context: Path) -> None:
+    """What is pruned first is what was not used for longest, not what was made first."""
+    pybuild.build(context)
+    with closing(sqlite3.connect(pybuild.root / "store.db")) as database, database:
+        database.execute("UPDATE cache SET used_ns = used_ns - 3600000000000")
+    before = {s["name"]: s["used_ns"] for s in pybuild.run("cache", "ls", "--json").json()["steps"]}
+    pybuild.build(context)
+    after = {s["name"]: s["used_ns"] for s in pybuild.run("cache", "ls", "--json").json()["steps"]}
+    assert all(after[name] - before[name] > 3_000_000_000_000 for name in before)
