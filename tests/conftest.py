@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -14,6 +15,12 @@ pytest_plugins = [
     "tests.support.cli",
     "tests.support.leaks",
 ]
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -63,11 +63,16 @@ def test_killed_commands_leave_a_sound_store(pybuild: Pybuild, busybox_layout: P
     ]
     chance = random.Random(int(os.environ.get("PYBUILD_TEST_SEED", "1")))
     killed = 0
+    longest = dict.fromkeys(range(len(commands)), 0.25)
     for number in range(KILLS):
-        command = commands[number % len(commands)]
+        which = number % len(commands)
+        command = commands[which]
         process = pybuild.start(*command)
-        time.sleep(chance.uniform(0.05, 0.6))
-        if process.poll() is None:
+        begun = time.monotonic()
+        try:
+            process.wait(timeout=chance.uniform(0.02, longest[which]))
+            longest[which] = time.monotonic() - begun  # a command that was quicker is killed sooner next time
+        except subprocess.TimeoutExpired:
             killed += 1
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -80,7 +85,7 @@ def test_killed_commands_leave_a_sound_store(pybuild: Pybuild, busybox_layout: P
             report = pybuild.run("fsck", "--json", check=False).json()
             serious = [p for p in report["problems"] if p["kind"] != "debris"]
             assert serious == [], (command, serious)
-    assert killed > KILLS // 4
+    assert killed >= KILLS // 6
     pybuild.run("rmi", "-f", "imported:1", "squashed:1", "other:1", "third:1")
     pybuild.build(context, "-t", "app:1")
     pybuild.unpack("app:1", tmp_path / "tree")
