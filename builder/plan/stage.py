@@ -251,6 +251,10 @@ class Dispatcher:
             lines = i.heredocs[0].content.strip().split("\n", 1)
             summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
         mounts = [self._mount(state, mount, i.range) for mount in i.mounts]
+        if i.devices:
+            raise state.fail(
+                "RUN --device is not supported: there are no CDI devices here", i.range, "use --device PATH of build"
+            )
         security = i.security or "sandbox"
         if security == "insecure" and "security.insecure" not in self._request.allow:
             raise state.fail(
