@@ -223,9 +223,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         nargs="?",
         const=True,
         type=boolean,
-        default=True,
+        default=False,
         metavar="BOOL",
-        help="refuse an image that holds the value of a --secret (default: true)",
+        help="refuse an image that holds the value of a --secret, or whose build printed it",
     )
     add("--on-error", choices=["stop", "shell"], default="stop", help="shell: look into a failed RUN before the end")
     add("--explain", action="store_true", help="tell before running why each step is found or not")

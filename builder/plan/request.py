@@ -156,5 +156,5 @@ class BuildRequest:
     cache_mounts_max_bytes: int = 2 << 30
     cache_mounts_max_age_s: float = 30 * 86400.0
     cache_ttl_s: float | None = None
-    secret_gate: bool = True
+    secret_gate: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -32,7 +32,15 @@ def context_of(tmp_path: Path, base: str, line: str) -> Path:
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_leak_is_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path, leak: str) -> None:
     context = context_of(tmp_path, busybox_base, LEAKS[leak])
-    flags = ("--secret", f"id=key,src={tmp_path}/key", "--build-arg", f"TOKEN={VALUE}", "-t", "leaky:1")
+    flags = (
+        "--secret",
+        f"id=key,src={tmp_path}/key",
+        "--build-arg",
+        f"TOKEN={VALUE}",
+        "-t",
+        "leaky:1",
+        "--secret-gate",
+    )
     result = pybuild.build(context, *flags, check=False)
     assert result.status == 1, leak
     assert "'key'" in result.stderr
@@ -48,12 +56,12 @@ def test_a_leak_is_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path, 
 def test_a_clean_build_passes(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     line = f"{MOUNT} wc -c /run/secrets/key > /size; head -c 30000000 /dev/urandom > /noise"
     context = context_of(tmp_path, busybox_base, line)
-    pybuild.build(context, "--secret", f"id=key,src={tmp_path}/key", "-t", "clean:1")
-    pybuild.build(context, "--secret", f"id=key,src={tmp_path}/key", "-t", "clean:2")
+    pybuild.build(context, "--secret", f"id=key,src={tmp_path}/key", "-t", "clean:1", "--secret-gate")
+    pybuild.build(context, "--secret", f"id=key,src={tmp_path}/key", "-t", "clean:2", "--secret-gate")
 
 
 def test_the_layer_and_file_are_named(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     context = context_of(tmp_path, busybox_base, LEAKS["a file"])
-    result = pybuild.build(context, "--secret", f"id=key,src={tmp_path}/key", check=False)
+    result = pybuild.build(context, "--secret-gate", "--secret", f"id=key,src={tmp_path}/key", check=False)
     assert "/leaked" in result.stderr
     assert "layer sha256:" in result.stderr
