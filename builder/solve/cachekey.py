@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from builder.plan.graph import CopyOp, MkdirOp, Op, RunOp, SourceOp
+from builder.plan.graph import CopyOp, MkdirOp, RunOp, SourceOp
 from builder.plan.request import RunOptions
 from layers.sha import sha256
 
@@ -57,11 +57,6 @@ def mkdir_key(op: MkdirOp, parent: str | None, epoch_s: int | None) -> str:
 def stack_key(parent: str | None, layer: str) -> str:
     """The key of an independent layer (`COPY --link`) once it lies on a parent."""
     return _digest("stack", parent, layer) if parent else layer
-
-
-def describe(op: Op) -> str:
-    """The definition as text, for `--explain`."""
-    return type(op).__name__.removesuffix("Op").lower()
 
 
 def _digest(*parts: object) -> str:
