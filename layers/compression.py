@@ -51,6 +51,7 @@ Buffer = bytes | bytearray | memoryview
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no time, OS unknown
 _DEFLATE_END = b"\x03\0"  # an empty final block
 _LEVELS: dict[Compression, range] = {"gzip": range(10), "zstd": range(-7, 23), "none": range(1)}
+_ZSTD_LEVEL = 3
 _ZSTD_JOB_BYTES = 2 << 20  # part of the format, too; larger ones cost memory in every worker
 _MOST_THREADS: dict[Compression, int] = {"gzip": 8, "zstd": 4, "none": 1}  # each holds some MiB
 
@@ -123,16 +124,20 @@ def compressor(
     `level` None is the default; gzip 1–3 uses ISA-L unless `reproducible`, 4–9 and 0 zlib. With
     `reproducible` the bytes depend on no processor. Raises: LayerError for a level out of range.
     """
-    if level is not None and level not in _LEVELS[kind] and kind != "none":
-        allowed = _LEVELS[kind]
-        raise LayerError(f"{kind} has no compression level {level}", hint=f"use {allowed.start} to {allowed.stop - 1}")
+    _check_level(kind, level)
     threads = max(1, min(threads, _MOST_THREADS[kind]))
     if kind == "gzip":
         deflate, crc32 = _deflate_engine(level, reproducible)
         return _GzipCompressor(deflate, crc32, threads)
     if kind == "zstd":
-        return _ZstdCompressor(3 if level is None else level, threads)
+        return _ZstdCompressor(_ZSTD_LEVEL if level is None else level, threads)
     return _Stored()
+
+
+def _check_level(kind: Compression, level: int | None) -> None:
+    if level is not None and level not in _LEVELS[kind] and kind != "none":
+        allowed = _LEVELS[kind]
+        raise LayerError(f"{kind} has no compression level {level}", hint=f"use {allowed.start} to {allowed.stop - 1}")
 
 
 class _Stored:
@@ -354,6 +359,20 @@ class _ZstdCompressor:
 
     def close(self) -> None:
         self._stream = None
+
+
+class ZstdFrames:
+    """Compresses data as zstd frames of their own, one after the other. Raises: LayerError for a level out of range."""
+
+    def __init__(self, level: int | None = None) -> None:
+        import zstandard
+
+        _check_level("zstd", level)
+        self._context = zstandard.ZstdCompressor(level=_ZSTD_LEVEL if level is None else level)
+
+    def pack(self, data: Buffer) -> bytes:
+        """One frame."""
+        return self._context.compress(data)
 
 
 def decompressor(stream: BinaryIO, *, kind: Kind | Literal["none"] | None = None) -> BinaryIO:

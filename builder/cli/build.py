@@ -157,7 +157,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of RUN from a disk")
     add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages of RUN, as 2MB:64m")
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
-    add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz"],
+    add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz", "zstd:chunked"],
         help="of new layers")  # fmt: skip
     add("--compression-level", type=int, metavar="N", help="the codec's own scale")
     add("--force-compression", action="store_true", help="the base image's layers, too")
@@ -227,7 +227,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="BOOL",
         help="refuse an image that holds the value of a --secret, or whose build printed it",
     )
-    add("--on-error", choices=["stop", "shell"], default="stop", help="shell: look into a failed RUN before the end")
+    add(
+        "--on-error",
+        default="stop",
+        metavar="stop|shell|capsule[=FILE]",
+        help="of a RUN that fails: shell opens one in its sandbox, capsule keeps all in a file for `pybuild shell`",
+    )
     add("--explain", action="store_true", help="tell before running why each step is found or not")
     add(
         "--summary",
@@ -395,8 +400,9 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     )
     if options.verify_layers and options.compression == "estargz":
         raise UsageError("--verify-layers cannot read estargz layers, which have a table of their own in them")
-    if options.format == "docker" and options.compression == "estargz":
-        raise UsageError("estargz needs annotations, which Docker manifests do not have", hint="use --format oci")
+    if options.format == "docker" and options.compression in {"estargz", "zstd:chunked"}:
+        message = f"{options.compression} needs annotations, which Docker manifests do not have"
+        raise UsageError(message, hint="use --format oci")
     return BuildRequest(
         containerfile=containerfile,
         context=context,
@@ -436,9 +442,20 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_to=cache_to,
         cache_mounts=options.cache_mounts,
         cache_ttl_s=options.cache_ttl,
+        capsule=_capsule(options.on_error),
         secret_gate=options.secret_gate,
         environ=dict(os.environ),
     )
+
+
+def _capsule(on_error: str) -> Path | None:
+    """Where `--on-error` wants a capsule. Raises: UsageError."""
+    kind, separator, name = on_error.partition("=")
+    if kind == "capsule" and (name or not separator):
+        return Path(name or "pybuild-capsule.tar").absolute()
+    if on_error not in {"stop", "shell"}:
+        raise UsageError(f"--on-error {on_error!r}: expected stop, shell or capsule[=FILE]")
+    return None
 
 
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:

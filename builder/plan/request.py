@@ -133,7 +133,7 @@ class BuildRequest:
     allow: frozenset[str] = frozenset()
     run: RunOptions = _DEFAULT_RUN
     format: Literal["oci", "docker"] = "oci"
-    compression: Literal["gzip", "zstd", "none", "estargz"] = "gzip"
+    compression: Literal["gzip", "zstd", "none", "estargz", "zstd:chunked"] = "gzip"
     compression_level: int | None = None
     force_compression: bool = False
     squash: bool = False
@@ -156,5 +156,7 @@ class BuildRequest:
     cache_mounts_max_bytes: int = 2 << 30
     cache_mounts_max_age_s: float = 30 * 86400.0
     cache_ttl_s: float | None = None
+    capsule: Path | None = None
+    """Where a failing RUN leaves what is needed to look into it, and to go on from it, elsewhere."""
     secret_gate: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)

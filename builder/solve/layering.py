@@ -23,8 +23,8 @@ from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.changeset import LayerResult
-    from layers.estargz import EstargzLayer
     from layers.layerdiff import Change
+    from layers.lazylayer import LazyLayer
     from layers.records import LayerRecord
     from layers.store import Store
 
@@ -151,6 +151,9 @@ class LayerBook:
         """
         from layers.compression import compressor, decompressor, kind_of_media_type, media_type
 
+        if self._compression == "zstd:chunked":
+            return self._made_lazy(layer)
+        # An eStargz layer has another DiffID, and the base's config is not this build's to change.
         wanted = "gzip" if self._compression == "estargz" else self._compression
         have = kind_of_media_type(layer.media_type)
         if have is None or layer.urls or (have == wanted and self._level is None):
@@ -168,6 +171,25 @@ class LayerBook:
         finally:
             engine.close()
         return Descriptor(media_type=media_type(wanted), digest=stored.digest, size_bytes=stored.size_bytes)
+
+    def _made_lazy(self, layer: Descriptor) -> Descriptor:
+        """A base image's layer as zstd:chunked, unless it is that already."""
+        from layers.compression import decompressor, kind_of_media_type
+        from layers.lazylayer import convert_to_lazy
+        from layers.zstdchunked import MANIFEST_CHECKSUM
+
+        have = kind_of_media_type(layer.media_type)
+        if have is None or layer.urls or (MANIFEST_CHECKSUM in layer.annotations and self._level is None):
+            return layer
+        with self._store.blobs.open(layer.digest) as stream, self._store.ingest() as ingest:
+            made = convert_to_lazy("zstd:chunked", decompressor(stream, kind=have), ingest, level=self._level)
+            stored = ingest.commit()
+        return Descriptor(
+            media_type=made.media_type,
+            digest=stored.digest,
+            size_bytes=stored.size_bytes,
+            annotations=made.annotations,
+        )
 
     def _known(self, snapshot: str, suffix: str = "") -> LayerRecord | None:
         record = self._store.layers.lookup(snapshot, self._variant + suffix)
@@ -199,12 +221,16 @@ class LayerBook:
         )
         annotations: Mapping[str, str] = {}
         with self._store.ingest() as ingest:
-            result: LayerResult | EstargzLayer
-            if self._compression == "estargz":
-                from layers.estargz import write_estargz
+            result: LayerResult | LazyLayer
+            if self._compression == "estargz" or self._compression == "zstd:chunked":
+                from layers.lazylayer import write_lazy
 
-                result = write_estargz(
-                    partial(write, compression="none"), ingest, level=self._level, reproducible=self._reproducible
+                result = write_lazy(
+                    self._compression,
+                    partial(write, compression="none"),
+                    ingest,
+                    level=self._level,
+                    reproducible=self._reproducible,
                 )
                 annotations = result.annotations
             else:

@@ -18,8 +18,9 @@ import pytest
 
 from layers.changeset import LayerResult, Sink, write_layer
 from layers.errors import Cancelled, LayerError
-from layers.estargz import NO_PREFETCH, TOC_DIGEST, TOC_NAME, EstargzLayer, footer, read_footer, write_estargz
+from layers.estargz import NO_PREFETCH, TOC_DIGEST, TOC_NAME, footer, read_footer
 from layers.layerdiff import diff_trees
+from layers.lazylayer import LazyLayer, write_lazy
 
 
 def tree(root: Path) -> Path:
@@ -40,9 +41,9 @@ def produce_from(root: Path) -> Callable[[Sink], LayerResult]:
     return lambda sink: write_layer(diff_trees(None, root), root, sink, compression="none")
 
 
-def written(root: Path, **options: Any) -> tuple[bytes, EstargzLayer]:
+def written(root: Path, **options: Any) -> tuple[bytes, LazyLayer]:
     out = io.BytesIO()
-    layer = write_estargz(produce_from(root), out, **options)
+    layer = write_lazy("estargz", produce_from(root), out, **options)
     return out.getvalue(), layer
 
 
@@ -134,11 +135,11 @@ def test_failures_of_either_side_are_told(tmp_path: Path) -> None:
             raise LayerError("the disk is full")
 
     with pytest.raises(LayerError, match="the disk is full"):
-        write_estargz(produce_from(root), Full())
+        write_lazy("estargz", produce_from(root), Full())
 
     def cancelled(sink: Sink) -> LayerResult:
         sink.write(b"x" * 100)
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        write_estargz(cancelled, io.BytesIO())
+        write_lazy("estargz", cancelled, io.BytesIO())
