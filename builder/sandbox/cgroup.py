@@ -90,13 +90,19 @@ class Group:
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process, and wait until it is so. Raises: CgroupError, OSError."""
         for hierarchy, path in self.directories:
-            if hierarchy.version == 2:
-                _write(f"{path}/cgroup.freeze", str(int(frozen)))
-                _await(f"{path}/cgroup.events", f"frozen {int(frozen)}")
-            elif "freezer" in hierarchy.controllers:
+            if "freezer" in hierarchy.controllers:
                 state = "FROZEN" if frozen else "THAWED"
                 _write(f"{path}/freezer.state", state)
                 _await(f"{path}/freezer.state", state)
+                return
+        for hierarchy, path in self.directories:
+            if hierarchy.version == 2:
+                _write(f"{path}/cgroup.freeze", str(int(frozen)))
+                _await(f"{path}/cgroup.events", f"frozen {int(frozen)}")
+                return
+        raise CgroupError(
+            errno.ENOENT, "it runs in no control group that can be frozen", hint="an ordinary user needs one of his own"
+        )
 
     def remove(self) -> None:
         """Remove the directories; the kernel may need a moment after the last process. Never raises OSError."""
@@ -130,17 +136,29 @@ def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | 
     try:
         settings: dict[str, list[Setting]] = {}
         by_controller: dict[str, Hierarchy] = {}
+        resources = dict(resources)
+        at_hand = _at_hand(found) if resources.pop("accounting", False) else {}
         for controller in sorted({_CONTROLLER_OF[key] for key in resources}):
             hierarchy = by_controller[controller] = _hierarchy(found, controller)
             wanted = {key: value for key, value in resources.items() if _CONTROLLER_OF[key] == controller}
             settings[controller] = plan(hierarchy.version, controller, wanted)
+        needed = frozenset(by_controller.values())
+        for controller in at_hand.keys() - by_controller.keys():
+            by_controller[controller] = at_hand[controller]
+            settings[controller] = []
         for hierarchy in dict.fromkeys(by_controller.values()):
             controllers = [name for name, home in by_controller.items() if home == hierarchy]
-            base = _base(hierarchy, controllers)
-            sweep(base)
-            group.add(hierarchy, f"{base}/{PREFIX}{name}")
+            try:
+                base = _base(hierarchy, controllers)
+                sweep(base)
+                group.add(hierarchy, f"{base}/{PREFIX}{name}")
+            except OSError:
+                if hierarchy in needed:
+                    raise
         for controller, rows in settings.items():
-            path = next(path for hierarchy, path in group.directories if hierarchy == by_controller[controller])
+            path = next((path for place, path in group.directories if place == by_controller[controller]), None)
+            if path is None:
+                continue
             if controller == "cpuset" and by_controller[controller].version == 1:
                 _inherit_cpuset(path)
             for row in rows:
@@ -151,6 +169,50 @@ def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | 
             raise
         raise CgroupError(e.errno or errno.EIO, f"{e.strerror}", e.filename, _hint(e)) from e
     return group
+
+
+def _at_hand(found: list[Hierarchy]) -> dict[str, Hierarchy]:
+    """By controller, where groups for accounting can be made. Of those that cannot none is missed."""
+    places: dict[str, Hierarchy] = {}
+    for controller in _ACCOUNTED:
+        with contextlib.suppress(OSError):
+            hierarchy = _hierarchy(found, controller)
+            if os.access(_base(hierarchy, [controller]), os.W_OK):
+                places[controller] = hierarchy
+    return places
+
+
+def of_process(pid: int) -> list[tuple[Hierarchy, str]]:
+    """The groups that were made for a process's sandbox, as seen from here. Raises: OSError if it is gone."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
+        text = stream.read()
+    if PREFIX not in text:
+        return []
+    return [(h, h.own) for h in detect(own=text) if os.path.basename(h.own).startswith(PREFIX)]
+
+
+def change(pid: int, resources: dict[str, Any]) -> None:
+    """Set limits (as for `create`) of the groups of a process that runs. Raises: CgroupError, OSError."""
+    places = of_process(pid)
+    for controller in sorted({_CONTROLLER_OF[key] for key in resources}):
+        names = {*_NAMES.get(controller, (controller,))}
+        place = next(((h, path) for h, path in places if names & {*h.controllers}), None)
+        if place is None:
+            raise CgroupError(
+                errno.ENOENT,
+                f"it was started in no group of the {controller} controller",
+                hint="limits of an ordinary user's containers need a delegated cgroup v2",
+            )
+        hierarchy, path = place
+        wanted = {key: value for key, value in resources.items() if _CONTROLLER_OF[key] == controller}
+        rows = plan(hierarchy.version, controller, wanted)
+        try:
+            for row in rows:
+                _apply(path, row)
+        except CgroupError:
+            # Memory may not exceed memory and swap at any time: what grows is set in the other order.
+            for row in reversed(rows):
+                _apply(path, row)
 
 
 def join(directories: list[str]) -> None:
@@ -176,6 +238,8 @@ def sweep(base: str) -> None:
 
 # ---- what to write ----------------------------------------------------------------------------
 
+_ACCOUNTED = ("cpu", "cpuacct", "cpuset", "freezer", "io", "memory", "pids")
+"""What `Resources(accounting=True)` wants groups of, each where it can be had."""
 _CONTROLLER_OF = {
     "memory_bytes": "memory",
     "memory_swap_bytes": "memory",

@@ -155,7 +155,7 @@ def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio:
         box, inner_root = _open(pid, pidfd)
         with contextlib.suppress(OSError):
             # Limits count for this process too; where they cannot be joined there are none of ours.
-            cgroup.join(groups_of(pid))
+            cgroup.join([path for _hierarchy, path in cgroup.of_process(pid)])
         for fd, flag in box:
             linux.setns(fd, flag)
             os.close(fd)
@@ -200,15 +200,6 @@ def _enter_root(root: int) -> bool:
     os.chdir("/")
     os.close(root)
     return chrooted
-
-
-def groups_of(pid: int) -> list[str]:
-    """The directories of the control groups that were made for a process, seen from here."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
-        text = stream.read()
-    if cgroup.PREFIX not in text:
-        return []
-    return [h.own for h in cgroup.detect(own=text) if os.path.basename(h.own).startswith(cgroup.PREFIX)]
 
 
 def _become(command: Command, control: socket.socket, stdio: tuple[int, int, int], chrooted: bool) -> NoReturn:

@@ -108,13 +108,13 @@ class Running:
     def kill(self) -> None:
         """Kill everything in the sandbox at once. Thread-safe, idempotent."""
         self.signal(signal.SIGKILL)
-        if self._spec.resources.freezer:
+        if self._spec.resources.freezer or self._spec.resources.accounting:
             # On v1 what is frozen dies when it thaws; nobody waits for the answer.
             with contextlib.suppress(OSError):
                 self._control.send(b"thaw")
 
     def pause(self) -> None:
-        """Freeze every process; the spec must have `Resources(freezer=True)`. Raises: SandboxError."""
+        """Freeze every process; the spec must ask for it (`Resources.freezer`, `accounting`). Raises: SandboxError."""
         self._wish(b"freeze")
 
     def resume(self) -> None:
@@ -224,6 +224,8 @@ class Launcher:
 
     bare = False
     """Whether sandboxes have neither namespaces nor mounts (`builder.sandbox.bare`)."""
+    accounting = False
+    """Whether sandboxes are expected to ask for that (`Resources.accounting`), one after the other."""
 
     def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
         self._server = server
@@ -253,8 +255,9 @@ class Launcher:
         finally:
             theirs.close()
         launcher = cls(ours, pid, _host())
+        hello = {"prelude": launcher._prelude, "flags": _SPARE_FLAGS, "accounting": cls.accounting}
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
-            ours.send(json.dumps({"prelude": launcher._prelude, "flags": _SPARE_FLAGS}).encode())
+            ours.send(json.dumps(hello).encode())
         return launcher
 
     def run(
@@ -287,13 +290,16 @@ class Launcher:
             }
             ahead = len(self._prelude)
             letter = b"D"
-            # The spare is in no group of its own: limits need a child that is made for them.
-            limited = spec.resources.any
-            if flags == _SPARE_FLAGS and not programs and not limited and steps[:ahead] == self._prelude:
-                letter, steps = b"S", steps[ahead:]
-            else:
-                request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
+            # The spare is in groups without limits, or in none: others need a child that is made for them.
+            limited = spec.resources._replace(accounting=None).any
+            limited = limited or bool(spec.resources.accounting) != self.accounting
+            if programs:
                 request["programs"] = programs
+            if spec.resources.any:
+                request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
+            if flags == _SPARE_FLAGS and not limited and steps[:ahead] == self._prelude:
+                letter, steps = b"P" if programs else b"S", steps[ahead:]
+            else:
                 request["network"] = self._network(spec)
             request["operations"] = steps
             try:

@@ -109,6 +109,8 @@ class Resources(NamedTuple):
     """(page size such as 2MB, bytes) each."""
     freezer: bool | None = None
     """True: `Running.pause` will be wanted."""
+    accounting: bool | None = None
+    """True: groups of all controllers at hand, for figures, pausing and limits to come; where there is none, none."""
 
     @property
     def any(self) -> bool:

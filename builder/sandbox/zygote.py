@@ -8,8 +8,9 @@ The first datagram (SOCK_SEQPACKET) names the *prelude*, the operations that mos
 and the namespaces that they have. A spare child, which has done them already, waits for the next
 request: that saves the clone, the page faults of a fresh copy and half of the setup, some 3 ms of 7.
 All other datagrams are one letter and JSON, S for a request that the spare can take (it brings the
-rest of the operations) and D for one that it cannot; the JSON comes in a memfd where it is long;
-descriptors: [control, stdin, stdout, stderr, memfd?].
+rest of the operations), P for one of these with a filter that is new to the zygote, and D for one that
+the spare cannot take; the JSON comes in a memfd where it is long; with descriptors
+[control, stdin, stdout, stderr, memfd?].
 
 What happens is told on the control socket, one JSON object a datagram: `{"started": true}` with a
 pidfd; `{"error": ...}` from the child itself, at most once, when its setup fails; `{"exit": wait
@@ -32,7 +33,7 @@ import signal
 import socket
 from typing import Any, NoReturn
 
-from builder.sandbox import cgroup, rootfs, setup
+from builder.sandbox import cgroup, rootfs, setup, springboard
 from layers import linux
 
 MSG_CMSG_CLOEXEC = 0x40000000
@@ -73,11 +74,12 @@ class _Child:
 class _Spare:
     """A child that waits, set up as far as the prelude goes, for a request on its socket."""
 
-    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.requests = requests
         self.undo_fd = undo_fd
+        self.group = group
 
     def discard(self) -> None:
         """Kill and reap it."""
@@ -87,6 +89,8 @@ class _Spare:
         self.requests.close()
         os.close(self.pidfd)
         os.close(self.undo_fd)
+        if self.group:
+            self.group.remove()
 
 
 def serve(server: socket.socket) -> NoReturn:
@@ -175,6 +179,7 @@ class _Zygote:
         self.groups = 0
         self.prelude: list[list[Any]] = []
         self.spare_flags = 0
+        self.accounting = False
         self.spare: _Spare | None = None
         self.programs: dict[int, bytes] = {}
         self.by_pidfd: dict[int, _Child] = {}
@@ -194,6 +199,8 @@ class _Zygote:
 
     def clear(self) -> None:
         """Kill and bury every sandbox: the launcher is gone."""
+        if self.spare and self.spare.group:
+            self.spare.discard()
         children = list(self.by_pidfd.values())
         for child in children:
             child.kill()
@@ -207,13 +214,16 @@ class _Zygote:
             if data:
                 hello = json.loads(data)
                 self.prelude, self.spare_flags = hello["prelude"], hello["flags"]
+                self.accounting = hello["accounting"]
                 self.breed()
             return bool(data)
         control = socket.socket(fileno=fds[0])
         try:
-            if data[:1] != b"S" or not self.hand_on(data, control, fds):
+            if data[:1] == b"P":
+                self.learn(parse(data, fds))
+            if data[:1] == b"D" or not self.hand_on(data, control, fds):
                 request = parse(data, fds)
-                if data[:1] == b"S":
+                if data[:1] != b"D":
                     request["operations"] = self.prelude + request["operations"]
                 self.start(request, control, fds[1:4])
         except cgroup.CgroupError as e:
@@ -225,12 +235,23 @@ class _Zygote:
         finally:
             for fd in fds[1:]:
                 os.close(fd)
-        if self.spare is None:
+        if self.accounting:
+            # A container is one sandbox: the next is not to be expected soon.
+            if self.spare:
+                self.spare.discard()
+                self.spare = None
+        elif self.spare is None:
             self.breed()
         return True
 
+    def learn(self, request: dict[str, Any]) -> None:
+        """Keep the filters that a request brings."""
+        for number, program in request.get("programs", {}).items():
+            self.programs[int(number)] = binascii.a2b_base64(program)
+
     def breed(self) -> None:
         """Start the next spare. Where that fails, the next request tells why by failing too."""
+        group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -238,11 +259,14 @@ class _Zygote:
         except OSError:
             requests.close()
             os.close(undo_read)
+            if group:
+                group.remove()
         else:
             if pid == 0:
                 requests.close()
-                _wait_in_the_wings(theirs, setup.Sandbox(undo_write, self.programs), self.prelude)
-            self.spare = _Spare(pid, pidfd, requests, undo_read)
+                # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
+                _wait_in_the_wings(theirs, setup.Sandbox(undo_write, self.programs), ahead + self.prelude)
+            self.spare = _Spare(pid, pidfd, requests, undo_read, group)
         theirs.close()
         os.close(undo_write)
 
@@ -257,8 +281,14 @@ class _Zygote:
             spare.discard()
             return False
         spare.requests.close()
-        self.register(_Child(spare.pid, spare.pidfd, control, spare.undo_fd, None))
+        self.register(_Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group))
         return True
+
+    def make_group(self, limits: dict[str, Any]) -> tuple[cgroup.Group, list[list[Any]]]:
+        """A group with limits, and the operation that enters it. Raises: CgroupError."""
+        self.groups += 1
+        group = cgroup.create(limits, f"{os.getpid()}-{os.urandom(4).hex()}-{self.groups}")
+        return group, [["cgroup", {"directories": [path for _hierarchy, path in group.directories]}]]
 
     def register(self, child: _Child) -> None:
         """Tell that it runs, and watch it."""
@@ -270,19 +300,16 @@ class _Zygote:
         self.poll.register(child.control, select.POLLIN)
 
     def start(self, request: dict[str, Any], control: socket.socket, stdio: list[int]) -> None:
-        for number, program in request.get("programs", {}).items():
-            self.programs[int(number)] = binascii.a2b_base64(program)
-            if self.spare:
-                # It was born without, and the next request may want it.
-                self.spare.discard()
-                self.spare = None
+        self.learn(request)
+        if request.get("programs") and self.spare:
+            # It was born without, and the next request may want it.
+            self.spare.discard()
+            self.spare = None
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         group = None
         if limits := request.get("limits"):
-            self.groups += 1
-            group = cgroup.create(limits, f"{os.getpid()}-{os.urandom(4).hex()}-{self.groups}")
-            join = [path for _hierarchy, path in group.directories]
-            request["operations"].insert(0, ["cgroup", {"directories": join}])
+            group, ahead = self.make_group(limits)
+            request["operations"] = ahead + request["operations"]
         gate_read = gate_write = -1
         if request.get("network"):
             # Now: the child will see no other file system than the image's.
@@ -396,7 +423,10 @@ def _wait_in_the_wings(requests: socket.socket, sandbox: setup.Sandbox, prelude:
     try:
         data, fds, _flags, _address = socket.recv_fds(requests, MAX_REQUEST_BYTES, 8, MSG_CMSG_CLOEXEC)
         if data:
-            _run(parse(data, fds), socket.socket(fileno=fds[0]), fds[1:4], sandbox, failure)
+            request = parse(data, fds)
+            for number, program in request.get("programs", {}).items():
+                sandbox.programs[int(number)] = binascii.a2b_base64(program)
+            _run(request, socket.socket(fileno=fds[0]), fds[1:4], sandbox, failure)
     finally:
         os._exit(125)
 
@@ -448,19 +478,16 @@ def _run(
 
 
 def _init() -> None:
-    """Stay behind as a small PID 1 that reaps and passes signals on; returns in the child alone.
-
-    This process still holds memory of the launcher's: nobody inside may look into it.
-    """
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    """Stay behind as a small PID 1; returns in the child alone. Raises: SetupError."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         return
     linux.close_range(0)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda received, _frame: os.kill(pid, received))
-    while True:
-        ended, status = os.wait()
-        if ended == pid:
-            os._exit(os.waitstatus_to_exitcode(status) & 0xFF if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+    try:
+        springboard.become_init(pid)
+    except OSError as e:
+        os.kill(pid, signal.SIGKILL)
+        raise setup.SetupError("init", e.errno, None, e.strerror or str(e)) from e
