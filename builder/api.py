@@ -18,6 +18,7 @@ user it runs in a child process (`builder.inchild`), so that the caller stays wh
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
+    from builder.capsule import Capsule
     from builder.difference import Difference
     from builder.frontend.instructions import Containerfile
     from builder.frontend.lint import CheckOptions, Finding
@@ -395,6 +397,29 @@ def unpack(
     location = parse_location(source, "storage")
     with _lazy_store(root) as store, _transports(store, registry) as context:
         unpack_location(location, context, target, platform=platform or Platform.host(), events=events or NullSink())
+
+
+def read_capsule(path: Path) -> Capsule:
+    """What failed, by a capsule that `BuildRequest.capsule` named. Raises: ContextError, ImageError, StoreError."""
+    from builder import capsule
+
+    with _transports(None, None) as context:
+        return capsule.read_capsule(path, context)
+
+
+def load_capsule(path: Path, *, root: Path) -> str:
+    """Take the image of a capsule into the store, under the name that is returned; see `forget_capsule`."""
+    from builder import capsule
+
+    name = f"localhost/pybuild-capsule:{os.urandom(8).hex()}"
+    copy(capsule.location(path), f"storage:{name}", root=root, default_destination="storage")
+    return name
+
+
+def forget_capsule(name: str, *, root: Path) -> None:
+    """Take the name from a capsule's image. What is the capsule's alone goes with the next prune."""
+    with _lazy_store(root) as store:
+        store().names.delete(name)
 
 
 class InspectedImage(NamedTuple):

@@ -193,10 +193,16 @@ def finish(
         early = EarlyPush(parts, request.outputs, tuple(map(str, names)))
     try:
         results = solver.solve()
-    except BaseException:
+    except BaseException as e:
         if early is not None:
             early.close(failed=True)
+        if solver.failed is not None and solver.failed.error is e:
+            from builder import capsule
+
+            capsule.keep(parts, request, events)
         raise
+    finally:
+        solver.forget_failed()
     image = Exporter(store, request, parts.sources, parts.layers, solver).export(parts.graph, results, solver.made_ns)
     parts.layers.finish()
     if parts.gate is not None:

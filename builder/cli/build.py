@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.cli import sandboxflags
 from builder.cli.options import (
     add_registry_options,
     boolean,
@@ -17,9 +17,9 @@ from builder.cli.options import (
     fields,
     has_registry_options,
     key_value,
-    size,
     store_root,
 )
+from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from builder.solve.steps import OnError
 
 _MAX_CONTAINERFILE_BYTES = 64 << 20
-_IO_FLAGS = {
-    "device-read-bps": "rbps",
-    "device-write-bps": "wbps",
-    "device-read-iops": "riops",
-    "device-write-iops": "wiops",
-}
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -111,7 +105,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         help="an ssh agent for RUN --mount=type=ssh",
     )
     add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="security.insecure")
-    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts for RUN")
     add(
         "--network",
         default="default",
@@ -121,7 +114,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
     add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … or a path")
-    add("--dns", action="append", default=[], metavar="IP", help="a name server for RUN")
     add(
         "-v",
         "--volume",
@@ -130,32 +122,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="HOST:CTR[:ro]",
         help="bind a host directory for every RUN",
     )
-    add("--device", action="append", default=[], metavar="PATH", help="a device of the host for every RUN")
-    add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more for RUN")
-    add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less for RUN")
-    add(
-        "--security-opt",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="seccomp=FILE|unconfined, no-new-privileges",
-    )
-    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="a resource limit for RUN")
-    add("--shm-size", type=size, metavar="SIZE", help="size of /dev/shm for RUN")
+    add_sandbox_options(parser)
     add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer")
-    add("-m", "--memory", type=size, metavar="SIZE", help="memory limit of RUN")
-    add("--memory-swap", type=size, metavar="SIZE", help="memory and swap limit of RUN; -1 is unlimited")
-    add("--cpu-shares", type=int, metavar="N", help="relative weight of RUN")
-    add("--cpu-period", type=int, metavar="US", help="CFS period in microseconds")
-    add("--cpu-quota", type=int, metavar="US", help="CFS quota in microseconds")
-    add("--cpus", type=float, metavar="N", help="processors' worth of time for RUN")
-    add("--cpuset-cpus", metavar="LIST", help="processors for RUN")
-    add("--cpuset-mems", metavar="LIST", help="memory nodes for RUN")
-    add("--pids-limit", type=int, metavar="N", help="processes that RUN may have")
-    for flag, what in _IO_FLAGS.items():
-        unit = "SIZE" if what.endswith("bps") else "N"
-        add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of RUN from a disk")
-    add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages of RUN, as 2MB:64m")
+    add_limit_options(parser)
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
     add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz", "zstd:chunked"],
         help="of new layers")  # fmt: skip
@@ -365,37 +334,23 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     platforms = [p for value in options.platform for p in value.split(",") if p]
     if options.pull not in {"always", "missing", "never", "newer"}:
         options.pull = "always" if boolean(options.pull) else "missing"
-    quota, period = options.cpu_quota, options.cpu_period
-    if options.cpus is not None:
-        if quota is not None:
-            raise UsageError("--cpus and --cpu-quota exclude each other")
-        period = period or 100_000
-        quota = int(options.cpus * period)
     run_options = RunOptions(
         network=options.network,
-        add_hosts=tuple(_host(h) for h in options.add_host),
+        add_hosts=sandboxflags.added_hosts(options),
         cap_add=tuple(options.cap_add),
         cap_drop=tuple(options.cap_drop),
         security_opt=tuple(options.security_opt),
-        ulimits=tuple(_ulimit(u) for u in options.ulimit),
+        ulimits=sandboxflags.ulimits(options),
         shm_size_bytes=options.shm_size,
         volumes=tuple(options.volume),
         isolation=_isolation(options),
         timeout_s=options.timeout,
-        limits=ResourceLimits(
-            memory_bytes=options.memory,
-            memory_swap_bytes=options.memory_swap,
-            cpu_shares=options.cpu_shares,
-            cpu_period_us=period,
-            cpu_quota_us=quota,
-            cpuset_cpus=options.cpuset_cpus,
-            cpuset_mems=options.cpuset_mems,
-            pids=options.pids_limit,
-            io=_io_limits(options),
-            hugetlb=tuple(_limited(text, "--hugetlb-limit", size) for text in options.hugetlb_limit) or None,
-        ),
-        dns=tuple(options.dns),
-        devices=tuple(map(_device, options.device)),
+        limits=sandboxflags.limits(options, ResourceLimits),
+        dns=sandboxflags.name_servers(options),
+        dns_search=sandboxflags.one_line(options.dns_search, "--dns-search"),
+        dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
+        no_hosts=options.no_hosts,
+        devices=sandboxflags.devices(options),
         runtime=options.runtime,
     )
     if options.verify_layers and options.compression == "estargz":
@@ -640,65 +595,9 @@ def _ssh(text: str) -> tuple[str, Path]:
     return id, path
 
 
-def _host(text: str) -> tuple[str, str]:
-    name, separator, address = text.partition("=" if "=" in text else ":")
-    address = address.strip("[]")
-    if address == "host-gateway":
-        address = "127.0.0.1"
-    import ipaddress
-
-    try:
-        ipaddress.ip_address(address)
-    except ValueError as e:
-        raise UsageError(f"--add-host {text!r}: expected NAME:IP") from e
-    if not separator or not name:
-        raise UsageError(f"--add-host {text!r}: expected NAME:IP")
-    return name, address
-
-
 def _isolation(options: Namespace) -> str:
     """`--runtime` alone means oci, as podman's flag does. Raises: UsageError."""
     isolation = str(options.isolation)
     if options.runtime and isolation not in {"auto", "oci"}:
         raise UsageError(f"--runtime and --isolation {isolation} exclude each other")
     return "oci" if options.runtime else isolation
-
-
-def _io_limits(options: Namespace) -> tuple[tuple[str, str, int], ...] | None:
-    """The --device-read-bps family as (what, device, limit). Raises: UsageError."""
-    found: list[tuple[str, str, int]] = []
-    for flag, what in _IO_FLAGS.items():
-        unit = size if what.endswith("bps") else int
-        values = getattr(options, flag.replace("-", "_"))
-        found += [(what, *_limited(text, f"--{flag}", unit)) for text in values]
-    return tuple(found) or None
-
-
-def _limited(text: str, flag: str, unit: Callable[[str], int]) -> tuple[str, int]:
-    """`NAME:LIMIT`. Raises: UsageError."""
-    name, separator, value = text.rpartition(":")
-    try:
-        if separator and name:
-            return name, unit(value)
-    except (ValueError, ArgumentTypeError):
-        pass
-    raise UsageError(f"{flag} {text!r}: expected NAME:LIMIT")
-
-
-def _device(text: str) -> str:
-    """A host's device node, as docker's flag has it; it appears under its own name. Raises: UsageError."""
-    path, _, rest = text.partition(":")
-    if rest and rest.partition(":")[0] not in {path, "r", "w", "m", "rw", "rm", "wm", "rwm"}:
-        raise UsageError(f"--device {text!r}: a device appears under its own name", hint=f"--device {path}")
-    if not path.startswith("/dev/") or ".." in path.split("/") or not os.path.exists(path):
-        raise UsageError(f"--device {text!r}: {path} is no device of this machine")
-    return path
-
-
-def _ulimit(text: str) -> tuple[str, int, int]:
-    name, value = key_value(text, "--ulimit")
-    soft, separator, hard = value.partition(":")
-    try:
-        return name, int(soft), int(hard) if separator else int(soft)
-    except ValueError as e:
-        raise UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]") from e

@@ -75,6 +75,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("archives", "write an image's root file system as a tar"),
     "image": Verb("archives", "mount an image's root file system read-only, or undo it"),
     "unshare": Verb("archives", "run a command in the user namespace that builds use"),
+    "shell": Verb("shell", "look into the capsule of a failed step, or into an image"),
     "verify": Verb("verify", "build twice under different conditions and compare the images"),
     "diff": Verb("differ", "tell how two images, layers or directories differ"),
     "run": Verb("run", "run a command in a new container"),

@@ -1,4 +1,4 @@
-"""`--on-error=shell`: a shell in the failed step's sandbox, with its files, mounts, environment and user."""
+"""Shells: in a failed step's sandbox (`--on-error=shell`), in its capsule or in an image (`pybuild shell`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,71 @@ import signal
 import sys
 import termios
 import tty
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from builder.capsule import Capsule
     from builder.errors import StepError
     from builder.sandbox.launcher import Running
     from builder.solve.steps import StartAgain
 
 _SHELL = ("/bin/sh", "-i")
+
+
+def configure(verb: str, parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", metavar="CAPSULE|IMAGE", help="a file of `build --on-error=capsule`, or an image of the store")
+    add("command", nargs="...", metavar="COMMAND", help="this instead of a shell")
+    add("--info", action="store_true", help="tell what failed, and open nothing")
+    add("--json", action="store_true", help="with --info, as JSON")
+
+
+def run(verb: str, options: Namespace) -> int:
+    from builder import api
+    from builder.cli.main import main
+    from builder.cli.options import store_root
+    from builder.errors import UsageError
+
+    root = store_root(options)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    image = str(options.target)
+    file = Path(image)
+    capsule = None
+    if file.exists() or options.info or image.startswith(("/", ".")) or image.endswith(".tar"):
+        capsule = api.read_capsule(file)
+        _tell(capsule, as_json=options.info and options.json)
+    if options.info:
+        return 0
+    if options.json:
+        raise UsageError("--json goes with --info")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and not command
+    flags = ["--rm", "--interactive", *(["--tty"] if terminal else []), "--entrypoint="]
+    if capsule is not None:
+        image = api.load_capsule(file, root=root)
+    try:
+        return main(["run", f"--root={root}", *flags, image, *(command or ["/bin/sh"])])
+    finally:
+        if capsule is not None:
+            api.forget_capsule(image, root=root)
+
+
+def _tell(capsule: Capsule, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(capsule._asdict(), indent=2))
+        return
+    where = f"{capsule.file}:{capsule.line}" if capsule.line else capsule.file
+    lines = [f"{capsule.step} ({capsule.platform})", f"{where}: {capsule.message}", capsule.instruction]
+    if capsule.mounts:
+        lines.append("mounts, which are not in the capsule: " + "; ".join(capsule.mounts))
+    if capsule.output:
+        lines += ["the end of its output:", capsule.output.rstrip("\n")]
+    from builder.cli.progress import sanitise
+
+    print("\n".join(sanitise(line) for text in lines for line in text.split("\n")), file=sys.stderr)
 
 
 def shell(error: StepError, start: StartAgain) -> None:

@@ -91,6 +91,10 @@ class RunOptions:
     timeout_s: float | None = None
     limits: ResourceLimits = _NO_LIMITS
     dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    no_hosts: bool = False
+    """RUN sees the image's own /etc/hosts."""
     devices: tuple[str, ...] = ()
     runtime: str | None = None
     """Of isolation "oci": the runtime's name or path; None takes the first that is installed."""

@@ -205,7 +205,10 @@ def import_caches(parts: Parts, request: BuildRequest, events: EventSink) -> Non
 def _location(ref: CacheRef, name: str) -> Any:
     from registry.transport import parse_location
 
-    return parse_location(f"oci:{Path(ref.ref).expanduser()}:cache" if ref.type == "local" else f"docker://{name}")
+    if ref.type == "registry":
+        return parse_location(f"docker://{name}")
+    place = Path(ref.ref).expanduser()
+    return parse_location(f"{'oci-archive' if place.is_file() else 'oci'}:{place}:cache")
 
 
 def _read(source: ImageSource) -> CacheIndex:
@@ -306,26 +309,35 @@ def inline_rows(graph: BuildGraph, solver: Solver, top: int | None, base_count: 
 
 
 def _write(parts: Parts, ref: CacheRef, rows: Sequence[tuple[str, RemoteStep]], mounts: Sequence[RemoteMount]) -> None:
+    manifest = cache_manifest(parts, rows, mounts)
+    destination = _location(ref, ref.ref).destination(parts.transports())
+    try:
+        send_manifest(parts, destination, manifest)
+        destination.commit()
+    finally:
+        destination.close()
+
+
+def cache_manifest(
+    parts: Parts, rows: Sequence[tuple[str, RemoteStep]], mounts: Sequence[RemoteMount] = ()
+) -> Manifest:
+    """A cache of these steps; its config and layers are in the store then. Raises: PybuildError."""
     config = encode_index(rows, mounts)
     blobs = {step.layer.descriptor.digest: step.layer.descriptor for _, step in rows}
     blobs |= {m.descriptor.digest: m.descriptor for m in mounts}
     parts.solver.fetch_remote([d for d in blobs.values() if parts.store.stat(d.digest) is None])
+    parts.store.put(config, CONFIG_TYPE)
     described = Descriptor(
         media_type=CONFIG_TYPE,
         digest=Digest.of(config),
         size_bytes=len(config),
         data=b64encode(config).decode() if len(config) <= _MAX_INLINE_BYTES else None,
     )
-    manifest = Manifest.build(config=described, layers=blobs.values(), artifact_type=ARTIFACT_TYPE)
-    parts.store.put(config, CONFIG_TYPE)
-    destination = _location(ref, ref.ref).destination(parts.transports())
-    try:
-        _send(parts, destination, [described, *blobs.values()], manifest)
-    finally:
-        destination.close()
+    return Manifest.build(config=described, layers=blobs.values(), artifact_type=ARTIFACT_TYPE)
 
 
-def _send(parts: Parts, destination: ImageDestination, blobs: Sequence[Descriptor], manifest: Manifest) -> None:
+def send_manifest(parts: Parts, destination: ImageDestination, manifest: Manifest) -> None:
+    """Write a manifest and its blobs, which the store has; the caller commits. Raises: PybuildError."""
     from registry.copy import run_parallel
     from registry.transport import BlobInput, RawManifest
 
@@ -336,10 +348,9 @@ def _send(parts: Parts, destination: ImageDestination, blobs: Sequence[Descripto
         if not destination.has_blob(plain):
             destination.put_blob(BlobInput(plain, source))
 
-    run_parallel([partial(send, blob) for blob in blobs], 4, threading.Event())
+    run_parallel([partial(send, blob) for blob in (manifest.config, *manifest.layers)], 4, threading.Event())
     top = manifest.descriptor
     destination.put_manifest(RawManifest(manifest.raw, manifest.media_type, top.digest), top=True)
-    destination.commit()
 
 
 class StoreBlobs:

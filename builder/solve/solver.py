@@ -26,7 +26,7 @@ from builder.solve.steps import StepContext, copy_options, open_mount, run_comma
 from layers.errors import BlobNotFound, Cancelled, PybuildError
 from layers.events import Vertex
 from layers.oci import Platform, chain_id
-from layers.snapshot import Mount
+from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ class StepResult(NamedTuple):
     cached: bool
     layer: LayerRecord | None = None
     """Of a result that a remote cache has and whose files nobody needed yet."""
+
+
+class FailedStep(NamedTuple):
+    """A RUN that failed, and the snapshot of what it left; it has no cache record."""
+
+    step: Step
+    snapshot: str
+    error: StepError
 
 
 class Solver:
@@ -97,6 +105,8 @@ class Solver:
         self._times: dict[int, tuple[int, int]] = {}
         self._usage: dict[int, Usage] = {}
         self._materialised: dict[str, threading.Lock] = {}
+        self.failed: FailedStep | None = None
+        """What the first failed RUN left, if the request wants a capsule of it."""
 
     def solve(self) -> dict[int, StepResult]:
         """Bring every target's topmost step to a result. Raises: what the first failing step raised."""
@@ -506,6 +516,9 @@ class Solver:
                     run_mkdir(ctx, op, active)
                 case SourceOp():
                     raise AssertionError("sources are not built")
+        except StepError as e:
+            self._keep_failed(step, active, e)
+            raise
         except BaseException:
             snapshots.discard(active)
             raise
@@ -513,6 +526,25 @@ class Solver:
         committed = snapshots.commit(active).id
         self._phase(step.number, "commit", began)
         return committed
+
+    def _keep_failed(self, step: Step, active: ActiveSnapshot, error: StepError) -> None:
+        """Throw away what a failed step left, unless a capsule is to be made of it: the first failure's."""
+        snapshots = self._ctx.store.snapshots
+        with self._lock:
+            if self._ctx.request.capsule is not None and self.failed is None:
+                try:
+                    self.failed = FailedStep(step, snapshots.commit(active).id, error)
+                except PybuildError as e:
+                    error.hint = f"no capsule could be made: {e.message}"
+                else:
+                    return
+        snapshots.discard(active)
+
+    def forget_failed(self) -> None:
+        """Remove what a failed step left. Idempotent."""
+        failed, self.failed = self.failed, None
+        if failed is not None:
+            self._ctx.store.snapshots.remove(failed.snapshot)
 
     # What came of it
 
