@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from builder.plan.graph import BuildGraph, ImagePlan
+from builder.plan.graph import BuildGraph, HistoryEntry, ImagePlan, ResolvedImage
 from builder.plan.request import BuildRequest
 from builder.solve.layering import LayerBook
 from builder.solve.sources import ImageSources
@@ -99,9 +99,9 @@ class Exporter:
             inherited = tuple(map(self._layers.recompressed, inherited))
         layers = [*inherited, *(d for _, d in built)]
         document = dict(plan.document)
-        history, created = self._history(plan, made_ns)
+        history, created = image_history(plan.base, plan.history, made_ns, self._request.source_date_epoch)
         if squash:
-            _merge_history(history, len(diff_ids), keep=base_count)
+            merge_history(history, len(diff_ids), keep=base_count)
         elif ends is not None:
             _fold_history(history, base_count, ends)
         document = {"created": created, **document}
@@ -144,35 +144,37 @@ class Exporter:
             self._store.put(manifest.raw, manifest.media_type)
         return ExportedImage(manifest.descriptor, manifest.config.digest, manifest.layers, (config, manifest.raw))
 
-    def _history(self, plan: ImagePlan, made_ns: Mapping[int, int]) -> tuple[list[dict[str, Any]], str]:
-        """The base's history and ours, and the time of the whole: that of the last step that made something."""
-        epoch = self._request.source_date_epoch
-        entries: list[dict[str, Any]] = []
-        latest: str | None = None
-        if plan.base is not None:
-            entries = _normalised(plan.base.config)
-            created = plan.base.config.document.get("created")
-            latest = created if isinstance(created, str) and created else None
-        # A step whose record is gone was made no later than the ones found above it.
-        times = [made_ns[e.step] for e in plan.history if e.step is not None and e.step in made_ns]
-        fallback = format_time(min(times)) if times else latest or format_time(0)
-        for entry in plan.history:
-            made = None if entry.step is None else made_ns.get(entry.step)
-            if epoch is not None:
-                latest = format_time(epoch * 1_000_000_000)
-            elif made:
-                latest = format_time(made)
-            elif entry.step is not None and latest is None:
-                latest = fallback
-            line: dict[str, Any] = {"created": latest or fallback, "created_by": entry.created_by}
-            line["comment"] = HISTORY_COMMENT
-            if entry.step is None:
-                line["empty_layer"] = True
-            entries.append(line)
-        return entries, latest or fallback
+
+def image_history(
+    base: ResolvedImage | None, history: Sequence[HistoryEntry], made_ns: Mapping[int, int], epoch_s: int | None
+) -> tuple[list[dict[str, Any]], str]:
+    """The base's history and ours, and the time of the whole: that of the last step that made something."""
+    entries: list[dict[str, Any]] = []
+    latest: str | None = None
+    if base is not None:
+        entries = _normalised(base.config)
+        created = base.config.document.get("created")
+        latest = created if isinstance(created, str) and created else None
+    # A step whose record is gone was made no later than the ones found above it.
+    times = [made_ns[e.step] for e in history if e.step is not None and e.step in made_ns]
+    fallback = format_time(min(times)) if times else latest or format_time(0)
+    for entry in history:
+        made = None if entry.step is None else made_ns.get(entry.step)
+        if epoch_s is not None:
+            latest = format_time(epoch_s * 1_000_000_000)
+        elif made:
+            latest = format_time(made)
+        elif entry.step is not None and latest is None:
+            latest = fallback
+        line: dict[str, Any] = {"created": latest or fallback, "created_by": entry.created_by}
+        line["comment"] = HISTORY_COMMENT
+        if entry.step is None:
+            line["empty_layer"] = True
+        entries.append(line)
+    return entries, latest or fallback
 
 
-def _merge_history(history: list[dict[str, Any]], layers: int, *, keep: int) -> None:
+def merge_history(history: list[dict[str, Any]], layers: int, *, keep: int) -> None:
     """Have `history` tell of `layers` layers, of which the first `keep` are as they were: the rest have become one."""
     made = [entry for entry in history if not entry.get("empty_layer")]
     for entry in made[keep:-1] if layers > keep else made[keep:]:

@@ -282,16 +282,11 @@ def _place(store: Store, image_id: Digest) -> Path:
 def _pin(store: Store, image_id: Digest, top: str | None) -> None:
     """Keep a mounted image's snapshots from gc, beyond this process."""
     if top is not None:
-        snapshots, keep = _need_overlay(store), _pin_name(image_id)
-        if snapshots.kept(keep) is None:
-            snapshots.prepare(top, keep=keep)
+        store.snapshots.pin(_pin_name(image_id), top)
 
 
 def _unpin(store: Store, image_id: Digest) -> None:
-    snapshots = _need_overlay(store)
-    kept = snapshots.kept(_pin_name(image_id))
-    if kept is not None:
-        snapshots.discard(kept)
+    store.snapshots.unpin(_pin_name(image_id))
 
 
 def _pin_name(image_id: Digest) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -27,7 +26,7 @@ from builder.plan.graph import (
     Step,
 )
 from builder.plan.request import BuildRequest
-from builder.plan.stage import Dispatcher, StageState
+from builder.plan.stage import Dispatcher, StageState, image_document
 from layers.errors import PybuildError
 from layers.oci import Platform
 from layers.values import Protocol
@@ -111,13 +110,16 @@ class _PlatformPlan:
         for index in sorted(self._reachable()):
             self._plan_stage(index)
         state = self._states[self._target]
-        config = self._final_config(state)
+        request = self._request
         platform = self._platform if self._explicit else state.platform
-        document: dict[str, Any] = {}
-        if state.author:
-            document["author"] = state.author
-        document |= platform.to_json()
-        document["config"] = config
+        document = image_document(
+            state,
+            platform,
+            labels=request.labels,
+            unset_labels=request.unset_labels,
+            env=request.env,
+            unset_env=request.unset_env,
+        )
         return ImagePlan(
             platform=platform,
             document=document,
@@ -125,14 +127,6 @@ class _PlatformPlan:
             base=state.base,
             history=tuple(state.history),
         )
-
-    def _final_config(self, state: StageState) -> dict[str, Any]:
-        request, config = self._request, state.full_config()
-        labels = {**(config.get("Labels") or {}), **request.labels}
-        config["Labels"] = {k: v for k, v in labels.items() if k not in request.unset_labels}
-        env = {**state.image_env, **request.env}
-        config["Env"] = [f"{key}={value}" for key, value in env.items() if key not in request.unset_env]
-        return {k: v for k, v in config.items() if v not in (None, [], {}, "")}
 
     # Stages
 

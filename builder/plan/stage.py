@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, assert_never, cast
 
 from builder.errors import ParseError, PlanError
@@ -143,9 +143,9 @@ class Dispatcher:
             (key, value) for key, value in sorted(request.build_args.items()) if key.lower() in PROXY_ARGS
         )
 
-    def apply(self, state: StageState, instruction: ins.Instruction) -> None:
-        """Let one instruction take effect. Raises: ParseError, PlanError."""
-        if not isinstance(instruction, ins.Arg):
+    def apply(self, state: StageState, instruction: ins.Instruction, *, literal: bool = False) -> None:
+        """Let one instruction take effect; with `literal` its words mean themselves. Raises: ParseError, PlanError."""
+        if not literal and not isinstance(instruction, ins.Arg):
             instruction = instruction.expand(state.env, state.escape)
         self._dispatch(state, instruction)
 
@@ -344,11 +344,7 @@ class Dispatcher:
         )
         inputs = () if step is None else (step,)
         made = self._sources.add_step(state, op, inputs=inputs, range=i.range, text=i.original)
-        words = ["ADD" if add else "COPY"]
-        words += ["--parents"] * (isinstance(i, ins.Copy) and i.parents)
-        words += [f"--chown={i.chown}"] * bool(i.chown) + [f"--chmod={i.chmod}"] * bool(i.chmod)
-        words += [*i.sources, *(f"<<{doc.name}" for doc in i.heredocs), i.destination, "# buildkit"]
-        state.record(" ".join(words), made)
+        state.record(transfer_words(i), made)
 
     def _copy_item(self, state: StageState, i: ins.Copy | ins.Add, source: str) -> CopyItem:
         add = isinstance(i, ins.Add)
@@ -376,6 +372,38 @@ class Dispatcher:
                 required = (posixpath.normpath("/" + posixpath.join(root, pattern)).lstrip("/"),)
             source = root
         return CopyItem("path", "/" + posixpath.normpath("/" + source).lstrip("/"), include=include, required=required)
+
+
+def transfer_words(i: ins.Copy | ins.Add) -> str:
+    """What the history says of a COPY or ADD."""
+    words = [i.keyword]
+    words += ["--parents"] * (isinstance(i, ins.Copy) and i.parents)
+    words += [f"--chown={i.chown}"] * bool(i.chown) + [f"--chmod={i.chmod}"] * bool(i.chmod)
+    words += [*i.sources, *(f"<<{doc.name}" for doc in i.heredocs), i.destination, "# buildkit"]
+    return " ".join(words)
+
+
+def image_document(
+    state: StageState,
+    platform: Platform,
+    *,
+    labels: Mapping[str, str],
+    unset_labels: Collection[str] = (),
+    env: Mapping[str, str],
+    unset_env: Collection[str] = (),
+) -> dict[str, Any]:
+    """The config document of the image that a stage came to, without times, rootfs and history.
+
+    Equal stages give equal bytes: the order of the keys is part of it.
+    """
+    config = state.full_config()
+    all_labels = {**(config.get("Labels") or {}), **labels}
+    config["Labels"] = {k: v for k, v in all_labels.items() if k not in unset_labels}
+    config["Env"] = [f"{k}={v}" for k, v in {**state.image_env, **env}.items() if k not in unset_env]
+    document: dict[str, Any] = {"author": state.author} if state.author else {}
+    document |= platform.to_json()
+    document["config"] = {k: v for k, v in config.items() if v not in (None, [], {}, "")}
+    return document
 
 
 def _table(config: dict[str, Any], name: str) -> dict[str, Any]:

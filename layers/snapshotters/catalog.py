@@ -129,6 +129,25 @@ class Catalog:
                 raise
         return Entry(id, parent, dir, owner)
 
+    def pin(self, keep: str, snapshot: str) -> None:
+        """Keep a committed snapshot from gc, beyond this process, until `unpin`; what `keep` pinned before is let go.
+
+        Atomic. Raises: StoreError if there is no such snapshot.
+        """
+        id = f"keep:{keep}"
+        if self.get(id, active=True) is None:
+            self.begin(snapshot, work=False, keep=keep)
+            return
+        with self._lock.shared(), self._database.write() as c:
+            known = "SELECT 1 FROM snapshots WHERE driver=? AND id=? AND owner IS NULL"
+            if c.execute(known, (self.label, snapshot)).fetchone() is None:
+                raise StoreError(f"snapshot {snapshot} is not in the store")
+            c.execute("UPDATE snapshots SET parent=? WHERE driver=? AND id=?", (snapshot, self.label, id))
+
+    def unpin(self, keep: str) -> None:
+        """Undo `pin`. Idempotent."""
+        self.abandon(f"keep:{keep}")
+
     def commit(self, active: str, *, id: str | None, parent: str | None) -> Entry:
         """Turn a row into a committed one called `id`; if there is such a one, drop this and return that."""
         owner = self._leases.owner()

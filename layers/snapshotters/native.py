@@ -61,6 +61,14 @@ class NativeSnapshotter:
         entry = self._catalog.get(f"keep:{keep}", active=True)
         return None if entry is None else self._active(entry)
 
+    def pin(self, keep: str, snapshot: str) -> None:
+        """See Catalog.pin."""
+        self._catalog.pin(keep, snapshot)
+
+    def unpin(self, keep: str) -> None:
+        """See Catalog.unpin."""
+        self._catalog.unpin(keep)
+
     def reset_work(self, active: ActiveSnapshot) -> None:
         """Nothing: there is no mount that would mind."""
 

@@ -62,6 +62,14 @@ class OverlaySnapshotter:
             return None
         return self._active(entry, self._lower(entry.parent) if entry.parent is not None else ())
 
+    def pin(self, keep: str, snapshot: str) -> None:
+        """See Catalog.pin."""
+        self._catalog.pin(keep, snapshot)
+
+    def unpin(self, keep: str) -> None:
+        """See Catalog.unpin."""
+        self._catalog.unpin(keep)
+
     def reset_work(self, active: ActiveSnapshot) -> None:
         """Before an active snapshot is mounted once more: a volatile mount refuses a used work directory."""
         work = active.mount.work
