@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from builder.sandbox import cgroup, rootfs
+from builder.sandbox import cgroup, rootfs, springboard
 from layers import linux
 
 _MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
@@ -514,28 +514,51 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 def become(args: list[str], environment: dict[str, str]) -> int:
     """execve(2) the command, found on its own PATH; on failure say why on stderr as a shell does.
 
-    Returns only on failure: 127 where nothing was found, 126 where it cannot be run.
+    Returns only on failure: 127 where nothing was found, 126 where it cannot be run. Raises: SetupError.
     """
     name = args[0]
-    failure: OSError = FileNotFoundError(errno.ENOENT, "not found")
-    directories = [""] if "/" in name else environment.get("PATH", "/usr/bin:/bin").split(":")
-    for directory in directories:
+    try:
+        path = _find(name, environment)
+    except OSError as e:
+        status = 127 if e.errno == errno.ENOENT else 126
+        with contextlib.suppress(OSError):
+            os.write(2, os.fsencode(f"{name}: {e.strerror}\n"))
+        return status
+    try:
+        springboard.jump(path, args, environment, _failures(name, os.path.exists(path)))
+    except OSError as e:
+        raise SetupError("exec", e.errno, None, e.strerror or str(e)) from e
+    return 126
+
+
+def _find(name: str, environment: dict[str, str]) -> str:
+    """Where a command is, as a shell looks for it. Raises: OSError with words for people."""
+    if "/" in name:
+        return name
+    failure = OSError(errno.ENOENT, "not found")
+    for directory in environment.get("PATH", "/usr/bin:/bin").split(":"):
+        path = os.path.join(directory or ".", name)
         try:
-            os.execve(os.path.join(directory, name), args, environment)  # noqa: S606 - a shell is what it may run
-        except (FileNotFoundError, NotADirectoryError) as e:
-            if "/" in name:
-                failure = e
-        except OSError as e:
-            failure = e
-            if e.errno != errno.EACCES:
-                break
-    words = "not found"
-    if failure.errno == errno.ENOENT and "/" in name and os.path.exists(name):
-        words = "not found: its interpreter or its dynamic loader is missing in the image"
-    elif failure.errno == errno.ENOEXEC:
-        words = "Exec format error: a program for another architecture, or a script without #!"
-    elif failure.errno not in {errno.ENOENT, errno.ENOTDIR}:
-        words = failure.strerror or str(failure)
-    with contextlib.suppress(OSError):
-        os.write(2, os.fsencode(f"{name}: {words}\n"))
-    return 127 if isinstance(failure, (FileNotFoundError, NotADirectoryError)) else 126
+            status = os.stat(path)
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK):
+            return path
+        failure = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    raise failure
+
+
+_TOLD = (errno.EACCES, errno.EPERM, errno.E2BIG, errno.ENOMEM, errno.ETXTBSY, errno.ELOOP, errno.EINVAL, errno.EISDIR)
+
+
+def _failures(name: str, exists: bool) -> list[springboard.Failure]:
+    """What is said of each way in which execve(2) may fail."""
+    absent = "not found: its interpreter or its dynamic loader is missing in the image" if exists else "not found"
+    rows = [
+        (errno.ENOENT, absent, 127),
+        (errno.ENOTDIR, "not found", 127),
+        (errno.ENOEXEC, "Exec format error: a program for another architecture, or a script without #!", 126),
+        *((number, os.strerror(number), 126) for number in _TOLD),
+        (0, "cannot be executed", 126),
+    ]
+    return [springboard.Failure(number, os.fsencode(f"{name}: {text}\n"), status) for number, text, status in rows]
