@@ -94,7 +94,7 @@ def plan(spec: SandboxSpec) -> dict[str, Any]:
             {"kind": "dev", "target": "/dev"},
             {"kind": "proc", "target": "/proc"},
             {"kind": "directory", "target": "/sys", "mode": 0o555},
-            *(_place(mount) for mount in mounts_of(spec, Host())),
+            *_places(mounts_of(spec, Host())),
         ],
         "operations": [step for step in steps if step[0] in _KEPT],
         "programs": {} if program is None else {0: binascii.b2a_base64(program, newline=False).decode()},
@@ -122,6 +122,20 @@ def _refuse_impossible(spec: SandboxSpec) -> None:
                 operation="chroot",
                 hint="`pybuild doctor` tells what this machine forbids, and what would grant it",
             )
+
+
+def _places(mounts: list[SandboxMount]) -> list[dict[str, Any]]:
+    """What is put where. What was moved to one place is at another by a link."""
+    places: list[dict[str, Any]] = []
+    homes: dict[str, str] = {}
+    for mount in mounts:
+        place = _place(mount)
+        if place["kind"] == "moved":
+            home = homes.setdefault(place["source"], mount.target)
+            if home != mount.target:
+                place = {"kind": "link", "target": mount.target, "to": f"/{home.lstrip('/')}"}
+        places.append(place)
+    return places
 
 
 def _place(mount: SandboxMount) -> dict[str, Any]:

@@ -509,6 +509,10 @@ class Places:
         os.rename(source, name, dst_dir_fd=parent)
         self._undo[-1] = (*self._undo[-1][:3], source)
 
+    def _put_link(self, parent: int, name: str, to: str) -> None:
+        """Another place of what was moved: it can be in one alone."""
+        os.symlink(to, name, dir_fd=parent)
+
     def _put_copy(self, parent: int, name: str, source: str, subpath: str | None) -> None:
         """A copy of a host's file or directory, or of a part of another tree."""
         if subpath is None:

@@ -2,6 +2,7 @@
 
 A cache mount is a directory of the store, named by its id's digest, with a lock file beside it:
 `shared` takes none, `locked` waits for the lock, `private` takes the next directory that is free.
+The mounts of one RUN that have the same id are the same directory, taken once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _PRIVATE_COPIES = 64
 _LOCK_POLL_S = 0.1
+_STRICTNESS = ("shared", "private", "locked")
 
 
 def bind_mount(
@@ -60,11 +62,42 @@ def bind_mount(
     )
 
 
-def acquire_cache(ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount]) -> tuple[Path, Callable[[], None]]:
-    """The directory of a cache mount and how to give it back. Raises: Cancelled while waiting for a lock."""
+def acquire_caches(
+    ctx: StepContext,
+    mounts: Sequence[MountOp],
+    trees: Mapping[int, Mount],
+    cleanup: list[Callable[[], None]],
+    *,
+    alone: bool,
+) -> dict[str, Path]:
+    """The directories of a RUN's cache mounts by `cache_id`; `alone` shares none with another RUN.
+
+    Locks are waited for in the order of the ids, so that two RUNs never wait for each other. Where mounts
+    of one id disagree, the strictest of them holds. Raises: Cancelled while waiting, ContextError.
+    """
+    wanted: dict[str, MountOp] = {}
+    for mount in mounts:
+        if mount.type == "cache":
+            first = wanted.setdefault(cache_id(mount), mount)
+            sharing = "locked" if alone else max(first.sharing, mount.sharing, key=_STRICTNESS.index)
+            wanted[cache_id(mount)] = first._replace(sharing=sharing)
+    directories: dict[str, Path] = {}
+    for id, mount in sorted(wanted.items()):
+        directories[id], release = _acquire(ctx, mount, trees)
+        cleanup.append(release)
+    return directories
+
+
+def cache_id(mount: MountOp) -> str:
+    """What names the directory of a cache mount."""
+    return mount.id or mount.target
+
+
+def _acquire(ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount]) -> tuple[Path, Callable[[], None]]:
+    """The directory of a cache mount and how to give it back."""
     from builder.solve.steps import cache_directory
 
-    base = cache_directory(ctx.store.root, mount.id or mount.target)
+    base = cache_directory(ctx.store.root, cache_id(mount))
     base.parent.mkdir(parents=True, exist_ok=True)
     if mount.sharing == "shared":
         _populate(ctx, base, mount, trees)
@@ -85,7 +118,7 @@ def acquire_cache(ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount]) 
             _populate(ctx, path, mount, trees)
             return path, partial(os.close, lock)
         os.close(lock)
-    raise ContextError(f"more than {_PRIVATE_COPIES} builds use the private cache mount {mount.id or mount.target!r}")
+    raise ContextError(f"more than {_PRIVATE_COPIES} builds use the private cache mount {cache_id(mount)!r}")
 
 
 def _try_lock(fd: int) -> bool:

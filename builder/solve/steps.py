@@ -163,8 +163,9 @@ def run_command(
 
     Raises: StepError when it fails, SandboxError when it cannot be started, Cancelled.
     """
-    spec, cleanup = _sandbox_spec(ctx, op, active, trees)
+    cleanup: list[Callable[[], None]] = []
     try:
+        spec = _sandbox_spec(ctx, op, active, trees, cleanup)
         status, failure = _execute(ctx, step, op, spec, vertex)
         if failure is not None and ctx.on_error is not None:
             _ask(ctx, ctx.on_error, failure, spec, active)
@@ -288,9 +289,13 @@ def _pump(
 
 
 def _sandbox_spec(
-    ctx: StepContext, op: RunOp, active: ActiveSnapshot, trees: Mapping[int, Mount]
-) -> tuple[SandboxSpec, list[Callable[[], None]]]:
-    """The spec of a RUN, and what to do when it has ended."""
+    ctx: StepContext,
+    op: RunOp,
+    active: ActiveSnapshot,
+    trees: Mapping[int, Mount],
+    cleanup: list[Callable[[], None]],
+) -> SandboxSpec:
+    """The spec of a RUN; what to do when it has ended, or was not even begun, goes into `cleanup`."""
     from builder.sandbox.spec import DEFAULT_CAPABILITIES, Resources, SandboxMount, SandboxSpec
 
     options = ctx.request.run
@@ -300,10 +305,10 @@ def _sandbox_spec(
     for key, value in op.proxy:
         env.setdefault(key.upper(), value)
         env.setdefault(key.lower(), value)
-    cleanup: list[Callable[[], None]] = []
     mounts: list[SandboxMount] = []
+    caches = _caches(ctx, op, trees, cleanup)
     for number, mount in enumerate(op.mounts):
-        made = _mount(ctx, mount, number, trees, env, cleanup)
+        made = _mount(ctx, mount, number, trees, env, caches, cleanup)
         if made is not None:
             mounts.append(made)
     for volume in options.volumes:
@@ -326,7 +331,7 @@ def _sandbox_spec(
             seccomp = value if value == "unconfined" else Path(value)
         elif key == "no-new-privileges":
             no_new_privs = value in {"", "true"}
-    spec = SandboxSpec(
+    return SandboxSpec(
         args=op.args,
         root=active.mount,
         env=env,
@@ -351,7 +356,6 @@ def _sandbox_spec(
         timeout_s=options.timeout_s,
         stubs=ctx.store.root / "stubs",
     )
-    return spec, cleanup
 
 
 def user_in(mount: Mount, user: str) -> ResolvedUser:
@@ -399,6 +403,7 @@ def _mount(
     number: int,
     trees: Mapping[int, Mount],
     env: dict[str, str],
+    caches: Mapping[str, Path],
     cleanup: list[Callable[[], None]],
 ) -> SandboxMount | None:
     from builder.sandbox.spec import SandboxMount
@@ -411,7 +416,10 @@ def _mount(
         case "ssh":
             return _ssh(ctx, mount, number, env)
         case "cache":
-            return _cache_mount(ctx, mount, trees, cleanup)
+            from builder.solve.mounts import cache_id
+
+            path, movable = caches[cache_id(mount)], ctx.launcher().bare
+            return SandboxMount("bind", mount.target, source=path, readonly=mount.readonly, movable=movable)
         case "bind":
             from builder.solve.mounts import bind_mount
 
@@ -458,17 +466,15 @@ def _ssh(ctx: StepContext, mount: MountOp, number: int, env: dict[str, str]) -> 
     return SandboxMount("bind", target, source=socket, is_file=True)
 
 
-def _cache_mount(
-    ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount], cleanup: list[Callable[[], None]]
-) -> SandboxMount:
-    from builder.sandbox.spec import SandboxMount
-    from builder.solve.mounts import acquire_cache
+def _caches(
+    ctx: StepContext, op: RunOp, trees: Mapping[int, Mount], cleanup: list[Callable[[], None]]
+) -> dict[str, Path]:
+    if not any(mount.type == "cache" for mount in op.mounts):
+        return {}
+    from builder.solve.mounts import acquire_caches
 
     # Where nothing can be mounted the directory is moved into the image for the while: one RUN at a time.
-    alone = ctx.launcher().bare
-    path, release = acquire_cache(ctx, mount._replace(sharing="locked") if alone else mount, trees)
-    cleanup.append(release)
-    return SandboxMount("bind", mount.target, source=path, readonly=mount.readonly, movable=alone)
+    return acquire_caches(ctx, op.mounts, trees, cleanup, alone=ctx.launcher().bare)
 
 
 def _capability(name: str) -> str:

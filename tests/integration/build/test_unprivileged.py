@@ -38,6 +38,8 @@ RUN --mount=type=secret,id=s,mode=0444 --mount=type=tmpfs,target=/scratch \\
     test "$(wc -c < /run/secrets/s)" = 6 && echo s > /scratch/s
 RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count > /count
 RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count >> /count
+RUN --mount=type=cache,id=two,sharing=locked,target=/one --mount=type=cache,id=two,sharing=locked,target=/two \\
+    echo 1 >> /one/count && cat /two/count >> /count
 RUN rm -rf /home/someone/id /etc/motd && mkdir /home/someone/id
 RUN cat /etc/resolv.conf /etc/hosts /proc/version >/dev/null
 RUN sed -i s/x/y/ /etc/hosts; echo nameserver 1.2.3.4 > /etc/resolv.conf; rm -f /etc/hosts; rm -rf /proc/sys; true
