@@ -12,14 +12,15 @@ from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builder.cli import sandboxflags
 from builder.cli.options import boolean, duration, size, store_root
+from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
     from builder.container.records import Record
     from builder.sandbox.launcher import Launcher
-    from builder.sandbox.spec import Resources
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -42,7 +43,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("command", nargs=REMAINDER, metavar="COMMAND")
         return
     _configure_container(parser)
-    _configure_limits(parser)
+    add_limit_options(parser)
+    parser.add_argument("--oom-score-adj", type=int, metavar="N")
     add("image", metavar="IMAGE", help="an image, pulled if it is missing; or a container made by `from`")
     add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: the image's)")
 
@@ -64,8 +66,7 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--read-only", action="store_true", help="the root file system read-only")
     add("--init", action="store_true", help="a small first process that reaps and passes signals on")
     add("--hostname", metavar="NAME")
-    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts")
-    add("--dns", action="append", default=[], metavar="IP", help="a resolver")
+    add_sandbox_options(parser)
     add(
         "--network",
         "--net",
@@ -76,17 +77,7 @@ def _configure_container(parser: ArgumentParser) -> None:
     add(
         "-P", "--publish-all", action="store_true", help="every port that the image exposes, on free ones of the host's"
     )
-    add("--cap-add", action="append", default=[], metavar="CAP")
-    add("--cap-drop", action="append", default=[], metavar="CAP")
-    add(
-        "--security-opt",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="seccomp=FILE|unconfined, no-new-privileges",
-    )
     add("--group-add", action="append", default=[], metavar="GROUP", help="a supplementary group")
-    add("--device", action="append", default=[], metavar="PATH", help="a device of the host's")
     add("--isolation", choices=["auto", "pivot", "chroot"], default="auto")
     add("--restart", default="no", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
     add("--stop-signal", metavar="SIGNAL")
@@ -96,22 +87,6 @@ def _configure_container(parser: ArgumentParser) -> None:
         add(f"--health-{name}", type=duration, metavar="TIME")
     add("--health-retries", type=int, metavar="N")
     add("--no-healthcheck", action="store_true", help="none, whatever the image says")
-
-
-def _configure_limits(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]")
-    add("-m", "--memory", type=size, metavar="SIZE")
-    add("--memory-swap", type=size, metavar="SIZE", help="memory and swap together; -1 is unlimited")
-    add("--cpus", type=float, metavar="N", help="processors' worth of time")
-    add("--cpu-shares", type=int, metavar="N")
-    add("--cpu-period", type=int, metavar="US")
-    add("--cpu-quota", type=int, metavar="US")
-    add("--cpuset-cpus", metavar="LIST")
-    add("--cpuset-mems", metavar="LIST")
-    add("--pids-limit", type=int, metavar="N")
-    add("--shm-size", type=size, default=64 << 20, metavar="SIZE", help="of /dev/shm (default: 64m)")
-    add("--oom-score-adj", type=int, metavar="N")
 
 
 def run(verb: str, options: Namespace) -> int:
@@ -265,6 +240,7 @@ def _command(words: list[str]) -> tuple[str, ...]:
 
 def _container_options(options: Namespace) -> ContainerOptions:
     from builder.container.options import ContainerOptions
+    from builder.sandbox.spec import Resources
 
     network = {"bridge": "private", None: "default"}.get(options.network, options.network)
     entrypoint = None
@@ -281,8 +257,11 @@ def _container_options(options: Namespace) -> ContainerOptions:
         user=options.user,
         group_add=tuple(options.group_add),
         hostname=options.hostname,
-        add_hosts=tuple(_host(text) for text in options.add_host),
-        dns=tuple(options.dns),
+        add_hosts=sandboxflags.added_hosts(options),
+        dns=sandboxflags.name_servers(options),
+        dns_search=sandboxflags.one_line(options.dns_search, "--dns-search"),
+        dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
+        no_hosts=options.no_hosts,
         network=network,
         ports=tuple(port for text in options.publish for port in _ports(text)),
         publish_all=options.publish_all,
@@ -300,10 +279,10 @@ def _container_options(options: Namespace) -> ContainerOptions:
         cap_drop=tuple(options.cap_drop),
         security_opt=tuple(options.security_opt),
         privileged=options.privileged,
-        devices=tuple(_device(text) for text in options.device),
-        ulimits=tuple(_ulimit(text) for text in options.ulimit),
-        limits=_limits(options),
-        shm_size_bytes=options.shm_size,
+        devices=sandboxflags.devices(options),
+        ulimits=sandboxflags.ulimits(options),
+        limits=sandboxflags.limits(options, Resources),
+        shm_size_bytes=options.shm_size or 64 << 20,
         oom_score_adj=options.oom_score_adj,
         isolation=options.isolation,
         restart=_restart(options.restart, options.rm),
@@ -348,17 +327,6 @@ def _pair(text: str) -> list[tuple[str, str]]:
     if separator:
         return [(name, value)]
     return [(name, os.environ[name])] if name in os.environ else []
-
-
-def _host(text: str) -> tuple[str, str]:
-    import ipaddress
-
-    name, _, address = text.partition(":")
-    try:
-        ipaddress.ip_address(address.strip("[]"))
-    except ValueError as e:
-        raise UsageError(f"--add-host {text!r}: expected NAME:IP") from e
-    return name, address.strip("[]")
 
 
 def _ports(text: str) -> list[Port]:
@@ -467,48 +435,6 @@ def _tmpfs(text: str) -> VolumeMount:
         elif word not in {"rw", "exec", "nosuid", "nodev"}:
             raise UsageError(f"--tmpfs {text!r}: unknown option {word!r}", hint="there are size=, mode=, ro and noexec")
     return VolumeMount("tmpfs", target, **values)
-
-
-def _device(text: str) -> str:
-    source, _, rest = text.partition(":")
-    if rest and rest.partition(":")[0] != source and rest not in {"r", "w", "rw", "rwm", "m"}:
-        raise UsageError(f"--device {text!r}: a device keeps its name", hint=f"--device {source}")
-    return source
-
-
-def _ulimit(text: str) -> tuple[str, int, int]:
-    import resource
-
-    name, _, value = text.partition("=")
-    soft, _, hard = value.partition(":")
-    try:
-        limits = [-1 if word in {"unlimited", "-1"} else int(word) for word in (soft, hard or soft)]
-    except ValueError as e:
-        raise UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]") from e
-    if not hasattr(resource, f"RLIMIT_{name.upper()}"):
-        raise UsageError(f"--ulimit {text!r}: there is no limit {name!r}", hint="such as nofile, nproc, core")
-    return name, limits[0], limits[1]
-
-
-def _limits(options: Namespace) -> Resources:
-    from builder.sandbox.spec import Resources
-
-    quota, period = options.cpu_quota, options.cpu_period
-    if options.cpus is not None:
-        if quota is not None:
-            raise UsageError("--cpus and --cpu-quota exclude each other")
-        period = period or 100_000
-        quota = int(options.cpus * period)
-    return Resources(
-        memory_bytes=options.memory,
-        memory_swap_bytes=options.memory_swap,
-        cpu_shares=options.cpu_shares,
-        cpu_period_us=period,
-        cpu_quota_us=quota,
-        cpuset_cpus=options.cpuset_cpus,
-        cpuset_mems=options.cpuset_mems,
-        pids=options.pids_limit,
-    )
 
 
 def _restart(text: str, auto_remove: bool) -> Restart:

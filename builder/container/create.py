@@ -16,7 +16,8 @@ from builder.container import codec
 from builder.container.options import ContainerOptions, Healthcheck, VolumeMount
 from builder.container.records import EXIT_ROOM_BYTES, ContainerError, Record, create, drop_name
 from builder.errors import ContextError
-from builder.sandbox.spec import DEFAULT_CAPABILITIES, DEFAULT_PATH, SandboxMount, SandboxSpec
+from builder.sandbox import options as rights
+from builder.sandbox.spec import DEFAULT_PATH, SandboxMount, SandboxSpec
 from layers.errors import NameNotFound
 from layers.snapshot import Mount
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from layers.store import Store
 
 Warn = Callable[[str], None]
-
-_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 def find_image(store: Store, name: str, pull: Callable[[], None] | None, platform: Platform | None = None) -> Image:
@@ -226,7 +225,7 @@ def _spec(
     env.setdefault("HOSTNAME", hostname)
     if options.tty:
         env.setdefault("TERM", "xterm")
-    seccomp, no_new_privs = _security(options.security_opt)
+    chosen = rights.security(options.security_opt)
     groups = [*user.groups, *_extra_groups(mount, options.group_add)]
     return SandboxSpec(
         args=argv(config) if config.get("Entrypoint") or config.get("Cmd") else ("/bin/sh",),
@@ -239,17 +238,17 @@ def _spec(
         readonly_root=options.read_only,
         mounts=tuple(mounts),
         files={
-            "/etc/resolv.conf": _resolv_conf(options.dns),
-            "/etc/hosts": _hosts(hostname, network),
+            "/etc/resolv.conf": rights.resolv_conf(options.dns, options.dns_search, options.dns_options),
             "/etc/hostname": f"{hostname}\n".encode(),
+            **({} if options.no_hosts else {"/etc/hosts": rights.hosts(hostname, of_host=network == "host")}),
         },
         files_readonly=options.read_only,
         add_hosts=options.add_hosts,
         hostname=hostname,
         network=network,  # type: ignore[arg-type]
-        capabilities=capabilities(options.cap_add, options.cap_drop),
-        no_new_privs=no_new_privs,
-        seccomp=seccomp,
+        capabilities=rights.capabilities(options.cap_add, options.cap_drop),
+        no_new_privs=chosen.no_new_privs,
+        seccomp=chosen.seccomp,
         rlimits=options.ulimits,
         oom_score_adj=options.oom_score_adj,
         devices=options.devices,
@@ -277,46 +276,6 @@ def _make_workdir(mount: Mount, cwd: str, owner: tuple[int, int]) -> None:
             raise ContextError(f"the working directory {cwd}: {os.strerror(e.errno or 0)}") from e
 
 
-def capabilities(add: tuple[str, ...], drop: tuple[str, ...]) -> frozenset[str]:
-    """The capabilities by `--cap-add` and `--cap-drop`. Raises: ContainerError for an unknown name."""
-    from layers import linux
-
-    known = {f"CAP_{name}" for name in linux.CAPABILITIES}
-
-    def names(words: tuple[str, ...]) -> set[str]:
-        found: set[str] = set()
-        for word in words:
-            name = word.upper()
-            if name == "ALL":
-                found |= known
-                continue
-            name = name if name.startswith("CAP_") else f"CAP_{name}"
-            if name not in known:
-                raise ContainerError(f"there is no capability {word!r}", hint="see capabilities(7)")
-            found.add(name)
-        return found
-
-    kept = names(add) if "ALL" in {word.upper() for word in drop} else (DEFAULT_CAPABILITIES | names(add)) - names(drop)
-    return frozenset(kept)
-
-
-def _security(words: tuple[str, ...]) -> tuple[str | Path, bool]:
-    seccomp: str | Path = "default"
-    no_new_privs = False
-    for word in words:
-        key, _, value = word.replace(":", "=", 1).partition("=")
-        if key == "seccomp" and value:
-            seccomp = value if value in {"unconfined", "default"} else Path(value).absolute()
-        elif key == "no-new-privileges" and value in {"", "true", "false"}:
-            no_new_privs = value != "false"
-        else:
-            raise ContainerError(
-                f"--security-opt {word!r}: not possible",
-                hint="there are seccomp=unconfined, seccomp=FILE and no-new-privileges",
-            )
-    return seccomp, no_new_privs
-
-
 def _extra_groups(mount: Mount, names: tuple[str, ...]) -> list[int]:
     from builder.solve.steps import user_in
 
@@ -333,25 +292,6 @@ def _network(options: ContainerOptions) -> tuple[str, str]:
     if obstacle is None:
         return "private", ""
     return "host", f"the container has the host's network: {obstacle}"
-
-
-def _resolv_conf(servers: tuple[str, ...]) -> bytes:
-    if servers:
-        return "".join(f"nameserver {server}\n" for server in servers).encode()
-    try:
-        return Path("/etc/resolv.conf").read_bytes()
-    except OSError:
-        return b""
-
-
-def _hosts(hostname: str, network: str) -> bytes:
-    text = _HOSTS
-    if network == "host":
-        try:
-            text = Path("/etc/hosts").read_bytes().rstrip(b"\n") + b"\n"
-        except OSError:
-            pass
-    return text + b"127.0.0.1\t" + hostname.encode() + b"\n"
 
 
 # Volumes

@@ -75,6 +75,10 @@ class ContainerOptions:
     hostname: str | None = None
     add_hosts: tuple[tuple[str, str], ...] = ()
     dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    no_hosts: bool = False
+    """The image's own /etc/hosts is what is seen."""
     network: NetworkChoice = "default"
     ports: tuple[Port, ...] = ()
     publish_all: bool = False

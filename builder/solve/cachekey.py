@@ -34,7 +34,7 @@ def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence
         parent,
         [op.args, op.env, op.cwd, op.user, mounts, op.network, op.security, op.hostname, files],
         [options.add_hosts, options.cap_add, options.cap_drop, options.security_opt, options.ulimits, options.volumes],
-        [options.shm_size_bytes, *([options.devices] if options.devices else [])],
+        [options.shm_size_bytes, *([options.devices] if options.devices else []), *(["no-hosts"] * options.no_hosts)],
     )
 
 

@@ -296,7 +296,8 @@ def _sandbox_spec(
     cleanup: list[Callable[[], None]],
 ) -> SandboxSpec:
     """The spec of a RUN; what to do when it has ended, or was not even begun, goes into `cleanup`."""
-    from builder.sandbox.spec import DEFAULT_CAPABILITIES, Resources, SandboxMount, SandboxSpec
+    from builder.sandbox import options as rights
+    from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
 
     options = ctx.request.run
     env = dict(op.env)
@@ -318,19 +319,12 @@ def _sandbox_spec(
     mounts += [
         SandboxMount("file", path, source=data, readonly=True, mode=0o755, is_file=True) for path, data in op.files
     ]
-    capabilities = set(DEFAULT_CAPABILITIES)
-    capabilities |= {_capability(c) for c in options.cap_add}
-    capabilities -= {_capability(c) for c in options.cap_drop}
-    if "ALL" in {c.upper() for c in options.cap_drop}:
-        capabilities = {_capability(c) for c in options.cap_add}
-    seccomp: str | Path = "default"
-    no_new_privs = False
-    for option in options.security_opt:
-        key, _, value = option.replace(":", "=", 1).partition("=")
-        if key == "seccomp":
-            seccomp = value if value == "unconfined" else Path(value)
-        elif key == "no-new-privileges":
-            no_new_privs = value in {"", "true"}
+    chosen = rights.security(options.security_opt)
+    files: dict[str, Path | bytes] = {
+        "/etc/resolv.conf": rights.resolv_conf(options.dns, options.dns_search, options.dns_options)
+    }
+    if not options.no_hosts:
+        files["/etc/hosts"] = rights.hosts(op.hostname, of_host=True)
     return SandboxSpec(
         args=op.args,
         root=active.mount,
@@ -340,14 +334,14 @@ def _sandbox_spec(
         gid=user.gid,
         groups=user.groups,
         mounts=tuple(mounts),
-        files={"/etc/resolv.conf": _resolv_conf(options.dns), "/etc/hosts": _hosts(op.hostname)},
+        files=files,
         add_hosts=options.add_hosts,
         hostname=op.hostname,
         network=op.network if op.network in {"none", "private"} else "host",  # type: ignore[arg-type]
         devices=options.devices,
-        capabilities=frozenset(capabilities),
-        no_new_privs=no_new_privs,
-        seccomp=seccomp,
+        capabilities=rights.capabilities(options.cap_add, options.cap_drop),
+        no_new_privs=chosen.no_new_privs,
+        seccomp=chosen.seccomp,
         rlimits=options.ulimits,
         resources=Resources(*options.limits),
         isolation=options.isolation if options.isolation in {"pivot", "chroot"} else "auto",  # type: ignore[arg-type]
@@ -475,31 +469,6 @@ def _caches(
 
     # Where nothing can be mounted the directory is moved into the image for the while: one RUN at a time.
     return acquire_caches(ctx, op.mounts, trees, cleanup, alone=ctx.launcher().bare)
-
-
-def _capability(name: str) -> str:
-    name = name.upper()
-    return name if name.startswith("CAP_") else f"CAP_{name}"
-
-
-def _resolv_conf(servers: tuple[str, ...]) -> bytes:
-    if servers:
-        return "".join(f"nameserver {s}\n" for s in servers).encode()
-    try:
-        return Path("/etc/resolv.conf").read_bytes()
-    except OSError:
-        return b""
-
-
-def _hosts(hostname: str) -> bytes:
-    """The host's own names, and the sandbox's."""
-    try:
-        text = Path("/etc/hosts").read_bytes()
-    except OSError:
-        text = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    if not text.endswith(b"\n"):
-        text += b"\n"
-    return text + b"127.0.0.1\t" + hostname.encode() + b"\n"
 
 
 def cache_directory(root: Path, id: str) -> Path:

@@ -1,0 +1,175 @@
+"""The flags of the world that a command runs in, spelled and read alike by `build`, `run` and their kin."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from builder.cli.options import key_value, size
+from builder.errors import UsageError
+
+T = TypeVar("T")
+
+_IO_FLAGS = {
+    "device-read-bps": "rbps",
+    "device-write-bps": "wbps",
+    "device-read-iops": "riops",
+    "device-write-iops": "wiops",
+}
+_ULIMITS = ("core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+            "rttime", "sigpending", "stack")  # fmt: skip
+
+
+def add_sandbox_options(parser: ArgumentParser) -> None:
+    """Names and name servers, capabilities, security, devices and limits of processes."""
+    add = parser.add_argument
+    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts")
+    add("--dns", action="append", default=[], metavar="IP", help="a name server in place of the host's")
+    add("--dns-search", action="append", default=[], metavar="DOMAIN", help="in place of the host's; . is none")
+    add("--dns-option", action="append", default=[], metavar="OPTION", help="a resolver's option, such as ndots:2")
+    add("--no-hosts", action="store_true", help="leave the image's /etc/hosts as it is")
+    add("--device", action="append", default=[], metavar="PATH", help="a device of the host")
+    add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more, or ALL")
+    add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less, or ALL")
+    add("--security-opt", action="append", default=[], metavar="OPTION",
+        help="seccomp=FILE|unconfined, no-new-privileges")  # fmt: skip
+    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="a limit of processes")
+    add("--shm-size", type=size, metavar="SIZE", help="of /dev/shm (default: 64m)")
+
+
+def add_limit_options(parser: ArgumentParser) -> None:
+    """The limits by cgroup."""
+    add = parser.add_argument
+    add("-m", "--memory", type=size, metavar="SIZE", help="memory limit")
+    add("--memory-swap", type=size, metavar="SIZE", help="limit of memory and swap together; -1 is unlimited")
+    add("--cpus", type=float, metavar="N", help="processors' worth of time")
+    add("--cpu-shares", "-c", type=int, metavar="N", help="relative weight")
+    add("--cpu-period", type=int, metavar="US", help="CFS period in microseconds")
+    add("--cpu-quota", type=int, metavar="US", help="CFS quota in microseconds")
+    add("--cpuset-cpus", metavar="LIST", help="processors, such as 0-2,4")
+    add("--cpuset-mems", metavar="LIST", help="memory nodes")
+    add("--pids-limit", type=int, metavar="N", help="processes")
+    for flag, what in _IO_FLAGS.items():
+        unit = "SIZE" if what.endswith("bps") else "N"
+        add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of a disk")
+    add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages, as 2MB:64m")
+
+
+def limits(options: Namespace, make: Callable[..., T]) -> T:
+    """What `add_limit_options` took, as a `ResourceLimits` or `Resources`. Raises: UsageError."""
+    quota, period = options.cpu_quota, options.cpu_period
+    if options.cpus is not None:
+        if quota is not None:
+            raise UsageError("--cpus and --cpu-quota exclude each other")
+        period = period or 100_000
+        quota = int(options.cpus * period)
+    found: dict[str, Any] = {
+        "memory_bytes": options.memory,
+        "memory_swap_bytes": options.memory_swap,
+        "cpu_shares": options.cpu_shares,
+        "cpu_period_us": period,
+        "cpu_quota_us": quota,
+        "cpuset_cpus": options.cpuset_cpus,
+        "cpuset_mems": options.cpuset_mems,
+        "pids": options.pids_limit,
+        "io": _io_limits(options),
+        "hugetlb": tuple(_limited(text, "--hugetlb-limit", size) for text in options.hugetlb_limit) or None,
+    }
+    return make(**found)
+
+
+def _io_limits(options: Namespace) -> tuple[tuple[str, str, int], ...] | None:
+    found: list[tuple[str, str, int]] = []
+    for flag, what in _IO_FLAGS.items():
+        unit = size if what.endswith("bps") else int
+        values = getattr(options, flag.replace("-", "_"))
+        found += [(what, *_limited(text, f"--{flag}", unit)) for text in values]
+    return tuple(found) or None
+
+
+def _limited(text: str, flag: str, unit: Callable[[str], int]) -> tuple[str, int]:
+    name, separator, value = text.rpartition(":")
+    try:
+        if separator and name:
+            return name, unit(value)
+    except (ValueError, ArgumentTypeError):
+        pass
+    raise UsageError(f"{flag} {text!r}: expected NAME:LIMIT")
+
+
+def added_hosts(options: Namespace) -> tuple[tuple[str, str], ...]:
+    """`--add-host` as (name, address); `host-gateway` is this machine. Raises: UsageError."""
+    if options.no_hosts and options.add_host:
+        raise UsageError("--no-hosts and --add-host exclude each other")
+    return tuple(_host(text) for text in options.add_host)
+
+
+def _host(text: str) -> tuple[str, str]:
+    import ipaddress
+
+    name, separator, address = text.partition("=" if "=" in text else ":")
+    address = address.strip("[]")
+    if address == "host-gateway":
+        address = "127.0.0.1"
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        separator = ""
+    if not separator or not name or any(c.isspace() for c in name):
+        raise UsageError(f"--add-host {text!r}: expected NAME:IP")
+    return name, address
+
+
+def name_servers(options: Namespace) -> tuple[str, ...]:
+    """`--dns`. Raises: UsageError for what is no address."""
+    import ipaddress
+
+    for text in options.dns:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError as e:
+            raise UsageError(f"--dns {text!r}: expected an IP address") from e
+    return tuple(options.dns)
+
+
+def one_line(values: list[str], flag: str) -> tuple[str, ...]:
+    """Words for a line of /etc/resolv.conf. Raises: UsageError for what would begin another."""
+    for text in values:
+        if not text or any(c.isspace() or not c.isprintable() for c in text):
+            raise UsageError(f"{flag} {text!r}: expected one word")
+    return tuple(values)
+
+
+def devices(options: Namespace) -> tuple[str, ...]:
+    """Device nodes of the host, each under its own name. Raises: UsageError."""
+    return tuple(_device(text) for text in options.device)
+
+
+def _device(text: str) -> str:
+    path, _, rest = text.partition(":")
+    if rest and rest.partition(":")[0] not in {path, "r", "w", "m", "rw", "rm", "wm", "rwm"}:
+        raise UsageError(f"--device {text!r}: a device appears under its own name", hint=f"--device {path}")
+    if not path.startswith("/dev/") or ".." in path.split("/") or not os.path.exists(path):
+        raise UsageError(f"--device {text!r}: {path} is no device of this machine")
+    return path
+
+
+def ulimits(options: Namespace) -> tuple[tuple[str, int, int], ...]:
+    """`--ulimit` as (name, soft, hard); -1 is unlimited. Raises: UsageError."""
+    return tuple(_ulimit(text) for text in options.ulimit)
+
+
+def _ulimit(text: str) -> tuple[str, int, int]:
+    name, value = key_value(text, "--ulimit")
+    soft, _, hard = value.partition(":")
+    if name not in _ULIMITS:
+        raise UsageError(f"--ulimit {text!r}: there is no limit {name!r}", hint=f"there are {', '.join(_ULIMITS)}")
+    try:
+        first, last = (-1 if word in {"unlimited", "-1"} else int(word) for word in (soft, hard or soft))
+    except ValueError as e:
+        raise UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]") from e
+    if last != -1 and (first == -1 or first > last):
+        raise UsageError(f"--ulimit {text!r}: the soft limit is above the hard one")
+    return name, first, last
