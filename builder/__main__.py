@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.cli.main import main
+from builder.cli.program import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

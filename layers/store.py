@@ -47,6 +47,7 @@ from layers.oci import (
     parse_manifest,
 )
 from layers.records import Cache, FileStats, Layers, Names, encode_descriptor
+from layers.root import default_root as default_root
 from layers.snapshot import Dialect
 from layers.snapshotters.catalog import Catalog
 from layers.snapshotters.overlay import OverlaySnapshotter, overlay_works
@@ -64,23 +65,6 @@ REF_NAME = "org.opencontainers.image.ref.name"
 _DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "snapshots", "leases", "flights", "trash", "empty")
 _RESERVE_BYTES = 1 << 20
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-
-
-def default_root(environ: Mapping[str, str], euid: int) -> Path:
-    """Where the store lies: PYBUILD_ROOT, else the system's for root, else the user's data directory."""
-    explicit = environ.get("PYBUILD_ROOT")
-    if explicit:
-        return Path(explicit)
-    if euid == 0:
-        return Path("/var/lib/pybuild")
-    data = environ.get("XDG_DATA_HOME")
-    # The XDG base directory specification has relative paths ignored.
-    if data and data.startswith("/"):
-        return Path(data) / "pybuild"
-    home = environ.get("HOME")
-    if not home:
-        raise StoreError("cannot tell where the store is: neither PYBUILD_ROOT nor HOME is set", hint="use --root DIR")
-    return Path(home) / ".local/share/pybuild"
 
 
 def default_dialect() -> Dialect:

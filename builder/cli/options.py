@@ -21,7 +21,7 @@ def store_root(options: Namespace) -> Path:
     """`--root`, PYBUILD_ROOT or the default. Raises: StoreError if there is no telling."""
     if options.root:
         return Path(options.root)
-    from layers.store import default_root
+    from layers.root import default_root
 
     return default_root(os.environ, os.geteuid())
 

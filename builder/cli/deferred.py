@@ -1,0 +1,99 @@
+"""Imports put off until something of them is used.
+
+`import requests` takes 60 ms of a command that asks a registry one question, a fifth of it for
+modules that only `Response.text`, HTTP/2 and zipped certificates need. A finder in front of the
+others gives those an empty module, which is filled when an attribute is missed. That is for a
+process of our own: `builder.cli.program` installs it, and nothing else may.
+"""
+
+from __future__ import annotations
+
+import sys
+from _thread import RLock  # threading's own, without threading
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+
+_NAMES = frozenset({"charset_normalizer", "idna", "importlib.metadata", "zipfile"})
+
+
+def install() -> None:
+    """Put off the imports of this process, from now on. Idempotent."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds what is to be put off, as Python would have, with a loader that does not load."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in _NAMES:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Later(spec.loader)  # type: ignore[assignment]
+        return spec
+
+
+class _Later:
+    """Makes a module without running its code."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None  # the usual one
+
+    def exec_module(self, module: ModuleType) -> None:
+        early = _EARLY.get(module.__name__)
+        if early is not None:
+            name, value = early
+            module.__dict__[name] = value
+        module.__class__ = _Deferred
+
+    def fill(self, module: ModuleType) -> None:
+        """Run the module's code after all. Raises: what that raises."""
+        spec = module.__spec__
+        assert spec is not None
+        module.__class__ = ModuleType
+        module.__loader__ = spec.loader = self._loader
+        self._loader.exec_module(module)
+
+
+class _Deferred(ModuleType):
+    """A module that fills itself when something is missed in it."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "__version__" and self.__name__ == "charset_normalizer":
+            # requests looks at it, and it has a file of its own.
+            return import_module("charset_normalizer.version").__version__
+        _fill(self)
+        return getattr(self, name)
+
+
+def _fill(module: ModuleType) -> None:
+    with _lock:
+        if isinstance(module, _Deferred):
+            spec = module.__spec__
+            later: object = spec.loader if spec is not None else None
+            assert isinstance(later, _Later)
+            later.fill(module)
+
+
+def _version(distribution_name: str) -> str:
+    metadata = import_module("importlib.metadata")
+    _fill(metadata)
+    version: str = metadata.version(distribution_name)
+    return version
+
+
+_EARLY = {"importlib.metadata": ("version", _version)}
+"""urllib3 takes this by name for HTTP/2, which is never switched on."""
+_lock = RLock()
