@@ -34,7 +34,11 @@ from layers.values import replace
 
 Format = Literal["oci", "docker"]
 Compression = Literal["gzip", "zstd", "none"]
+LayerFormat = Literal["gzip", "zstd", "none", "estargz", "zstd:chunked"]
+"""What a layer can be made: the last two are gzip and zstd with a table of contents (`layers.lazylayer`)."""
 
+_ESTARGZ = "containerd.io/snapshot/stargz/toc.digest"
+_ZSTD_CHUNKED = "io.github.containers.zstd-chunked.manifest-checksum"
 _OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 _DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 
@@ -73,6 +77,16 @@ def layer_compression(descriptor: Descriptor) -> Compression | None:
     """How a layer is compressed, by its media type; None if it is no layer that we could compress anew."""
     known = _LAYERS.get(descriptor.media_type)
     return known[1] if known else None
+
+
+def layer_format(descriptor: Descriptor) -> LayerFormat | None:
+    """As `layer_compression`, but tells layers with a table of contents apart."""
+    compression = layer_compression(descriptor)
+    if compression == "gzip" and _ESTARGZ in descriptor.annotations:
+        return "estargz"
+    if compression == "zstd" and _ZSTD_CHUNKED in descriptor.annotations:
+        return "zstd:chunked"
+    return compression
 
 
 def is_foreign(descriptor: Descriptor) -> bool:

@@ -27,6 +27,7 @@ from layers.oci import (
     MAX_CONFIG_BYTES,
     MEDIA_DOCKER_CONFIG,
     MEDIA_OCI_CONFIG,
+    MEDIA_OCI_MANIFEST,
     Descriptor,
     Digest,
     ImageConfig,
@@ -37,13 +38,14 @@ from layers.oci import (
 )
 from layers.values import NamedTuple, replace
 from registry.convert import (
-    Compression,
     Format,
+    LayerFormat,
     convert_index,
     convert_manifest,
     format_of,
     is_foreign,
     layer_compression,
+    layer_format,
 )
 from registry.transport import (
     BlobInput,
@@ -78,7 +80,7 @@ class CopyOptions(NamedTuple):
     platform: Platform | None = None
     preserve_digests: bool = False
     format: Format | None = None
-    compression: Compression | None = None
+    compression: LayerFormat | None = None
     compression_level: int | None = None
     force_compression: bool = False
 
@@ -248,6 +250,8 @@ class _Copy:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._recompressed: dict[Digest, Descriptor] = {}
+        self._lazy = self.options.compression in {"estargz", "zstd:chunked"}
+        self._diff_ids: dict[Digest, Digest] = {}  # of layers whose tar became another
         self._counts = {"moved": 0, "copied": 0, "reused": 0, "present": 0}
 
     def run(self) -> CopyResult:
@@ -265,10 +269,13 @@ class _Copy:
             self._decide(each)
         if node.children and not any(self._changes(n) for n in node.walk()):
             self._in_parallel([partial(self._find_present, n) for n in node.walk() if n is not node])
-        goals: dict[Digest, tuple[Descriptor, Compression | None]] = {}
+        goals: dict[Digest, tuple[Descriptor, LayerFormat | None]] = {}
         for each in node.walk():
             if not each.present:
-                goals.update({d.digest: (d, self._goal(d, each)) for d in _blobs(each)})
+                found = {d.digest: (d, self._goal(d, each)) for d in _blobs(each)}
+                if isinstance(each.document, Manifest) and any(goal == "estargz" for _, goal in found.values()):
+                    del found[each.document.config.digest]  # it will be another
+                goals.update(found)
         # Largest first: the long transfers are not left to the end, when there is nothing to run beside them.
         ordered = sorted(goals.values(), key=lambda g: -g[0].size_bytes)
         self._in_parallel([partial(self._transfer, d, goal) for d, goal in ordered])
@@ -350,25 +357,38 @@ class _Copy:
             accepted = self.destination.manifest_types
             if accepted is not None and node.document.media_type not in accepted:
                 target = "docker" if have == "oci" else "oci"
+            if (
+                target is None
+                and have == "docker"
+                and self._lazy
+                and (accepted is None or MEDIA_OCI_MANIFEST in accepted)
+            ):
+                target = "oci"
         node.target = None if target == have else target
 
-    def _goal(self, descriptor: Descriptor, node: _Node) -> Compression | None:
+    def _goal(self, descriptor: Descriptor, node: _Node) -> LayerFormat | None:
         """The compression that a layer is to have; None to leave it."""
         have = layer_compression(descriptor)
         if have is None:
             return None
-        want: Compression | None = self.options.compression
+        want: LayerFormat | None = self.options.compression
         if want is None and have == "none" and self.source.synthetic and self.destination.compresses:
             want = "gzip"
         if want is None and have == "zstd" and (node.target or format_of(node.document.media_type)) == "docker":
             # Docker's format has no zstd layers that any but the newest clients read.
             want = "gzip" if node.target else None
-        if want is None or (want == have and not (self.options.force_compression and self.options.compression)):
+        forced = self.options.force_compression and self.options.compression
+        if want is None or (want in {have, layer_format(descriptor)} and not forced):
             return None
         return want
 
     def _changes(self, node: _Node) -> bool:
         """Whether the node's digest will be another. Raises: ImageError if digests are to be preserved."""
+        if self._lazy and (node.target or format_of(node.document.media_type)) == "docker":
+            raise ImageError(
+                f"{self.options.compression} needs annotations, which Docker's manifests do not have",
+                hint="use --format oci, and a destination that takes it",
+            )
         changes = node.target is not None or (
             isinstance(node.document, Manifest) and any(self._goal(d, node) is not None for d in node.document.layers)
         )
@@ -387,7 +407,7 @@ class _Copy:
 
     # Blobs
 
-    def _transfer(self, descriptor: Descriptor, goal: Compression | None) -> None:
+    def _transfer(self, descriptor: Descriptor, goal: LayerFormat | None) -> None:
         if goal is None:
             # Before the slots: who waits for another copy's transfer must not keep that from its slot.
             with (
@@ -408,6 +428,8 @@ class _Copy:
                 self._move(spool.descriptor, spool)
             with self._lock:
                 self._recompressed[descriptor.digest] = spool.descriptor
+                if spool.diff_id is not None:
+                    self._diff_ids[descriptor.digest] = spool.diff_id
         finally:
             spool.close()
 
@@ -466,8 +488,27 @@ class _Copy:
         layers = [self._recompressed.get(d.digest, d) for d in document.layers]
         if node.target is None and layers == list(document.layers):
             return node.manifest
-        manifest = convert_manifest(document, layers, target)
+        manifest = convert_manifest(replace(document, config=self._config(document)), layers, target)
         return RawManifest(manifest.raw, manifest.media_type, manifest.descriptor.digest)
+
+    def _config(self, document: Manifest) -> Descriptor:
+        """The config with the DiffIDs that the layers have now; put, if that is another one."""
+        if not any(d.digest in self._diff_ids for d in document.layers):
+            return document.config
+        from registry.recompress import spool_bytes
+
+        config = ImageConfig.parse(read_blob(self.source, document.config, MAX_CONFIG_BYTES))
+        if len(config.diff_ids) != len(document.layers):
+            raise ImageError(f"{self.source.name}: its config has not as many DiffIDs as the manifest has layers")
+        pairs = zip(document.layers, config.diff_ids, strict=True)
+        rootfs = {"type": "layers", "diff_ids": [self._diff_ids.get(d.digest, old) for d, old in pairs]}
+        made = ImageConfig.build({**config.document, "rootfs": rootfs})
+        spool = spool_bytes(made.raw, document.config.media_type, self._scratch_dir)
+        try:
+            self._move(spool.descriptor, spool)
+            return spool.descriptor
+        finally:
+            spool.close()
 
     # Threads
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from layers.compression import compressor, decompressor
 from layers.errors import BlobNotFound, StoreError
 from layers.oci import Descriptor, Digest
-from registry.convert import Compression, layer_compression, layer_media_type
+from layers.values import replace
+from registry.convert import Compression, LayerFormat, layer_compression, layer_media_type
 from registry.transport import CHUNK_BYTES, BlobInput, RawManifest
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ class SpooledBlob:
     host = ""
     synthetic = True
 
-    def __init__(self, file: BinaryIO, descriptor: Descriptor) -> None:
+    def __init__(self, file: BinaryIO, descriptor: Descriptor, diff_id: Digest | None = None) -> None:
         self._file = file
         self.descriptor = descriptor
+        self.diff_id = diff_id
+        """Of a layer whose tar became another."""
 
     def get_manifest(self, digest: Digest | None = None) -> RawManifest:
         raise BlobNotFound(f"{self.name} is no image")
@@ -88,42 +91,75 @@ class SpooledBlob:
         self._file.close()
 
 
-def recompress(blob: BlobInput, wanted: Compression, level: int | None, scratch_dir: Path) -> SpooledBlob:
-    """The layer in the wanted compression; its own digest is checked on the way. The caller closes it.
+def spool_bytes(data: bytes, media_type: str, scratch_dir: Path) -> SpooledBlob:
+    """A blob of which all bytes are at hand. The caller closes it. Raises: StoreError."""
+    spool = _Spool(scratch_dir)
+    spool.write(data)
+    return SpooledBlob(spool.file, spool.descriptor(media_type))
 
-    Raises: DigestMismatch, SizeMismatch, LayerError for damaged data or a level out of range, StoreError.
+
+def recompress(blob: BlobInput, wanted: LayerFormat, level: int | None, scratch_dir: Path) -> SpooledBlob:
+    """The layer in the wanted format; its own digest is checked on the way. The caller closes it.
+
+    Raises: DigestMismatch, SizeMismatch, LayerError for damaged data, a level out of range or what the
+    format cannot express, StoreError.
     """
     have = layer_compression(blob.descriptor) or "none"
-    engine = compressor(wanted, level, os.cpu_count() or 1)
-    hasher = hashlib.sha256()
-    size = 0
-    file = open_scratch(scratch_dir)
+    spool = _Spool(scratch_dir)
     try:
         with blob.open_verified() as stream:
             plain = decompressor(cast(BinaryIO, stream), kind=have)
-            while data := plain.read(CHUNK_BYTES):
-                size += _write(file, hasher, engine.write(data))
+            if wanted == "estargz" or wanted == "zstd:chunked":
+                from layers.lazylayer import CODECS, convert_to_lazy
+
+                made = convert_to_lazy(wanted, plain, spool, level=level)
+                codec, annotations = CODECS[wanted], made.annotations
+                # The table of contents is part of an eStargz layer's tar.
+                diff_id = made.diff_id if wanted == "estargz" else None
+            else:
+                codec, annotations, diff_id = wanted, {}, None
+                _compress(plain, spool, wanted, level)
             # What the decompressor had no need of must be right, too.
             while stream.read(CHUNK_BYTES):
                 pass
-        size += _write(file, hasher, engine.finish())
-    except OSError as e:
-        file.close()
-        raise StoreError(f"cannot write a temporary file in {scratch_dir}: {e.strerror}") from e
     except BaseException:
-        file.close()
+        spool.file.close()
         raise
+    descriptor = spool.descriptor(layer_media_type(blob.descriptor.media_type, codec))
+    return SpooledBlob(spool.file, replace(descriptor, annotations=annotations), diff_id)
+
+
+def _compress(plain: BinaryIO, spool: _Spool, wanted: Compression, level: int | None) -> None:
+    engine = compressor(wanted, level, os.cpu_count() or 1)
+    try:
+        while data := plain.read(CHUNK_BYTES):
+            spool.write(engine.write(data))
+        spool.write(engine.finish())
     finally:
         engine.close()
-    media_type = layer_media_type(blob.descriptor.media_type, wanted)
-    digest = Digest.from_hasher(hasher)
-    return SpooledBlob(file, Descriptor(media_type=media_type, digest=digest, size_bytes=size))
 
 
-def _write(file: BinaryIO, hasher: hashlib._Hash, data: bytes) -> int:
-    if data:
-        hasher.update(data)
+class _Spool:
+    """An anonymous file that is hashed while it is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = open_scratch(directory)
+        self._directory = directory
+        self._hasher = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """All of `data`. Raises: StoreError."""
+        self._hasher.update(data)
         view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-    return len(data)
+        try:
+            while view:
+                view = view[self.file.write(view) :]
+        except OSError as e:
+            raise StoreError(f"cannot write a temporary file in {self._directory}: {e.strerror}") from e
+        self._size += len(data)
+        return len(data)
+
+    def descriptor(self, media_type: str) -> Descriptor:
+        """Of what was written."""
+        return Descriptor(media_type=media_type, digest=Digest.from_hasher(self._hasher), size_bytes=self._size)

@@ -73,8 +73,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("--digest-tags", action="store_true", help="between registries: also tags like sha256-….sig")
     add("--preserve-digests", action="store_true", help="fail rather than change a digest")
     add("--format", "-f", choices=["oci", "docker"], help="convert to these media types")
-    add("--compression", "--compression-format", "--dest-compress-format", choices=["gzip", "zstd", "none"],
-        help="convert layers to this")  # fmt: skip
+    add("--compression", "--compression-format", "--dest-compress-format",
+        choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"], help="convert layers to this")  # fmt: skip
     add("--compression-level", "--dest-compress-level", type=int, metavar="N")
     add("--force-compression", "--dest-force-compress-format", action="store_true",
         help="compress also layers that are compressed so already")  # fmt: skip

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, cast
 
 import pytest
 import zstandard
 
+from layers.compression import decompressor
 from layers.errors import Cancelled, DigestMismatch, ImageError, StoreError
 from layers.events import Event, Vertex, VertexStatus, VertexWarning
 from layers.oci import Descriptor, Digest, Platform
@@ -576,6 +577,31 @@ def test_layers_are_compressed_anew(wanted: str, packed: bool) -> None:
         assert f"sha256:{hashlib.sha256(_unpacked(data, descriptor['mediaType'])).hexdigest()}" == diff_id
     unchanged = (wanted == "gzip" and packed) or (wanted == "none" and not packed)
     assert (result.descriptor.digest == image.digest) is unchanged
+
+
+@pytest.mark.parametrize("wanted", ["estargz", "zstd:chunked"])
+@pytest.mark.parametrize("docker", [False, True])
+def test_layers_get_a_table_of_contents(wanted: Literal["estargz", "zstd:chunked"], docker: bool) -> None:
+    image = make_image([{"a": b"text " * 40_000}, random_layer("b")], docker=docker)
+    destination = Destination()
+    copy(Source(image), destination, compression=wanted)
+    document = destination.document()
+    assert document["mediaType"] == OCI_MANIFEST
+    config = json.loads(destination.blobs[document["config"]["digest"]])
+    assert (document["config"]["digest"] == image.blobs[0].digest) is (wanted == "zstd:chunked")
+    assert {**config, "rootfs": 0} == {**json.loads(image.blobs[0].data), "rootfs": 0}
+    for layer, diff_id in zip(document["layers"], config["rootfs"]["diff_ids"], strict=True):
+        plain = decompressor(cast(BinaryIO, io.BytesIO(destination.blobs[layer["digest"]]))).read()
+        assert f"sha256:{hashlib.sha256(plain).hexdigest()}" == diff_id
+        assert len(layer["annotations"]) == (2 if wanted == "estargz" else 5)
+    assert (image.blobs[0].digest in destination.blobs) is (wanted == "zstd:chunked")
+    assert destination.top is not None
+    # What has its table already stays; Docker's manifests cannot have one.
+    blobs = tuple(Blob(data, "") for data in destination.blobs.values())
+    made = Image(Blob(destination.top.raw, OCI_MANIFEST), blobs)
+    assert copy(Source(made), Destination(), compression=wanted).descriptor.digest == destination.top.digest
+    with pytest.raises(ImageError, match="needs annotations"):
+        copy(Source(image), Destination(), compression=wanted, format="docker")
 
 
 def test_force_compresses_what_is_compressed_so_already() -> None:
