@@ -19,6 +19,7 @@ from layers.values import NamedTuple
 if TYPE_CHECKING:
     from builder.export import ExportedImage
     from builder.frontend.instructions import Containerfile
+    from builder.output import EarlyPush
     from builder.plan.graph import BuildGraph
     from builder.sandbox.launcher import Launcher
     from builder.session import Session
@@ -180,17 +181,7 @@ def finish(
         import_caches(parts, request, events)
     if on_plan is not None:
         on_plan(solver.forecast())
-    if any(output.type == "registry" for output in request.outputs) and solver.forecast().count("hit") < len(
-        parts.graph.steps
-    ):
-        from builder.output import check_rights
-
-        check_rights(parts, request.outputs, tuple(map(str, names)))
-    early = None
-    if any(output.type == "registry" and output.compression is None for output in request.outputs):
-        from builder.output import EarlyPush
-
-        early = EarlyPush(parts, request.outputs, tuple(map(str, names)))
+    early = _begin_push(parts, request, tuple(map(str, names)))
     try:
         results = solver.solve()
     except BaseException as e:
@@ -232,6 +223,22 @@ def finish(
         parts.layers.saved_bytes,
         sum(output.moved_bytes for output in outputs) + (0 if early is None else early.moved_bytes),
     )
+
+
+def _begin_push(parts: Parts, request: BuildRequest, names: tuple[str, ...]) -> EarlyPush | None:
+    """Before steps run: find out whether their image may be pushed, and begin to. Raises: AuthError, NetworkError."""
+    if not any(output.type == "registry" for output in request.outputs):
+        return None
+    if parts.solver.forecast().count("hit") == len(parts.graph.steps):
+        return None  # likely all of it is there already: one question at the end will tell
+    from builder.output import EarlyPush, check_rights
+
+    check_rights(parts, request.outputs, names)
+    if all(output.compression is not None for output in request.outputs if output.type == "registry"):
+        return None
+    changed = request.force_compression or request.squash_all
+    bases = [] if changed else [image.base for image in parts.graph.images if image.base is not None]
+    return EarlyPush(parts, request.outputs, names, bases)
 
 
 def _search(parts: Parts, gate: LogGate, image: ExportedImage) -> None:

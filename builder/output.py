@@ -26,7 +26,7 @@ _EARLY_JOBS = 2
 if TYPE_CHECKING:
     from builder.building import Parts
     from builder.export import ExportedImage
-    from builder.plan.graph import ImagePlan
+    from builder.plan.graph import ImagePlan, ResolvedImage
     from builder.plan.request import Output
     from layers.oci import Descriptor, Platform
     from registry.transport import ImageDestination
@@ -103,18 +103,24 @@ def check_rights(parts: Parts, outputs: Sequence[Output], names: tuple[str, ...]
 
 
 class EarlyPush:
-    """Sends new layers to the registries of the outputs as soon as they are packed, while later steps run.
+    """Sends layers to the registries of the outputs while steps run: the base's at once, new ones when packed.
 
     What fails here is tried again, and told, when the image itself is sent. A build that the secret gate
     stops has sent blobs by then, but nothing that names them; with secrets, therefore, nothing is sent early.
     """
 
-    def __init__(self, parts: Parts, outputs: Sequence[Output], names: tuple[str, ...]) -> None:
+    def __init__(
+        self, parts: Parts, outputs: Sequence[Output], names: tuple[str, ...], bases: Sequence[ResolvedImage]
+    ) -> None:
+        """`bases` are images whose layers will be the result's as they are."""
         from builder.solve.remotecache import StoreBlobs
         from builder.solve.scheduler import Workers
         from registry.transport import parse_location
 
         self._layers = parts.layers
+        self._store = parts.store
+        self._sources = parts.sources
+        self._over = False
         self._source = StoreBlobs(parts.store)
         self._workers = Workers(_EARLY_JOBS, "push")
         self._lock = threading.Lock()
@@ -129,28 +135,50 @@ class EarlyPush:
                         self._destinations.append(parse_location(place).destination(parts.transports()))
                     except PybuildError:
                         continue
-        if self._destinations:
-            parts.layers.made = self._made
+        if not self._destinations:
+            return
+        parts.layers.made = self._made
+        for base in bases:
+            for layer in dict.fromkeys(base.manifest.layers):
+                if not layer.urls:
+                    self._workers.submit(partial(self._send_inherited, base, layer))
 
     def _made(self, snapshot: str, layer: Descriptor) -> None:
         self._workers.submit(partial(self._send, snapshot, layer))
 
     def _send(self, snapshot: str, layer: Descriptor) -> None:
-        from registry.transport import BlobInput
-
         began = time.perf_counter()
         for destination in self._destinations:
             if not destination.has_blob(layer):
-                blob = BlobInput(layer, self._source)
-                destination.put_blob(blob)
-                with self._lock:
-                    self.moved_bytes += blob.moved_bytes
+                self._put(destination, layer)
         self._layers.add_phase(snapshot, "push", time.perf_counter() - began)
+
+    def _send_inherited(self, base: ResolvedImage, layer: Descriptor) -> None:
+        """A base's layer: mounted where its repository is in the same registry, else fetched and sent."""
+        for destination in self._destinations:
+            if self._over or destination.has_blob(layer):
+                continue
+            with self._sources.source(base) as source:
+                if destination.reuse_blob(layer, source) is None:
+                    if self._store.stat(layer.digest) is None:
+                        self._sources.fetch_blob(source, layer, f"base:{base.digest}")
+                    self._put(destination, layer)
+
+    def _put(self, destination: ImageDestination, layer: Descriptor) -> None:
+        from registry.transport import BlobInput
+
+        blob = BlobInput(layer, self._source, cancelled=lambda: self._over)
+        try:
+            destination.put_blob(blob)
+        finally:
+            with self._lock:
+                self.moved_bytes += blob.moved_bytes
 
     def close(self, *, failed: bool = False) -> None:
         """Wait for the layers under way, and unless the build has `failed` for those still waiting. Idempotent."""
         self._layers.made = None
         if failed:
+            self._over = True
             self._workers.close()
         else:
             self._workers.finish()

@@ -198,11 +198,12 @@ class ImageSources:
         from concurrent.futures import ThreadPoolExecutor
 
         layers = [d for d in dict.fromkeys(image.manifest.layers) if self._store.stat(d.digest) is None]
-        with self._source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
+        with self.source(image) as source, ThreadPoolExecutor(_PARALLEL_LAYERS, thread_name_prefix="pull") as pool:
             list(pool.map(lambda d: self._fetch_layer(source, d, vertex), layers))
 
     @contextmanager
-    def _source(self, image: ResolvedImage) -> Iterator[ImageSource]:
+    def source(self, image: ResolvedImage) -> Iterator[ImageSource]:
+        """Where an image comes from, open for the block."""
         source = self._location(image).source(self._context)
         try:
             yield source
@@ -210,7 +211,7 @@ class ImageSources:
             source.close()
 
     def fetch_blob(self, source: ImageSource, blob: Descriptor, vertex: str) -> None:
-        """One blob of a remote cache into the store. Raises: RegistryError, ContentError, Cancelled."""
+        """One blob into the store. Raises: RegistryError, ContentError, Cancelled."""
         self._fetch_layer(source, blob, vertex)
 
     def _fetch_layer(self, source: ImageSource, layer: Descriptor, vertex: str) -> None:
@@ -271,7 +272,7 @@ class ImageSources:
         self._events.emit(Vertex(vertex, title, (), started))
         descriptor = _descriptor(image)
         try:
-            with self._source(image) as source:
+            with self.source(image) as source:
                 unpack_image(
                     self._store,
                     Image(descriptor, image.manifest, image.config),

@@ -133,3 +133,35 @@ def test_layers_are_sent_while_later_steps_run(
     assert document["pybuild.outputs"][0]["moved_bytes"] < 1_000_000
     assert document["pybuild.sent_bytes"] > 3_000_000
     assert skopeo_inspect(name)["Digest"] == document["containerimage.digest"]
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("pushed", ["elsewhere", "beside the base"])
+def test_the_bases_layers_are_there_before_the_steps_are_done(
+    pybuild: Pybuild,
+    fresh_registry: RegistryServer,
+    busybox_base: str,
+    busybox_layout: Path,
+    tmp_path: Path,
+    pushed: str,
+) -> None:
+    beside = pushed == "beside the base"
+    if beside:
+        fresh_registry.push_layout(busybox_layout, "base/busybox", "1")
+    base = f"{fresh_registry.host}/base/busybox:1" if beside else busybox_base
+    pybuild.run("pull", base)
+    (layer,) = pybuild.run("inspect", "--raw", base).json()["layers"]
+    text = f"FROM {base}\nRUN sleep 4; echo made > /made\n"
+    name = f"{fresh_registry.host}/graph/app:1"
+    building = pybuild.start("build", "--push", "-t", name, write_context(tmp_path / "app", text))
+    there = 0
+    while building.poll() is None and there != 200:
+        there, _, _ = fresh_registry.request("HEAD", f"/v2/graph/app/blobs/{layer['digest']}")
+    assert building.poll() is None, "the layer came with the image"
+    _, words = building.communicate(timeout=60)
+    assert building.returncode == 0, words
+    assert skopeo_inspect(name)["Layers"][0] == layer["digest"]
+    asked = [r for r in fresh_registry.requests_seen() if "/v2/graph/app/" in r]
+    sent = [r for r in asked if layer["digest"].removeprefix("sha256:") in r]
+    assert any("mount=" in r for r in sent) == beside, asked
+    assert any(r.startswith("PUT") for r in sent) == (not beside), asked
