@@ -220,6 +220,23 @@ r['sethostname'] = attempt(socket.sethostname, 'x')
     assert found == {"kill": "ESRCH", "ptrace": "ESRCH", "root": True, "mount": "EPERM", "sethostname": "EPERM"}
 
 
+@pytest.mark.parametrize("interpreter", ["/proc/self/exe", "/proc/1/exe -c import"])
+def test_the_interpreter_of_the_host_is_out_of_reach(box: Box, interpreter: str) -> None:
+    """A script of the image that names whoever executes it as its interpreter finds nothing of the host's there."""
+    root = box.overlay()
+    command = f"echo '#!{interpreter}' > /evil && chmod 755 /evil && ln -s {interpreter.split()[0]} /link"
+    assert box.sh(command, root=root).code == 0
+    assert root.upper is not None
+    for args in (("/evil",), ("/link", "-c", "print('py' + 'thon')"), ("/proc/self/exe", "--version")):
+        outcome = box.run(*args, root=box.overlay(root.upper, box.lower), timeout_s=20)
+        # It came to the springboard again, which tells it so; the host's interpreter would not find its loader.
+        assert (outcome.code, outcome.out) == (126, ""), outcome
+        assert outcome.err.endswith(": Too many levels of symbolic links\n")
+    script = "readlink /proc/1/exe; (echo x >> /proc/1/exe) 2>/dev/null && echo written; readlink /proc/self/exe"
+    outcome = box.sh(script, init=True, capabilities=DEFAULT_CAPABILITIES | {"CAP_SYS_PTRACE"})
+    assert outcome.out == "/memfd:pybuild-init (deleted)\n/bin/busybox\n"
+
+
 def test_cgroups_cannot_be_written(box: Box) -> None:
     script = """
 for root, dirs, files in os.walk('/sys/fs/cgroup'):
