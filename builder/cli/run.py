@@ -109,10 +109,8 @@ def run(verb: str, options: Namespace) -> int:
 def _run(verb: str, root: Path, options: Namespace) -> int:
     from builder.container import lifecycle
     from builder.container.front import Front
-    from builder.sandbox.launcher import Launcher
+    from builder.container.monitor import ContainerLauncher
 
-    if options.detach and options.interactive and not options.tty:
-        raise UsageError("-d and -i exclude each other: nobody would type")
     wanted = _container_options(options)
     foreground = verb == "run" and not options.detach
     if foreground and options.tty and options.interactive and not os.isatty(0):
@@ -120,7 +118,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
     if options.cidfile and os.path.exists(options.cidfile):
         raise UsageError(f"--cidfile {options.cidfile} exists already")
     # Before anything starts a thread, and beside what follows here.
-    launcher = Launcher.start() if foreground else None
+    launcher = ContainerLauncher.start() if foreground else None
     try:
         record = _create(root, options, wanted, launcher)
         if options.cidfile:
@@ -193,10 +191,10 @@ def _start(root: Path, options: Namespace) -> int:
     if len(options.names) != 1:
         raise UsageError("--attach takes one container")
     from builder.container.front import Front
-    from builder.sandbox.launcher import Launcher
+    from builder.container.monitor import ContainerLauncher
 
     record = records.find(root, options.names[0])
-    with Launcher.start() as launcher:
+    with ContainerLauncher.start() as launcher:
         front = Front(tty=bool(record.settings["tty"]), stdin=options.interactive)
         return lifecycle.run_foreground(record, launcher, front)
 

@@ -4,8 +4,12 @@
     {"do": "stop", "number": 15, "timeout_s": 10}   and kill it if it has not ended by then; no restart
     {"do": "pause"} {"do": "resume"}
     {"do": "window", "rows": 24, "columns": 80}
+    {"do": "limits", "limits": {...}}   `builder.container.codec`'s resources
+    {"do": "figures"}                   answered with `builder.container.figures`' values
+    {"do": "processes"}                 answered with {"pids": [...]}, the host's
+    {"do": "attach"}                    the connection stays, and becomes what `attach` tells
 
-The answer is {"ok": true} or {"error": words, "hint": words}. Where no monitor answers there is no
+The answer is {"ok": true, ...} or {"error": words, "hint": words}. Where no monitor answers there is no
 running container. Paths are given by descriptor, as a socket's has room for 107 bytes alone.
 """
 
@@ -20,7 +24,7 @@ from typing import Any
 
 from builder.container.records import ContainerError, Record
 
-_MAX_BYTES = 1 << 14
+_MAX_BYTES = 1 << 16
 
 
 def listen(directory: Path) -> socket.socket:
@@ -39,24 +43,41 @@ def listen(directory: Path) -> socket.socket:
         os.close(fd)
 
 
-def ask(record: Record, **request: Any) -> None:
-    """Have the monitor do something, and wait until it has. Raises: ContainerError."""
-    fd = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def ask(record: Record, **request: Any) -> dict[str, Any]:
+    """Have the monitor do something, and wait until it has; its answer. Raises: ContainerError."""
+    with connect(record) as client:
+        return exchange(record, client, request)
+
+
+def connect(record: Record) -> socket.socket:
+    """A connection to the monitor. Raises: ContainerError where there is none."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        fd = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             client.settimeout(30)
             client.connect(f"/proc/self/fd/{fd}/control")
-            client.send(json.dumps(request).encode())
-            data = client.recv(_MAX_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        client.close()
+        raise ContainerError(f"container {record.name} is not running") from e
+    return client
+
+
+def exchange(record: Record, client: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a request, and take its answer. Raises: ContainerError."""
+    try:
+        client.send(json.dumps(request).encode())
+        data = client.recv(_MAX_BYTES)
     except OSError as e:
         raise ContainerError(f"container {record.name} is not running") from e
-    finally:
-        os.close(fd)
     if not data:
         raise ContainerError(f"container {record.name} has just ended")
-    answer = json.loads(data)
-    if "error" in answer:
-        raise ContainerError(f"container {record.name}: {answer['error']}", hint=answer.get("hint"))
+    found: dict[str, Any] = json.loads(data)
+    if "error" in found:
+        raise ContainerError(f"container {record.name}: {found['error']}", hint=found.get("hint"))
+    return found
 
 
 def receive(client: socket.socket) -> dict[str, Any] | None:
@@ -68,9 +89,9 @@ def receive(client: socket.socket) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def answer(client: socket.socket, error: Exception | None) -> None:
+def answer(client: socket.socket, error: Exception | None, **found: Any) -> None:
     """Tell the outcome; the other end may be gone."""
-    words: dict[str, Any] = {"ok": True}
+    words: dict[str, Any] = {"ok": True, **found}
     if error is not None:
         words = {"error": str(error), "hint": getattr(error, "hint", None)}
     with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.container import codec
+from builder.container import codec, events
 from builder.container.options import ContainerOptions, Healthcheck, VolumeMount
 from builder.container.records import EXIT_ROOM_BYTES, ContainerError, Record, create, drop_name
 from builder.errors import ContextError
@@ -66,6 +66,7 @@ def create_container(
         record.settings = settings
         record.save_state(status="created", pid=0, exit_code=0, restarts=0)
         record.save_settings()
+        events.of_container(record, "create")
     except BaseException:
         from layers.trees import remove_tree
 
@@ -252,7 +253,7 @@ def _spec(
         rlimits=options.ulimits,
         oom_score_adj=options.oom_score_adj,
         devices=options.devices,
-        resources=options.limits,
+        resources=options.limits._replace(accounting=True),
         isolation=options.isolation,
         privileged=options.privileged,
         init=options.init,

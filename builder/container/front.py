@@ -94,6 +94,41 @@ class Front:
                 self._on_signal(number)
 
 
+class DetachKeys:
+    """Watches what is typed for the keys that leave a container without ending it: docker's `ctrl-p,ctrl-q`."""
+
+    def __init__(self, text: str = "ctrl-p,ctrl-q") -> None:
+        """Raises: ContainerError for keys that are none."""
+        self._keys = b"".join(_key(word) for word in text.split(",")) if text else b""
+        self._held = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """(what to hand on, whether the keys were typed). The beginning of the keys is held back until it is clear."""
+        if not self._keys:
+            return data, False
+        out = bytearray()
+        for byte in data:
+            self._held += bytes([byte])
+            while self._held and not self._keys.startswith(self._held):
+                out.append(self._held[0])
+                self._held = self._held[1:]
+            if self._held == self._keys:
+                self._held = b""
+                return bytes(out), True
+        return bytes(out), False
+
+
+def _key(word: str) -> bytes:
+    from builder.container.records import ContainerError
+
+    if len(word) == 1 and word.isascii():
+        return word.encode()
+    letter = word.lower().removeprefix("ctrl-")
+    if letter != word.lower() and len(letter) == 1 and letter in "@abcdefghijklmnopqrstuvwxyz[\\]^_":
+        return bytes([ord(letter.upper()) - 64])
+    raise ContainerError(f"detach keys: {word!r} is no key", hint="such as ctrl-p,ctrl-q or ctrl-a,d")
+
+
 def set_raw(fd: int, attributes: list[Any]) -> None:
     """cfmakeraw(3) on a terminal whose attributes are these. Raises: termios.error."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes

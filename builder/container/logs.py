@@ -113,9 +113,9 @@ def read(
 ) -> Iterator[Piece]:
     """The pieces, oldest first: of the last `tail` lines only, between two times, and, with `follow`, until
     it says that no more will come. Damaged lines are passed over."""
-    reader = _Reader(path)
+    reader = LineReader(path)
     try:
-        pieces: Iterator[Piece] = (p for p in reader.old() if p.time_ns >= since_ns)
+        pieces: Iterator[Piece] = (p for p in _parsed(reader.old()) if p.time_ns >= since_ns)
         if tail is not None:
             pieces = iter(_last(pieces, tail))
         for piece in pieces:
@@ -124,7 +124,7 @@ def read(
             yield piece
         while follow is not None:
             goes_on = follow()  # asked first: what was said before the end must still be read
-            for piece in reader.fresh():
+            for piece in _parsed(reader.fresh()):
                 if until_ns is not None and piece.time_ns > until_ns:
                     return
                 if piece.time_ns >= since_ns:
@@ -151,35 +151,37 @@ def _last(pieces: Iterator[Piece], count: int) -> list[Piece]:
     return list(kept) if count else []
 
 
-class _Reader:
-    """Reads the two files as one, and then what is added, across a change of files."""
+class LineReader:
+    """Reads a file of lines and the one before it (`.1`) as one, and then what is added, across a change of files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
         self._rest = b""
 
-    def old(self) -> Iterator[Piece]:
+    def old(self) -> Iterator[bytes]:
+        """All lines that there are so far, without their ends."""
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(f"{self._path}.1", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                yield from self._pieces(fd)
+                yield from self._lines(fd)
             finally:
                 os.close(fd)
         self._rest = b""
         yield from self.fresh()
 
-    def fresh(self) -> Iterator[Piece]:
+    def fresh(self) -> Iterator[bytes]:
+        """What was added since."""
         if self._fd < 0 and not self._open():
             return
-        yield from self._pieces(self._fd)
+        yield from self._lines(self._fd)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(self._path).st_ino != os.fstat(self._fd).st_ino:
-                yield from self._pieces(self._fd)
+                yield from self._lines(self._fd)
                 self.close()
                 self._rest = b""
                 if self._open():
-                    yield from self._pieces(self._fd)
+                    yield from self._lines(self._fd)
 
     def _open(self) -> bool:
         try:
@@ -188,13 +190,10 @@ class _Reader:
             return False
         return True
 
-    def _pieces(self, fd: int) -> Iterator[Piece]:
+    def _lines(self, fd: int) -> Iterator[bytes]:
         while data := os.read(fd, 1 << 16):
             *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                piece = _parse(line)
-                if piece is not None:
-                    yield piece
+            yield from lines
             if len(self._rest) > 16 * _MAX_LINE_BYTES:
                 self._rest = b""  # no writer of ours makes such a line
 
@@ -202,6 +201,10 @@ class _Reader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _parsed(lines: Iterator[bytes]) -> Iterator[Piece]:
+    return filter(None, map(_parse, lines))
 
 
 def _parse(line: bytes) -> Piece | None:

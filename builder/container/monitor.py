@@ -14,7 +14,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from builder.container import codec, control
+from builder.container import codec, control, events
+from builder.container.attach import Audience
 from builder.container.front import Front
 from builder.container.logs import LogWriter
 from builder.container.options import Port, Restart
@@ -32,6 +33,12 @@ _FORCED_AFTER = 3
 _DRAIN_S = 1.0
 
 
+class ContainerLauncher(Launcher):
+    """Launches one container, time and again: see `Launcher`."""
+
+    accounting = True
+
+
 class Monitor:
     """One container's life, from start to its last end. `run` gives the command's status."""
 
@@ -42,6 +49,7 @@ class Monitor:
         self._ready_fd = ready_fd
         self._log = LogWriter(record.path("log"))
         self._server = control.listen(record.directory)
+        self._audience = Audience()
         self._running: Running | None = None
         self._outputs: dict[int, int] = {}
         self._terminal = -1
@@ -55,6 +63,7 @@ class Monitor:
         self._publisher: Publisher | None = None
         self._health: Health | None = None
         self._signals = -1
+        self._poller = select.poll()
 
     def run(self) -> int:
         """Raises: SandboxError, ContainerError where the container cannot be started at all."""
@@ -126,6 +135,7 @@ class Monitor:
             self._publisher.start(pid)
         ports = [list(port) for port in self._publisher.ports] if self._publisher is not None else []
         self._record.save_state(status="running", pid=pid, ports=ports)
+        events.of_container(self._record, "start")
         self._health = health_of(settings)
         if self._ready_fd >= 0:
             self._await_setup()
@@ -152,6 +162,7 @@ class Monitor:
         if self._front is not None and not self._front.is_terminal:
             return self._front.input_fd, -1  # a file or a pipe is the container's own
         read, write = _pipe(pipes)
+        os.set_blocking(write, False)
         return read, write
 
     # The loop
@@ -162,7 +173,7 @@ class Monitor:
         # The end of a short command may have been taken in while it was waited for; no message tells it twice.
         status = self._running.poll(0)
         drained_by = None if status is None else time.monotonic() + _DRAIN_S
-        poller = select.poll()
+        poller = self._poller = select.poll()
         if status is None:
             poller.register(self._running, select.POLLIN)
         poller.register(self._server, select.POLLIN)
@@ -174,9 +185,10 @@ class Monitor:
             if self._input >= 0 and self._front.stdin:
                 typed = self._front.input_fd
                 poller.register(typed, select.POLLIN)
-                os.set_blocking(self._input, False)
         while status is None or self._outputs:
             timeout_s = self._timeout(drained_by)
+            for fd, visitor in self._audience.visitors.items():
+                poller.register(fd, (select.POLLOUT if visitor.waiting else 0) | (0 if self._typed else select.POLLIN))
             for fd, event in poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)):
                 if event & select.POLLOUT and fd == self._input:
                     self._hand_on()
@@ -184,7 +196,13 @@ class Monitor:
                         self._watch_input(poller, typed, waiting=False)
                     if event == select.POLLOUT:
                         continue
-                if fd in self._outputs:
+                if fd in self._audience.visitors:
+                    if not self._attended(fd, event):
+                        poller.unregister(fd)
+                        self._audience.dismiss(fd)
+                    elif self._typed:
+                        self._watch_input(poller, typed, waiting=True)
+                elif fd in self._outputs:
                     if not self._read(fd):
                         poller.unregister(fd)
                         self._forget(fd)
@@ -198,7 +216,7 @@ class Monitor:
                         typed = -1
                     elif self._typed:
                         self._watch_input(poller, typed, waiting=True)
-                elif status is None:
+                elif status is None and fd == self._running.fileno():
                     status = self._running.poll(0)
                     if status is not None:
                         poller.unregister(fd)
@@ -224,6 +242,8 @@ class Monitor:
         if self._health is not None and now >= self._health.due_at and self._record.state["status"] == "running":
             before = self._health.document()
             self._health.step(self._record)
+            if self._health.document()["Status"] != before["Status"]:
+                events.of_container(self._record, f"health_status: {self._health.document()['Status']}")
             if self._health.document() != before:
                 with contextlib.suppress(ContainerError):
                     self._record.save_state(health=self._health.document())
@@ -242,7 +262,32 @@ class Monitor:
         self._log.write(stream, data)
         if self._front is not None:
             self._front.show(stream, data)
+        for gone in self._audience.show(stream, data):
+            self._poller.unregister(gone)
         return True
+
+    def _attended(self, fd: int, event: int) -> bool:
+        """Something about an attached client; False once it is gone."""
+        if event & select.POLLOUT and not self._audience.flush(fd):
+            return False
+        if not event & ~select.POLLOUT:
+            return True
+        frame = self._audience.hear(fd)
+        if frame is None:
+            return False
+        if frame[:1] == b"i" and self._input >= 0:
+            self._typed += frame[1:]
+            self._hand_on()
+        elif frame[:1] == b"w":
+            self._resize(*(int(word) for word in frame[1:].split()[:2]))
+        return True
+
+    def _resize(self, rows: int, columns: int) -> None:
+        from builder.sandbox import terminal
+
+        if self._terminal >= 0:
+            with contextlib.suppress(OSError):
+                terminal.resize(self._terminal, rows, columns)
 
     def _forget(self, fd: int) -> None:
         del self._outputs[fd]
@@ -293,12 +338,9 @@ class Monitor:
 
     def _caught(self, number: int) -> None:
         """A signal to us is one to the container."""
-        from builder.sandbox import terminal
-
         if number == signal.SIGWINCH:
-            if self._terminal >= 0 and self._front is not None:
-                with contextlib.suppress(OSError):
-                    terminal.resize(self._terminal, *self._front.window())
+            if self._front is not None:
+                self._resize(*self._front.window())
             return
         if number in {signal.SIGINT, signal.SIGTERM}:
             self._interrupts += 1
@@ -321,19 +363,24 @@ class Monitor:
             client, _address = self._server.accept()
         except OSError:
             return
-        with client:
-            client.settimeout(1)
-            request = control.receive(client)
-            if request is None:
-                return
+        client.settimeout(1)
+        request = control.receive(client)
+        found: dict[str, Any] = {}
+        error: Exception | None = None
+        if request is not None:
             try:
-                self._obey(request)
+                found = self._obey(request)
+                if request["do"] == "attach":
+                    control.answer(client, None)
+                    self._audience.admit(client)
+                    return
             except (PybuildError, OSError, KeyError, TypeError, ValueError) as e:
-                control.answer(client, e)
-            else:
-                control.answer(client, None)
+                error = e
+            control.answer(client, error, **found)
+        client.close()
 
-    def _obey(self, request: dict[str, Any]) -> None:
+    def _obey(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what was asked for; what is to be said besides that it was done."""
         match request["do"]:
             case "signal":
                 if request.get("final"):
@@ -349,12 +396,31 @@ class Monitor:
             case "resume":
                 self._freeze(False)
             case "window":
-                from builder.sandbox import terminal
+                self._resize(int(request["rows"]), int(request["columns"]))
+            case "figures":
+                from builder.container import figures
 
-                if self._terminal >= 0:
-                    terminal.resize(self._terminal, int(request["rows"]), int(request["columns"]))
+                return {"figures": figures.measure(self._pid())._asdict()}
+            case "processes":
+                from builder.container import figures
+
+                return {"pids": list(figures.members(self._pid()))}
+            case "limits":
+                from builder.sandbox import cgroup
+
+                cgroup.change(self._pid(), dict(request["limits"]))
+            case "attach":
+                self._pid()
             case other:
                 raise ValueError(f"unknown request {other!r}")
+        return {}
+
+    def _pid(self) -> int:
+        """The first process, seen from here. Raises: ContainerError if there is none just now."""
+        pid = self._running.pid if self._running is not None else 0
+        if not pid:
+            raise ContainerError("it does not run just now")
+        return pid
 
     def _freeze(self, frozen: bool) -> None:
         """Raises: SandboxError, ContainerError."""
@@ -366,6 +432,7 @@ class Monitor:
         else:
             self._running.resume()
         self._record.save_state(status="paused" if frozen else "running")
+        events.of_container(self._record, "pause" if frozen else "unpause")
 
     def _unfreeze(self) -> None:
         if self._record.state["status"] == "paused":
@@ -384,6 +451,10 @@ class Monitor:
         self._record.save_end(
             status=word, exit_code=status.code, oom_killed=status.oom_killed, pid=0, finished_ns=time.time_ns()
         )
+        if status.oom_killed:
+            events.of_container(self._record, "oom")
+        events.of_container(self._record, "die", exitCode=status.code)
+        self._audience.close()
         self._kill_at = None
         if self._running is not None:
             self._running.close()
@@ -422,6 +493,7 @@ class Monitor:
             self._running.close()
         if self._health is not None:
             self._health.close()
+        self._audience.close()
         self._server.close()
         with contextlib.suppress(OSError):
             os.unlink(self._record.path("control"))
