@@ -405,6 +405,7 @@ def tell(control: socket.socket, message: bytes) -> None:
 
 def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
     if len(fds) > 4:
+        os.lseek(fds[4], 0, os.SEEK_SET)  # who handed it on may have read it
         with open(fds[4], "rb", closefd=False) as stream:
             data = b"-" + stream.read()
     request: dict[str, Any] = json.loads(data[1:])
