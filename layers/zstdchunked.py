@@ -30,9 +30,6 @@ MANIFEST_CHECKSUM = "io.github.containers.zstd-chunked.manifest-checksum"
 MANIFEST_POSITION = "io.github.containers.zstd-chunked.manifest-position"
 """`offset:compressed size:size:type` of the table."""
 TARSPLIT_POSITION = "io.github.containers.zstd-chunked.tarsplit-position"
-# What podman before 4.4 and stargz-snapshotter look for.
-_OLD_CHECKSUM = "io.containers.zstd-chunked.manifest-checksum"
-_OLD_POSITION = "io.containers.zstd-chunked.manifest-position"
 
 _SKIPPABLE = b"\x50\x2a\x4d\x18"
 _FOOTER_MAGIC = b"GNUlInUx"
@@ -136,13 +133,11 @@ class ZstdChunkedWriter(LazyWriter):
         split_at = self._skippable(split)
         sizes = (table_at, len(table), table_bytes, _TYPE_CRFS, split_at, len(split), split_bytes)
         self._skippable(_FOOTER.pack(*sizes, _FOOTER_MAGIC))
-        checksum, position = _sha256(table), f"{table_at}:{len(table)}:{table_bytes}:{_TYPE_CRFS}"
+        # Not also under podman 4.3's names of these annotations: its partial pulls lose owners and times.
         return {
-            MANIFEST_CHECKSUM: checksum,
-            MANIFEST_POSITION: position,
+            MANIFEST_CHECKSUM: _sha256(table),
+            MANIFEST_POSITION: f"{table_at}:{len(table)}:{table_bytes}:{_TYPE_CRFS}",
             TARSPLIT_POSITION: f"{split_at}:{len(split)}:{split_bytes}",
-            _OLD_CHECKSUM: checksum,
-            _OLD_POSITION: position,
         }
 
     def _skippable(self, content: bytes) -> int:
