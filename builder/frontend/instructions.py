@@ -283,15 +283,16 @@ def _from(r: _Reader) -> From:
             problem = f'invalid name for build stage: "{as_written}"'
             raise r.error(f"{problem}, name can't start with a number or contain symbols", as_written)
     elif len(args) != 1:
-        hint = "FROM [--platform=PLATFORM] IMAGE [AS NAME]"
+        hint = "FROM [--platform=PLATFORM] [--after=STAGE] IMAGE [AS NAME]"
         raise r.error("FROM requires either one or three arguments", hint=hint)
-    flags = r.flags(texts="platform")
+    flags = r.flags(texts="platform", lists="after")
     return From(
         image=args[0],
         platform=flags.get("platform") or None,
         name=name,
         as_keyword=as_keyword,
         as_written=as_written,
+        after=tuple(flags.get("after", ())),
         **r.common,
     )
 

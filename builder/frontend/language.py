@@ -198,7 +198,10 @@ class Script(NamedTuple):
 
 
 class From(Statement):
-    """`FROM [--platform=P] image [AS name]`. Expanded with the global ARGs alone."""
+    """`FROM [--platform=P] [--after=STAGE]... image [AS name]`. Expanded with the global ARGs alone.
+
+    `after` is buildah's: stages that are built before this one, though it takes nothing from them.
+    """
 
     keyword = "FROM"
     image: str
@@ -207,11 +210,14 @@ class From(Statement):
     as_written: str | None = None
     """The stage's name as the file spells it, and the keyword AS likewise; `name` is lower-case."""
     as_keyword: str | None = None
+    after: tuple[str, ...] = ()
 
     def _expansions(self, expander: _Expander) -> dict[str, Any]:
         changes: dict[str, Any] = {"image": expander.word(self.image)}
         if self.platform:
             changes["platform"] = expander.word(self.platform)
+        if self.after:
+            changes["after"] = expander.each(self.after)
         return changes
 
 
@@ -283,7 +289,7 @@ class Run(Statement):
         if not is_heredoc(self.args[0]):
             whole = self.args[0] + "".join([f"\n{h.content}{h.name}" for h in self.heredocs])
             return Script((whole,), self.shell)
-        if first.content.startswith("#!"):
+        if first.text.startswith("#!"):
             return Script((f"/dev/pipes/{first.name}",), self.shell, (first.name, first.text))
         return Script((first.text,), self.shell)
 

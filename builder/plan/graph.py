@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from builder.frontend.source import SourceRange
+from builder.plan.variables import Snapshot
 from layers.oci import Digest, ImageConfig, Manifest, Platform
 from layers.values import NamedTuple
 
@@ -55,7 +56,7 @@ class RunOp(NamedTuple):
     """A command in the sandbox. `proxy` is environment that counts neither for the key nor for history."""
 
     args: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
+    env: Snapshot
     cwd: str
     user: str
     mounts: tuple[MountOp, ...] = ()
@@ -122,10 +123,22 @@ class Step(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """A line of the image's history; `step` made its layer, None for metadata alone."""
+    """A line of the image's history; `step` made its layer, None for metadata alone.
 
-    created_by: str
+    `arguments` are those that a RUN was given, with their values: put together when the history is
+    written, since each RUN tells all of them.
+    """
+
+    text: str
     step: int | None = None
+    arguments: Snapshot | None = None
+
+    @property
+    def created_by(self) -> str:
+        if not self.arguments:
+            return self.text
+        shown = "".join([f" {name}={value}" for name, value in self.arguments])
+        return self.text.replace("RUN ", f"RUN |{len(self.arguments)}{shown} ", 1)
 
 
 class ImagePlan(NamedTuple):
@@ -143,11 +156,15 @@ class ImagePlan(NamedTuple):
 
 
 class BuildGraph(NamedTuple):
-    """All steps that the targets need, and the targets, one a platform."""
+    """All steps that the targets need, and the targets, one a platform.
+
+    `demanded` are steps to be made though no target has them (`FROM --after`).
+    """
 
     steps: tuple[Step, ...]
     images: tuple[ImagePlan, ...]
     warnings: tuple[str, ...] = ()
+    demanded: tuple[int, ...] = ()
 
     def chain(self, top: int | None) -> list[Step]:
         """The steps from the base to `top`, parent links only."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NoReturn
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -51,11 +52,17 @@ def plan(request: BuildRequest, containerfile: ins.Containerfile, resolver: Reso
     """
     steps = _Steps()
     platforms = request.platforms or (Platform.host(),)
-    images = tuple(
-        _PlatformPlan(request, containerfile, resolver, steps, platform, several=len(platforms) > 1).image()
+    plans = [
+        _PlatformPlan(request, containerfile, resolver, steps, platform, several=len(platforms) > 1)
         for platform in platforms
+    ]
+    images = tuple([one.image() for one in plans])
+    return BuildGraph(
+        steps=tuple(steps.all),
+        images=images,
+        warnings=tuple(map(str, containerfile.warnings)),
+        demanded=tuple(sorted({step for one in plans for step in one.demanded})),
     )
-    return BuildGraph(steps=tuple(steps.all), images=images, warnings=tuple(map(str, containerfile.warnings)))
 
 
 class _Steps:
@@ -99,11 +106,17 @@ class _PlatformPlan:
         self._explicit = bool(request.platforms)
         self._images: dict[tuple[str, str], ResolvedImage] = {}
         self._states: dict[int, StageState] = {}
+        self.demanded: list[int] = []
+        """Steps to be made although no image has them: the ends of the stages that --after names."""
         self._by_name = {stage.name.lower(): stage.index for stage in containerfile.stages if stage.name}
         self._target = self._find_target()
         self._globals = self._global_args()
         self._dispatcher = Dispatcher(request, self, self._globals)
         self._froms = [self._expand_from(stage) for stage in containerfile.stages]
+        self._bases = self._base_stages()
+        self._after = [self._stages_before(stage) for stage in containerfile.stages]
+        self._uses = [self._stages_used(stage) for stage in containerfile.stages]
+        self._check_order()
 
     def image(self) -> ImagePlan:
         """Plan every stage that the target needs, and the image that comes of it."""
@@ -111,7 +124,7 @@ class _PlatformPlan:
             self._plan_stage(index)
         state = self._states[self._target]
         request = self._request
-        platform = self._platform if self._explicit else state.platform
+        platform = self._image_platform(state.platform)
         document = image_document(
             state,
             platform,
@@ -126,6 +139,20 @@ class _PlatformPlan:
             top=state.top,
             base=state.base,
             history=tuple(state.history),
+        )
+
+    def _image_platform(self, base: Platform) -> Platform:
+        """The platform that the image says it is for: the base's, and what --platform says of it."""
+        asked = self._platform
+        if not self._explicit:
+            return base
+        same = (asked.os, asked.architecture) == (base.os, base.architecture)
+        return Platform(
+            asked.os,
+            asked.architecture,
+            asked.variant or (base.variant if same else ""),
+            asked.os_version or (base.os_version if same else ""),
+            asked.os_features or base.os_features,
         )
 
     # Stages
@@ -149,7 +176,8 @@ class _PlatformPlan:
 
     def _global_args(self) -> dict[str, str]:
         """The automatic platform ARGs and those before the first FROM."""
-        args = dict(_platform_args(self._platform, self._request))
+        stage = self._request.target or self._file.stages[-1].name or "default"
+        args = dict(_platform_args(self._platform, self._request, stage))
         for instruction in self._file.global_args:
             for key, default in instruction.pairs:
                 if key in self._request.build_args:
@@ -187,13 +215,32 @@ class _PlatformPlan:
                 f"failed to parse platform {stage.from_.platform}: {e}", source=self._file.source, range=where
             ) from e
 
-    def _base_stage(self, index: int) -> int | None:
-        """The earlier stage that a stage begins from, if its FROM names one and no context replaces it."""
-        name = self._froms[index][0]
-        found: int | None = None
-        for stage in self._file.stages[:index]:
-            if stage.name and stage.name.lower() == name:
-                found = stage.index
+    def _base_stages(self) -> list[int | None]:
+        """For each stage the latest one before it that its FROM names, if any."""
+        named: dict[str, int] = {}
+        bases: list[int | None] = []
+        for stage, (image, _) in zip(self._file.stages, self._froms, strict=True):
+            bases.append(named.get(image))
+            if stage.name:
+                named[stage.name.lower()] = stage.index
+        return bases
+
+    def _stages_before(self, stage: ins.Stage) -> list[int]:
+        """The stages that `FROM --after` names."""
+        found: list[int] = []
+        for name in stage.from_.after:
+            where = stage.from_.range
+            wanted = self._expand(name, self._globals, where)
+            at = self._stage_index(wanted, where)
+            if at is None or at >= stage.index:
+                earlier = [n for n, i in self._by_name.items() if i < stage.index]
+                raise PlanError(
+                    f'--after: no stage "{wanted}" is defined before this one',
+                    source=self._file.source,
+                    range=where,
+                    hint=_did_you_mean(wanted, earlier),
+                )
+            found.append(at)
         return found
 
     def _reachable(self) -> set[int]:
@@ -208,37 +255,73 @@ class _PlatformPlan:
             stage = self._file.stages[index]
             if stage.name and self._context(stage.name) is not None:
                 continue
-            base = self._base_stage(index)
-            needed = [] if base is None else [base]
-            for instruction in stage.instructions:
-                needed += self._stages_used(instruction, index)
-            waiting += needed
+            base = self._bases[index]
+            waiting += self._after[index] if base is None else [*self._after[index], base]
+            for at, name, instruction in self._uses[index]:
+                if at >= index:
+                    self._too_late(name, instruction)
+                waiting.append(at)
         return seen
 
-    def _stages_used(self, instruction: ins.Instruction, index: int) -> list[int]:
-        names: list[str] = []
-        if isinstance(instruction, ins.Copy) and instruction.from_:
-            names = [instruction.from_]
-        elif isinstance(instruction, ins.Run):
-            names = [m.from_ for m in instruction.mounts if m.from_]
-        found = []
-        for name in names:
-            at = self._stage_index(name, instruction.range)
-            if at is None:
-                continue
-            if at >= index:
-                raise PlanError(
-                    f'cannot copy from stage "{name}", it needs to be defined before current stage',
-                    source=self._file.source,
-                    range=instruction.range,
-                )
-            found.append(at)
+    def _too_late(self, name: str, instruction: ins.Instruction) -> NoReturn:
+        verb = "copy" if isinstance(instruction, ins.Copy) else "mount"
+        raise PlanError(
+            f'cannot {verb} from stage "{name}", it needs to be defined before current stage',
+            source=self._file.source,
+            range=instruction.range,
+        )
+
+    def _stages_used(self, stage: ins.Stage) -> list[tuple[int, str, ins.Instruction]]:
+        """The stages that a stage's COPY and RUN --mount name, with the name and the instruction that does.
+
+        Names are checked in stages that nothing needs, too.
+        """
+        found: list[tuple[int, str, ins.Instruction]] = []
+        for instruction in stage.instructions:
+            names: list[str] = []
+            if isinstance(instruction, ins.Copy) and instruction.from_:
+                names = [instruction.from_]
+                self._check_literal(instruction.from_, instruction.range)
+            elif isinstance(instruction, ins.Run):
+                names = [m.from_ for m in instruction.mounts if m.from_]
+            for name in names:
+                at = self._stage_index(name, instruction.range)
+                if at is not None:
+                    found.append((at, name, instruction))
         return found
+
+    def _check_literal(self, name: str, where: SourceRange) -> None:
+        if self._expand(name, {}, where) != name:
+            raise PlanError(
+                "variable expansion is not supported for --from",
+                source=self._file.source,
+                range=where,
+                hint="define a stage with FROM and an ARG before the first FROM, and copy from that stage",
+            )
+
+    def _check_order(self) -> None:
+        """Refuse stages that use each other, whether the target needs them or not."""
+        forward = [index for index, uses in enumerate(self._uses) if any(at >= index for at, _, _ in uses)]
+        for start in forward:
+            seen: set[int] = set()
+            waiting = [start]
+            while waiting:
+                for at, _, instruction in self._uses[waiting.pop()]:
+                    if at == start:
+                        name = self._file.stages[start].name or str(start)
+                        raise PlanError(
+                            f"circular dependency detected on stage: {name}",
+                            source=self._file.source,
+                            range=instruction.range,
+                        )
+                    if at not in seen:
+                        seen.add(at)
+                        waiting.append(at)
 
     def _stage_index(self, name: str, where: SourceRange) -> int | None:
         if name.lower() in self._by_name:
             return self._by_name[name.lower()]
-        if re.fullmatch(r"[+-]?\d+", name):
+        if re.fullmatch(r"[+-]?[0-9]+", name):
             if not 0 <= int(name) < len(self._file.stages):
                 raise PlanError(f"invalid stage index {name}", source=self._file.source, range=where)
             return int(name)
@@ -264,6 +347,9 @@ class _PlatformPlan:
             self._states[index] = state
             return state
         instructions = list(stage.instructions)
+        tops = {self._plan_stage(at).top for at in self._after[index]}
+        state.after = tuple(sorted(top for top in tops if top is not None))
+        self.demanded += state.after
         state.total = sum(isinstance(i, (ins.Add, ins.Copy, ins.Run, ins.Workdir)) for i in instructions)
         triggers = self._start(state, index, image, stage.from_)
         state.total += sum(isinstance(i, (ins.Add, ins.Copy, ins.Run, ins.Workdir)) for i in triggers)
@@ -278,7 +364,7 @@ class _PlatformPlan:
 
     def _start(self, state: StageState, index: int, image: str, from_: ins.From) -> list[ins.Instruction]:
         """Let a stage begin from its base; return the base's ONBUILD triggers."""
-        base_index = self._base_stage(index)
+        base_index = self._bases[index]
         if base_index is not None:
             base = self._plan_stage(base_index)
             expressions = list(base.onbuild)
@@ -375,13 +461,7 @@ class _PlatformPlan:
     # Sources protocol, for the dispatcher
 
     def stage_or_image(self, name: str, *, user: StageState, range: SourceRange) -> tuple[int | None, str | None]:
-        if "$" in name:
-            raise PlanError(
-                "variable expansion is not supported for --from",
-                source=self._file.source,
-                range=range,
-                hint="define a stage with FROM and an ARG before the first FROM, and copy from that stage",
-            )
+        self._check_literal(name, range)
         at = self._stage_index(name, range)
         if at is not None:
             if at >= user.index:
@@ -422,6 +502,10 @@ class _PlatformPlan:
         )
 
     def add_step(self, state: StageState, op: Op, *, inputs: tuple[int, ...], range: SourceRange, text: str) -> int:
+        if state.after and not state.began:
+            # The stage begins with this step: it waits for them.
+            inputs = (*inputs, *(top for top in state.after if top not in inputs))
+        state.began = True
         index = self._steps.add(
             Step(
                 number=0,
@@ -439,9 +523,8 @@ class _PlatformPlan:
         return index
 
 
-def _platform_args(target: Platform, request: BuildRequest) -> list[tuple[str, str]]:
+def _platform_args(target: Platform, request: BuildRequest, stage: str) -> list[tuple[str, str]]:
     host = Platform.host()
-    stage = request.target or "default"
     pairs = [
         ("BUILDPLATFORM", str(host)),
         ("BUILDOS", host.os),

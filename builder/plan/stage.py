@@ -20,13 +20,16 @@ from builder.frontend.filemode import parse_mode
 from builder.frontend.gitref import is_git_source, is_http_source, parse_git_ref
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import expand_word
+from builder.plan.gotext import go_duration, go_quoted
 from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, MountType, Op, ResolvedImage, RunOp
 from builder.plan.request import BuildRequest
-from layers.oci import Platform
+from builder.plan.variables import Variables
+from layers.oci import ImageConfig, Platform
 from layers.values import Protocol
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
+WINDOWS_SHELL = ("cmd", "/S", "/C")
 PROXY_ARGS = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _NOT_IN_ENVIRONMENT = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
 
@@ -54,14 +57,20 @@ class StageState:
         self.escape = escape
         self.top: int | None = None
         self.base: ResolvedImage | None = None
-        self.env: dict[str, str] = {}
+        self.env = Variables()
         self.image_env: dict[str, str] = {}
+        self.bare_env: set[str] = set()
+        """Of `image_env`, those that the base image's config lists without a `=`."""
         self.config: dict[str, Any] = {}
         self.author: str | None = None
         self.history: list[HistoryEntry] = []
-        self.args: dict[str, str | None] = {}
+        self.args = Variables()
+        """The build arguments so far, each with the value that a RUN has."""
         self.onbuild: list[str] = []
         self.cmd_set = False
+        self.after: tuple[int, ...] = ()
+        """The steps that have to be done before this stage's first one."""
+        self.began = False
         self.ignore_cache = False
         self.total = 0
         self.done = 0
@@ -70,10 +79,14 @@ class StageState:
     def start_from_image(self, image: ResolvedImage | None, step: int | None) -> None:
         """Begin with an image's config and tree (None: scratch)."""
         self.base, self.top = image, step
-        if image is not None:
-            self.platform = image.config.platform
-            self.config = _copy_json(image.config.config)
-            author = image.config.document.get("author")
+        self.start_from_config(None if image is None else image.config)
+
+    def start_from_config(self, config: ImageConfig | None) -> None:
+        """Begin with what a config says, of files nothing (None: scratch)."""
+        if config is not None:
+            self.platform = config.platform
+            self.config = _copy_json(config.config)
+            author = config.document.get("author")
             self.author = author if isinstance(author, str) else None
         self._load_environment()
 
@@ -82,17 +95,20 @@ class StageState:
         self.base, self.top, self.platform, self.author = base.base, base.top, base.platform, base.author
         self.config = _copy_json(base.config)
         self.config.pop("OnBuild", None)
-        self.env = dict(base.env)
+        self.env = Variables(base.env)
         self.image_env = dict(base.image_env)
-        self.args = dict(base.args)
+        self.bare_env = set(base.bare_env)
+        self.args = Variables(base.args)
         self.history = list(base.history)
         self._load_environment()
 
     def _load_environment(self) -> None:
         """Take the config's `Env` apart; `full_config` puts it together again."""
         for entry in self.config.pop("Env", None) or []:
-            key, _, value = str(entry).partition("=")
+            key, equals, value = str(entry).partition("=")
             self.image_env[key] = value
+            if not equals:
+                self.bare_env.add(key)
         if self.platform.os != "windows":
             self.image_env.setdefault("PATH", DEFAULT_PATH)
         self.env.update(self.image_env)
@@ -100,8 +116,19 @@ class StageState:
     def full_config(self) -> dict[str, Any]:
         """The execution part of the image config."""
         config = dict(self.config)
-        config["Env"] = [f"{key}={value}" for key, value in self.image_env.items()]
+        config["Env"] = self.env_lines(self.image_env)
         return config
+
+    def env_lines(self, env: Mapping[str, str]) -> list[str]:
+        """Variables as the config lists them."""
+        return [name if name in self.bare_env else f"{name}={value}" for name, value in env.items()]
+
+    def set_env(self, name: str, value: str) -> None:
+        """What ENV does: for the image and for what follows."""
+        self.env[name] = self.image_env[name] = value
+        self.bare_env.discard(name)
+        if name in self.args:
+            self.args[name] = value
 
     @property
     def workdir(self) -> str:
@@ -112,7 +139,8 @@ class StageState:
         return str(self.config.get("User") or "")
 
     def shell(self) -> tuple[str, ...]:
-        return tuple(self.config.get("Shell") or DEFAULT_SHELL)
+        default = WINDOWS_SHELL if self.platform.os == "windows" else DEFAULT_SHELL
+        return tuple(self.config.get("Shell") or default)
 
     def with_shell(self, args: tuple[str, ...]) -> tuple[str, ...]:
         return (*self.shell(), " ".join(args))
@@ -120,13 +148,14 @@ class StageState:
     def title(self, text: str, prefix: str = "") -> str:
         """`[name 2/4] RUN …`, the name of a step for people."""
         self.done += 1
-        line = " ".join(text.split())
+        keyword, _, rest = " ".join(text.split()).partition(" ")
+        line = f"{keyword.upper()} {rest}"
         number = f"{self.done:>{len(str(self.total))}}/{self.total}"
         trigger = "ONBUILD " if self.current_is_trigger else ""
         return f"[{prefix}{self.name + ' ' if self.name else ''}{number}] {trigger}{line}"
 
-    def record(self, text: str, step: int | None = None) -> None:
-        self.history.append(HistoryEntry(text, step))
+    def record(self, text: str, step: int | None = None, *, arguments: bool = False) -> None:
+        self.history.append(HistoryEntry(text, step, self.args.snapshot() if arguments else None))
 
     def fail(self, message: str, where: SourceRange, hint: str | None = None) -> PlanError:
         return PlanError(message, source=self.source, range=where, hint=hint)
@@ -162,7 +191,7 @@ class Dispatcher:
                 self._arg(state, i)
             case ins.Env():
                 for pair in i.pairs:
-                    state.env[pair.name] = state.image_env[pair.name] = pair.value
+                    state.set_env(pair.name, pair.value)
                 state.record("ENV " + " ".join(f"{p.name}={p.value}" for p in i.pairs))
             case ins.Label():
                 _table(config, "Labels").update((p.name, p.value) for p in i.pairs)
@@ -181,13 +210,13 @@ class Dispatcher:
                 config["Cmd"] = list(args)
                 config["ArgsEscaped"] = True
                 state.cmd_set = True
-                state.record(f"CMD {_quoted(args)}")
+                state.record(f"CMD {go_quoted(args)}")
             case ins.Entrypoint():
                 args = state.with_shell(i.args) if i.shell else i.args
                 config["Entrypoint"] = list(args)
                 if not state.cmd_set:
                     config.pop("Cmd", None)
-                state.record(f"ENTRYPOINT {_quoted(args)}")
+                state.record(f"ENTRYPOINT {go_quoted(args)}")
             case ins.Shell():
                 config["Shell"] = list(i.args)
                 state.record(f"SHELL [{' '.join(i.args)}]")
@@ -196,10 +225,10 @@ class Dispatcher:
                 state.record(f"STOPSIGNAL {i.signal}")
             case ins.Healthcheck():
                 config["Healthcheck"] = _healthcheck(i)
-                state.record(f"HEALTHCHECK {_quoted(i.test)}")
+                state.record(f"HEALTHCHECK {_healthcheck_text(i)}")
             case ins.Onbuild():
                 state.onbuild.append(i.expression)
-                config["OnBuild"] = [*(config.get("OnBuild") or []), i.expression]
+                config.setdefault("OnBuild", []).append(i.expression)
             case ins.Maintainer():
                 state.author = i.name
                 state.record(f"MAINTAINER {i.name}")
@@ -223,19 +252,18 @@ class Dispatcher:
                 value = self._globals[key]
             if value is not None and key not in _NOT_IN_ENVIRONMENT:
                 state.env[key] = value
-            state.args[key] = value
+            state.args[key] = state.env.get(key, value or "")
             shown.append(key if value is None else f"{key}={value}")
         state.record("ARG " + " ".join(shown))
 
     def _workdir(self, state: StageState, i: ins.Workdir) -> None:
-        path = posixpath.normpath(posixpath.join("/", state.workdir, i.path or "."))
-        path = "/" + path.lstrip("/")
+        # As BuildKit has it, an absolute path stays as it is written, a slash at its end and all.
+        path = i.path if i.path.startswith("/") else _join(state.workdir, i.path)
         state.config["WorkingDir"] = path
         step = None
         if path != "/":
-            step = self._sources.add_step(
-                state, MkdirOp(path=path, user=state.user), inputs=(), range=i.range, text=i.original
-            )
+            op = MkdirOp(path=_join(path), user=state.user)
+            step = self._sources.add_step(state, op, inputs=(), range=i.range, text=i.original)
         state.record(f"WORKDIR {path}", step)
 
     def _run(self, state: StageState, i: ins.Run) -> None:
@@ -247,7 +275,7 @@ class Dispatcher:
         elif script.shell:
             args = state.with_shell(args)
         summary = ""
-        if i.heredocs:
+        if i.heredocs and script.args != i.args:
             lines = i.heredocs[0].content.strip().split("\n", 1)
             summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
         mounts = [self._mount(state, mount, i.range) for mount in i.mounts]
@@ -262,7 +290,7 @@ class Dispatcher:
             )
         op = RunOp(
             args=args,
-            env=tuple(state.env.items()),
+            env=state.env.snapshot(),
             cwd=state.workdir,
             user=state.user,
             mounts=tuple(mounts),
@@ -274,9 +302,7 @@ class Dispatcher:
         )
         inputs = tuple(m.input for m in mounts if m.input is not None)
         step = self._sources.add_step(state, op, inputs=inputs, range=i.range, text=i.original + summary)
-        arguments = [f"{k}={state.env.get(k, v or '')}" for k, v in state.args.items()]
-        prefix = [f"|{len(arguments)}", *arguments] if arguments else []
-        state.record(f"RUN {' '.join([*prefix, *args])} # buildkit", step)
+        state.record(f"RUN {' '.join(args)} # buildkit", step, arguments=True)
 
     def _mount(self, state: StageState, mount: ins.RunMount, where: SourceRange) -> MountOp:
         source = posixpath.normpath("/" + (mount.source or "/").lstrip("/"))
@@ -336,7 +362,8 @@ class Dispatcher:
             chown=i.chown or "",
             mode=i.chmod or "",
             exclude=i.exclude,
-            link=i.link,
+            # BuildKit makes no independent layer of what has a mode.
+            link=i.link and not i.chmod,
             unpack=i.unpack if isinstance(i, ins.Add) else None,
             add=add,
             checksum=checksum,
@@ -399,7 +426,7 @@ def image_document(
     config = state.full_config()
     all_labels = {**(config.get("Labels") or {}), **labels}
     config["Labels"] = {k: v for k, v in all_labels.items() if k not in unset_labels}
-    config["Env"] = [f"{k}={v}" for k, v in {**state.image_env, **env}.items() if k not in unset_env]
+    config["Env"] = state.env_lines({k: v for k, v in {**state.image_env, **env}.items() if k not in unset_env})
     document: dict[str, Any] = {"author": state.author} if state.author else {}
     document |= platform.to_json()
     document["config"] = {k: v for k, v in config.items() if v not in (None, [], {}, "")}
@@ -414,6 +441,17 @@ def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
     return table
 
 
+def _healthcheck_text(i: ins.Healthcheck) -> str:
+    """The history's words for a HEALTHCHECK: the fields of a Go struct."""
+    times = zip(
+        ("Interval", "Timeout", "StartPeriod", "StartInterval"),
+        (i.interval_ns, i.timeout_ns, i.start_period_ns, i.start_interval_ns),
+        strict=True,
+    )
+    shown = "".join([f"{name}:{go_duration(ns)} " for name, ns in times])
+    return f"{{Test:[{' '.join(i.test)}] {shown}Retries:{i.retries}}}"
+
+
 def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
     fields = {
         "Interval": i.interval_ns,
@@ -425,21 +463,20 @@ def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
     return {"Test": list(i.test), **{name: value for name, value in fields.items() if value}}
 
 
+def _join(*parts: str) -> str:
+    """An absolute, clean path."""
+    return "/" + posixpath.normpath(posixpath.join("/", *parts)).lstrip("/")
+
+
 def _relative_to_workdir(workdir: str, path: str) -> str:
     """An absolute destination; a trailing slash, which means a directory, is kept."""
     directory = path in {"", "."} or path.endswith(("/", "/."))
-    absolute = "/" + posixpath.normpath(posixpath.join("/", workdir, path)).lstrip("/")
+    absolute = _join(workdir, path)
     return absolute if not directory or absolute == "/" else absolute + "/"
 
 
 def _has_wildcards(text: str) -> bool:
     return re.search(r"[*?\[]", re.sub(r"\\.", "", text)) is not None
-
-
-def _quoted(args: tuple[str, ...]) -> str:
-    import json
-
-    return "[" + " ".join(json.dumps(a, ensure_ascii=False) for a in args) + "]"
 
 
 def _copy_json(value: Mapping[str, Any]) -> dict[str, Any]:

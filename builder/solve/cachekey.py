@@ -16,7 +16,7 @@ from builder.plan.graph import CopyOp, MkdirOp, RunOp, SourceOp
 from builder.plan.request import RunOptions
 from layers.sha import sha256
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the meaning of an equal definition changes."""
 
 
@@ -32,7 +32,7 @@ def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence
     return _digest(
         "run",
         parent,
-        [op.args, op.env, op.cwd, op.user, mounts, op.network, op.security, op.hostname, files],
+        [op.args, op.env.digest(), op.cwd, op.user, mounts, op.network, op.security, op.hostname, files],
         [options.add_hosts, options.cap_add, options.cap_drop, options.security_opt, options.ulimits, options.volumes],
         [options.shm_size_bytes, *([options.devices] if options.devices else []), *(["no-hosts"] * options.no_hosts)],
     )

@@ -316,7 +316,7 @@ class Solver:
             self._ctx.store.cache.touch([*stale, *(f"inputs:{key}" for key in stale)])
         visited: set[int] = set()
         needed: list[int] = []
-        waiting = [image.top for image in self._graph.images if image.top is not None]
+        waiting = [*self._graph.demanded, *(image.top for image in self._graph.images if image.top is not None)]
         while waiting:
             index = waiting.pop()
             if index in visited:
