@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from layers.compression import Compression
     from layers.image import Image
     from layers.snapshot import Mount
-    from layers.snapshotters.overlay import OverlaySnapshotter
     from layers.store import Store
 
 _CHUNK_BYTES = 1 << 18
@@ -204,21 +203,30 @@ def mount_image(store: Store, name: str, *, platform: Platform | None = None) ->
 
     No gc takes its snapshot meanwhile. Raises: NameNotFound, ImageError, StoreError (not allowed to mount).
     """
-    from layers import linux
-
     image = find(store, name, platform)
     path = _place(store, image.image_id)
-    if _is_mounted(path):
+    if is_mounted(path):
         return MountedImage(str(image.image_id), path)
-    _need_overlay(store)
+    need_overlay(store)
     top, mount = image_mount(store, image)
+    attach(mount, path, f"image {name}")
+    if top is not None:
+        store.snapshots.pin(_pin_name(image.image_id), top)
+    return MountedImage(str(image.image_id), path)
+
+
+def attach(mount: Mount, path: Path, what: str) -> None:
+    """Mount a tree at a directory, made if it is missing, in this mount namespace. Raises: StoreError."""
+    from layers import linux
+
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with opened(mount) as fd:
             if mount.type == "bind":
                 clone = linux.open_tree(fd, ".", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
                 try:
-                    linux.mount_setattr(clone, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_RDONLY)
+                    if mount.readonly:
+                        linux.mount_setattr(clone, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_RDONLY)
                     linux.move_mount(clone, "", -1, str(path), linux.MOVE_MOUNT_F_EMPTY_PATH)
                 finally:
                     os.close(clone)
@@ -226,16 +234,26 @@ def mount_image(store: Store, name: str, *, platform: Platform | None = None) ->
                 linux.move_mount(fd, "", -1, str(path), linux.MOVE_MOUNT_F_EMPTY_PATH)
     except OSError as e:
         raise StoreError(
-            f"cannot mount image {name}: {e.strerror or e}", hint="as an ordinary user, work in `pybuild unshare`"
+            f"cannot mount {what}: {e.strerror or e}", hint="as an ordinary user, work in `pybuild unshare`"
         ) from e
-    _pin(store, image.image_id, top)
-    return MountedImage(str(image.image_id), path)
+
+
+def detach(path: Path) -> None:
+    """Undo `attach`; the directory goes, too. Without effect where nothing is mounted. Raises: StoreError (in use)."""
+    from layers import linux
+
+    try:
+        if is_mounted(path):  # no longer, after a restart of the machine
+            linux.umount2(str(path))
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        raise StoreError(f"cannot unmount {path}: {e.strerror}", hint="is something still using it?") from e
 
 
 def unmount_image(store: Store, name: str) -> MountedImage:
     """Undo `mount_image`. Raises: NameNotFound if it is not mounted, StoreError if it is in use."""
-    from layers import linux
-
     known = _places(store)
     try:
         id = str(find(store, name).image_id)
@@ -245,19 +263,14 @@ def unmount_image(store: Store, name: str) -> MountedImage:
     if id not in known:
         raise NameNotFound(f"image {name} is not mounted", hint="`pybuild image mount` lists what is")
     path = known[id]
-    try:
-        if _is_mounted(path):  # no longer, after a restart of the machine
-            linux.umount2(str(path))
-        path.rmdir()
-    except OSError as e:
-        raise StoreError(f"cannot unmount {path}: {e.strerror}", hint="is something still using it?") from e
-    _unpin(store, Digest(id))
+    detach(path)
+    store.snapshots.unpin(_pin_name(Digest(id)))
     return MountedImage(id, path)
 
 
 def mounted_images(store: Store) -> list[MountedImage]:
     """What is mounted in this mount namespace."""
-    return [MountedImage(id, path) for id, path in _places(store).items() if _is_mounted(path)]
+    return [MountedImage(id, path) for id, path in _places(store).items() if is_mounted(path)]
 
 
 def _places(store: Store) -> dict[str, Path]:
@@ -266,12 +279,12 @@ def _places(store: Store) -> dict[str, Path]:
     return {f"sha256:{name}": top / name for name in sorted(os.listdir(top))} if top.exists() else {}
 
 
-def _is_mounted(path: Path) -> bool:
-    """`os.path.ismount` sees no bind mount of the same file system."""
+def is_mounted(path: Path, process: str = "self") -> bool:
+    """Whether a process has something mounted there: `os.path.ismount` sees no bind mount of the same file system."""
     wanted = os.fsencode(os.path.realpath(path))
     for old, new in ((b"\\", b"\\134"), (b" ", b"\\040"), (b"\t", b"\\011"), (b"\n", b"\\012")):
         wanted = wanted.replace(old, new)
-    with open("/proc/self/mountinfo", "rb") as table:
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
         return any(line.split(b" ", 5)[4] == wanted for line in table)
 
 
@@ -279,26 +292,13 @@ def _place(store: Store, image_id: Digest) -> Path:
     return store.root / "mounts" / image_id.encoded
 
 
-def _pin(store: Store, image_id: Digest, top: str | None) -> None:
-    """Keep a mounted image's snapshots from gc, beyond this process."""
-    if top is not None:
-        store.snapshots.pin(_pin_name(image_id), top)
-
-
-def _unpin(store: Store, image_id: Digest) -> None:
-    store.snapshots.unpin(_pin_name(image_id))
-
-
 def _pin_name(image_id: Digest) -> str:
     return f"mounted-{image_id.encoded[:32]}"
 
 
-def _need_overlay(store: Store) -> OverlaySnapshotter:
-    from layers.snapshotters.overlay import OverlaySnapshotter
-
-    snapshots = store.snapshots
-    if not isinstance(snapshots, OverlaySnapshotter):
+def need_overlay(store: Store) -> None:
+    """Raises: StoreError where trees cannot be mounted."""
+    if store.snapshots.driver != "overlay":
         raise StoreError(
             "images can be mounted only where overlayfs works", hint="`pybuild unpack` writes one to a directory"
         )
-    return snapshots

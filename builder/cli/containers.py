@@ -160,7 +160,7 @@ def _rm(root: Path, options: Namespace) -> int:
 def _ps(root: Path, options: Namespace) -> int:
     from builder.container.records import every
 
-    found = [record for record in every(root) if not record.working]
+    found = list(every(root))
     tests = [_test(root, text) for text in options.filter]
     explicit = any(text.startswith(("status=", "exited=")) for text in options.filter)
     shown_all = options.all or options.latest or options.last is not None or explicit

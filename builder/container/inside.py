@@ -17,9 +17,21 @@ from builder.container.records import ContainerError, Record
 from builder.sandbox import enter
 from builder.sandbox.operations import capability_mask
 from layers import linux
+from layers.values import Protocol
 
 if TYPE_CHECKING:
     from builder.container.front import Front
+
+
+class Attended(Protocol):
+    """A command that is under way: readable when it has ended; `terminal` is its terminal's other end, or -1."""
+
+    @property
+    def terminal(self) -> int: ...
+
+    def fileno(self) -> int: ...
+
+    def wait(self) -> int: ...
 
 
 @contextlib.contextmanager
@@ -110,7 +122,7 @@ def run_inside(
             finally:
                 os.close(null)
             with front.engaged(entered.signal) as signals:
-                return _attend(entered, front, signals, {}, -1)
+                return attend(entered, front, signals, {}, -1)
         return _piped(pid, pidfd, inner, front)
 
 
@@ -144,7 +156,7 @@ def _piped(pid: int, pidfd: int, inner: enter.Command, front: Front | None) -> i
     if front is None:
         return 0
     with front.engaged(lambda number: _caught(number, entered, front)) as signals:
-        return _attend(entered, front, signals, outputs, typed if front.stdin else -1)
+        return attend(entered, front, signals, outputs, typed if front.stdin else -1)
 
 
 def _caught(number: int, entered: enter.Entered, front: Front) -> None:
@@ -157,7 +169,7 @@ def _caught(number: int, entered: enter.Entered, front: Front) -> None:
             terminal.resize(entered.terminal, *front.window())
 
 
-def _attend(entered: enter.Entered, front: Front, signals: int, outputs: dict[int, int], typed: int) -> int:
+def attend(entered: Attended, front: Front, signals: int, outputs: dict[int, int], typed: int) -> int:
     """Copy to and fro until the command has ended and all that it said is shown."""
     poller = select.poll()
     poller.register(entered, select.POLLIN)

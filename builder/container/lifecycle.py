@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from builder.container import control, records
+from builder.container import control, events, records
 from builder.container.records import ContainerError, Record, find
 from layers.errors import PybuildError
 
@@ -122,10 +122,9 @@ def _settle(keep: set[int]) -> None:
 
 
 def _monitor(record: Record, ready: int) -> int:
-    from builder.container.monitor import Monitor
-    from builder.sandbox.launcher import Launcher
+    from builder.container.monitor import ContainerLauncher, Monitor
 
-    launcher = Launcher.start()
+    launcher = ContainerLauncher.start()
     try:
         monitor = Monitor(record, launcher, ready_fd=ready)
 
@@ -161,12 +160,14 @@ def stop(root: Path, word: str, *, timeout_s: float | None = None, number: int |
         control.ask(record, do="stop", number=chosen, timeout_s=grace)
     if not record.wait(grace + _STOP_GRACE_S):
         raise ContainerError(f"container {record.name} does not end: its monitor is stuck")
+    events.of_container(record, "stop")
 
 
 def kill(root: Path, word: str, number: int = signal.SIGKILL) -> None:
     """Send a signal to a running container's first process. Raises: NoSuchContainer, ContainerError."""
     record = find(root, word)
     control.ask(record, do="signal", number=int(number), final=number == signal.SIGKILL)
+    events.of_container(record, "kill", signal=int(number))
     if number == signal.SIGKILL:
         record.wait(_STOP_GRACE_S)
 
@@ -194,7 +195,12 @@ def wait(root: Path, word: str) -> int:
 
 def rename(root: Path, word: str, name: str) -> None:
     """Give a container another name. Raises: NoSuchContainer, ContainerError if it is taken."""
-    record = find(root, word)
+    record = find(root, word, working=True)
+    if record.working:
+        from builder.container import working
+
+        working.rename(record, name)
+        return
     old = record.name
     if old == name:
         return
@@ -202,6 +208,7 @@ def rename(root: Path, word: str, name: str) -> None:
     record.settings["name"] = name
     record.save_settings()
     records.drop_name(root, old, record.id)
+    events.of_container(record, "rename", oldName=old)
 
 
 # Removing
@@ -212,7 +219,12 @@ def remove(store: Store, word: str, *, force: bool = False, volumes: bool = Fals
 
     Raises: NoSuchContainer; ContainerError while it runs, unless `force`, which kills it.
     """
-    record = _find_damaged(store.root, word) if force else find(store.root, word)
+    record = _find_damaged(store.root, word) if force else find(store.root, word, working=True)
+    if record.working:
+        from builder.container import working
+
+        working.remove(store, record, force=force)
+        return record.id
     if record.locked():
         if not force:
             raise ContainerError(
@@ -229,7 +241,7 @@ def remove(store: Store, word: str, *, force: bool = False, volumes: bool = Fals
 def _find_damaged(root: Path, word: str) -> Record:
     """As `find`, but one whose documents cannot be read is found too, by its whole name or ID."""
     try:
-        return find(root, word)
+        return find(root, word, working=True)
     except records.NoSuchContainer:
         raise
     except ContainerError:
@@ -256,6 +268,7 @@ def remove_record(store: Store, record: Record, *, volumes: bool, locked: bool =
         records.drop_name(store.root, record.name, record.id)
         with contextlib.suppress(FileNotFoundError):
             remove_tree(str(record.directory))
+        events.of_container(record, "destroy")
         if volumes and anonymous:
             from builder.container import volumes as rooms
 
@@ -272,7 +285,7 @@ def prune(store: Store, matches: Callable[[Record], bool] = lambda _record: True
     """Remove all containers that do not run, working ones excepted; their IDs."""
     gone = []
     for record in records.every(store.root):
-        if record.working or record.locked() or not matches(record):
+        if record.locked() or not matches(record):
             continue
         with contextlib.suppress(ContainerError):
             remove_record(store, record, volumes=False)

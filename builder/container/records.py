@@ -279,32 +279,45 @@ def drop_name(root: Path, name: str, id: str) -> None:
             os.unlink(path)
 
 
-def every(root: Path) -> Iterator[Record]:
-    """All containers, oldest first; damaged ones and those being made are left out."""
+def every(root: Path, *, working: bool = False) -> Iterator[Record]:
+    """All containers that run or ran, or all working ones, oldest first; damaged ones and those being made left out."""
     found = []
-    for id in _ids(root):
+    for id in ids(root):
         with contextlib.suppress(ContainerError):
-            found.append(Record(containers_dir(root) / id).load())
+            record = Record(containers_dir(root) / id).load()
+            if record.working == working:
+                found.append(record)
     yield from sorted(found, key=lambda r: int(r.settings.get("created_ns", 0)))
 
 
-def _ids(root: Path) -> list[str]:
+def ids(root: Path) -> list[str]:
     try:
         return [name for name in os.listdir(containers_dir(root)) if name != "names"]
     except FileNotFoundError:
         return []
 
 
-def find(root: Path, word: str) -> Record:
+def find(root: Path, word: str, *, working: bool = False) -> Record:
     """The container that `word` names: a name, an ID, or the beginning of one.
 
-    Raises: NoSuchContainer; ContainerError if the beginning fits several.
+    Raises: NoSuchContainer; ContainerError if the beginning fits several, or if it is a working container,
+    which nothing can be started in, unless `working` says that it may be one.
     """
+    record = _find(root, word)
+    if record.working and not working:
+        raise ContainerError(
+            f"{word} is a working container: it is built, not started",
+            hint="`run`, `copy`, `add`, `config`, `mount` and `commit` work on it",
+        )
+    return record
+
+
+def _find(root: Path, word: str) -> Record:
     top = containers_dir(root)
     if _NAME.match(word):
         with contextlib.suppress(OSError):
             return Record(top / os.readlink(top / "names" / word)).load()
-        fits = [id for id in _ids(root) if id.startswith(word)]
+        fits = [id for id in ids(root) if id.startswith(word)]
         if len(fits) == 1:
             return Record(top / fits[0]).load()
         if fits:
@@ -319,4 +332,13 @@ def is_container(root: Path, word: str) -> bool:
     top = containers_dir(root)
     if os.path.lexists(top / "names" / word):
         return True
-    return len(word) >= 12 and sum(id.startswith(word) for id in _ids(root)) == 1
+    return len(word) >= 12 and sum(id.startswith(word) for id in ids(root)) == 1
+
+
+def is_working(root: Path, word: str) -> bool:
+    """Whether `word` names a working container, as `is_container` finds it. Cheap where it names none."""
+    if not is_container(root, word):
+        return False
+    with contextlib.suppress(ContainerError):
+        return _find(root, word).working
+    return False

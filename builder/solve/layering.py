@@ -124,7 +124,7 @@ class LayerBook:
             return known
         with ExitStack() as stack:
             return self._write(
-                snapshot, partial(_squashed, self._store, snapshot, base, stack), f";squash={base or ''}"
+                snapshot, partial(squashed_changes, self._store, snapshot, base, stack), f";squash={base or ''}"
             )
 
     def folded(self, snapshots: Sequence[str], base: str | None) -> tuple[list[int], list[LayerRecord]]:
@@ -306,7 +306,7 @@ def snapshot_changes(store: Store, snapshot: str) -> tuple[Iterator[Change], Pat
     return diff_overlay(top.path, lower, snapshots.dialect), top.path
 
 
-def _squashed(store: Store, snapshot: str, base: str | None, stack: ExitStack) -> tuple[Iterator[Change], str]:
+def squashed_changes(store: Store, snapshot: str, base: str | None, stack: ExitStack) -> tuple[Iterator[Change], str]:
     """What makes a snapshot's tree out of `base`'s, and where its files are while `stack` is open."""
     from layers.layerdiff import diff_trees
     from layers.squash import squash_changes

@@ -165,7 +165,7 @@ def run_command(
     """
     cleanup: list[Callable[[], None]] = []
     try:
-        spec = _sandbox_spec(ctx, op, active, trees, cleanup)
+        spec = sandbox_spec(ctx, op, active, trees, cleanup)
         status, failure = _execute(ctx, step, op, spec, vertex)
         if failure is not None and ctx.on_error is not None:
             _ask(ctx, ctx.on_error, failure, spec, active)
@@ -288,7 +288,7 @@ def _pump(
     return tail
 
 
-def _sandbox_spec(
+def sandbox_spec(
     ctx: StepContext,
     op: RunOp,
     active: ActiveSnapshot,
