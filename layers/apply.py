@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from layers import lowerview, xattrs
+from layers import lowerview, ownership, xattrs
 from layers.compression import decompressor, kind_of_media_type
 from layers.confine import MAX_NAME_BYTES, ConfinedTree, Directory, Metadata
 from layers.errors import Cancelled, LayerError, PybuildError
@@ -239,6 +239,7 @@ class _Unpacker:
         self._fresh = fresh
         self._limits = limits
         self._keep_owners = keep_owners
+        self._owners = ownership.here()
         self._warn = warn
         self._uid = os.geteuid()
         self._gid = os.getegid()
@@ -365,7 +366,7 @@ class _Unpacker:
             if not self._probed:
                 self._probe(fd, directory)
             if self._keep_owners and (entry.uid != self._uid or entry.gid != directory.gid or self._always_chown):
-                os.fchown(fd, entry.uid, entry.gid)
+                self._owners.fchown(fd, entry.uid, entry.gid)
             if mode & 0o7000 or mode & self._umask or directory.default_acl:
                 self._drop_inherited(fd, directory)
                 os.fchmod(fd, mode)
@@ -440,7 +441,7 @@ class _Unpacker:
             return
         try:
             device = os.makedev(entry.devmajor, entry.devminor)
-            self._afresh(directory, name, lambda: os.mknod(name, kind | 0o600, device, dir_fd=directory.fd))
+            self._afresh(directory, name, lambda: self._owners.mknod(name, kind | 0o600, device, dir_fd=directory.fd))
         except PermissionError:
             self._warned(f"{shown!r}: device nodes cannot be made without root; left out")
             return
@@ -450,7 +451,7 @@ class _Unpacker:
         """Metadata of what must not be opened."""
         fd = directory.fd
         if self._keep_owners and (entry.uid != self._uid or entry.gid != directory.gid or self._always_chown):
-            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+            self._owners.lchown(name, entry.uid, entry.gid, dir_fd=fd)
         if entry.type != SYMLINK:
             place = b"/proc/self/fd/%d/%s" % (fd, name)
             self._drop_inherited(place, directory)
@@ -495,7 +496,7 @@ class _Unpacker:
         """Bring a lower layer's file into this one, as overlayfs would before it links to it."""
         parent, _, name = real.rpartition(b"/")
         directory = self._tree.directory(parent)
-        st = found.st
+        st = lowerview.at(lambda p: self._owners.seen(p, found.st), found.path)
         copied = TarEntry(
             real, b"", stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, b"", 0, 0,
             lowerview.at(xattrs.load, found.path),
@@ -506,7 +507,7 @@ class _Unpacker:
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
             try:
                 if self._keep_owners:
-                    os.fchown(fd, st.st_uid, st.st_gid)
+                    self._owners.fchown(fd, st.st_uid, st.st_gid)
                 self._drop_inherited(fd, directory)
                 os.fchmod(fd, copied.mode)
                 self._set_xattrs(fd, copied.xattrs, entry.name)
@@ -605,11 +606,11 @@ class _Unpacker:
             if fd == -1:
                 continue
             try:
-                st = os.fstat(fd)
+                st = self._owners.seen(fd, os.fstat(fd))
                 if (st.st_dev, st.st_ino) != key:
                     continue
                 if self._keep_owners and (record.uid, record.gid) != (st.st_uid, st.st_gid):
-                    os.fchown(fd, record.uid, record.gid)
+                    self._owners.fchown(fd, record.uid, record.gid)
                 if not self._fresh:
                     for name in xattrs.names_of(fd):
                         if xattrs.belongs(name) and name not in record.xattrs:

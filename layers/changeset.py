@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from layers import lowerview, xattrs
+from layers import lowerview, ownership, xattrs
 from layers.compression import BLOCK_BYTES, Compression, compressor, media_type
 from layers.errors import Cancelled, LayerError
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change, diff_overlay, diff_trees
@@ -40,7 +40,6 @@ __all__ = [
     "WHITEOUT_PREFIX",
     "Change",
     "LayerResult",
-    "Ownership",
     "diff_overlay",
     "diff_trees",
     "write_layer",
@@ -76,19 +75,6 @@ class LayerResult(NamedTuple):
     entries: int
 
 
-class Ownership(NamedTuple):
-    """What the image shall say of a file, where the disk cannot hold it (builds with a single uid).
-
-    `mode` includes the file type; a file stored as another type than it is written as has no data.
-    """
-
-    uid: int
-    gid: int
-    mode: int
-    device: tuple[int, int] | None = None
-    xattrs: dict[str, bytes] | None = None
-
-
 def write_layer(
     changes: Iterable[Change],
     root: Path | str,
@@ -100,14 +86,13 @@ def write_layer(
     threads: int | None = None,
     reproducible: bool = False,
     nanoseconds: bool = False,
-    owners: Callable[[bytes, os.stat_result], Ownership | None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> LayerResult:
     """Write the layer of `changes`, whose files lie in `root`, to `ingest`; the caller commits or aborts it.
 
     `clamp_mtime` is SOURCE_DATE_EPOCH in seconds; `threads` None means one for each CPU, and no
-    number changes the bytes; `reproducible` makes them independent of the processor too. `owners`
-    replaces owner, mode, device and attributes of a path, where it answers anything but None.
+    number changes the bytes; `reproducible` makes them independent of the processor too. A change whose
+    status says another type than the disk's, as `layers.ownership` records it, is written as that, without data.
     Raises: LayerError (a file changed meanwhile, cannot be read, or fits no tar header), Cancelled, and
     what `ingest.write` raises.
     """
@@ -116,7 +101,7 @@ def write_layer(
     pipeline = _Pipeline(ingest, compression, level, threads, reproducible, cancelled)
     try:
         tar = TarWriter(pipeline.put, block_bytes=BLOCK_BYTES, clamp_mtime_s=clamp_mtime, nanoseconds=nanoseconds)
-        with _Entries(root, tar, owners, lambda: pipeline.error) as entries:
+        with _Entries(root, tar, lambda: pipeline.error) as entries:
             for change in changes:
                 entries.write(change)
         uncompressed = tar.finish()
@@ -133,13 +118,11 @@ class _Entries:
         self,
         root: Path | str,
         tar: TarWriter,
-        owners: Callable[[bytes, os.stat_result], Ownership | None] | None,
         failed: Callable[[], BaseException | None],
     ) -> None:
         self._failed = failed
         self._root = os.fsencode(root)
         self._tar = tar
-        self._owners = owners
         self._parent: bytes | None = None
         self._fd = -1
         self.count = 0
@@ -163,14 +146,13 @@ class _Entries:
             return
         st = change.st
         assert st is not None
-        owner = self._owners(path, st) if self._owners is not None else None
         try:
             if parent != self._parent:
                 self._enter(parent)
-            if owner is None and change.link is None and stat.S_ISREG(st.st_mode):
+            if change.link is None and stat.S_ISREG(st.st_mode):
                 self._regular(path, name, st, change.xattrs)
             else:
-                self._other(change, name, st, owner)
+                self._other(change, name, st)
         except OSError as e:
             if e is self._failed():
                 raise  # of the blob's destination, not of this file
@@ -183,10 +165,7 @@ class _Entries:
         self._fd = lowerview.at(_open_parent, self._root + b"/" + parent if parent else self._root)
         self._parent = parent
 
-    def _regular(
-        self, path: bytes, name: bytes, st: os.stat_result, attributes: dict[str, bytes] | None, *, mode: int = -1,
-        uid: int = -1, gid: int = -1,
-    ) -> None:  # fmt: skip
+    def _regular(self, path: bytes, name: bytes, st: os.stat_result, attributes: dict[str, bytes] | None) -> None:
         size = st.st_size
         fd = os.open(name, _OPEN_FILE, dir_fd=self._fd)
         try:
@@ -202,9 +181,9 @@ class _Entries:
             self._tar.add(
                 path,
                 REGULAR,
-                mode=st.st_mode if mode == -1 else mode,
-                uid=st.st_uid if uid == -1 else uid,
-                gid=st.st_gid if gid == -1 else gid,
+                mode=st.st_mode,
+                uid=st.st_uid,
+                gid=st.st_gid,
                 size=size,
                 mtime_ns=st.st_mtime_ns,
                 xattrs=attributes or xattrs.NONE,
@@ -219,13 +198,9 @@ class _Entries:
         finally:
             os.close(fd)
 
-    def _other(self, change: Change, name: bytes, st: os.stat_result, owner: Ownership | None) -> None:
-        """Links, directories, special files, and whatever has another owner than on disk."""
-        if owner is None:
-            mode, uid, gid, attributes = st.st_mode, st.st_uid, st.st_gid, change.xattrs
-            device = (os.major(st.st_rdev), os.minor(st.st_rdev))
-        else:
-            mode, uid, gid, device, attributes = owner.mode, owner.uid, owner.gid, owner.device or (0, 0), owner.xattrs
+    def _other(self, change: Change, name: bytes, st: os.stat_result) -> None:
+        """Links, directories, special files."""
+        mode, uid, gid, attributes = st.st_mode, st.st_uid, st.st_gid, change.xattrs
         kind = _KINDS.get(stat.S_IFMT(mode))
         if kind is None:
             raise LayerError(f"{os.fsdecode(change.path)!r} is of a type that layers cannot hold")
@@ -234,11 +209,10 @@ class _Entries:
                 change.path, HARDLINK, mode=mode, uid=uid, gid=gid, mtime_ns=st.st_mtime_ns, linkname=change.link
             )
             return
-        if kind == REGULAR and stat.S_ISREG(st.st_mode):
-            self._regular(change.path, name, st, attributes, mode=mode, uid=uid, gid=gid)
-            return
         if attributes is None:
             attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (self._fd, name))
+        if attributes:
+            attributes = {key: value for key, value in attributes.items() if not ownership.is_record(key, mode)}
         self._tar.add(
             change.path,
             kind,
@@ -247,7 +221,7 @@ class _Entries:
             gid=gid,
             mtime_ns=st.st_mtime_ns,
             linkname=os.readlink(name, dir_fd=self._fd) if kind == SYMLINK else b"",
-            device=device if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else None,
+            device=(os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else None,
             xattrs=attributes,
         )
 

@@ -16,7 +16,7 @@ import os
 import stat
 from collections import OrderedDict
 
-from layers import linux, lowerview, xattrs
+from layers import linux, lowerview, ownership, xattrs
 from layers.errors import LayerError
 from layers.snapshot import Dialect
 from layers.values import NamedTuple
@@ -376,7 +376,7 @@ class ConfinedTree:
                 return
             os.fchmod(fd, 0o755)
             return
-        st = found.st
+        st = lowerview.at(lambda p: ownership.here().seen(p, found.st), found.path)
         key = os.fstat(fd)
         self.metadata[key.st_dev, key.st_ino] = Metadata(
             path, st.st_mode & 0o7777, st.st_uid, st.st_gid, st.st_mtime_ns, lowerview.at(xattrs.load, found.path), True

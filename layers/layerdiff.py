@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from layers import lowerview, xattrs
+from layers import lowerview, ownership, xattrs
 from layers.errors import LayerError
 from layers.snapshot import Dialect
 from layers.values import NamedTuple
@@ -127,6 +127,7 @@ class _Walk:
         self._warn = warn
         self._old_root = old_root
         self._unchanged_before_ns = unchanged_before_ns
+        self._owners = ownership.here()
         self._links: dict[tuple[int, int], bytes] = {}
         self._pending: list[Change] = []
         self._groups: tuple[dict[int, frozenset[bytes]], dict[int, frozenset[bytes]]] | None = None
@@ -160,6 +161,8 @@ class _Walk:
                 except FileNotFoundError:
                     # In a full walk a name may be the lower's alone.
                     st = None
+                if self._owners.recording:
+                    st, found = self._recorded(frame, name, st, found)
                 if st is not None and stat.S_ISDIR(st.st_mode):
                     child, change = self._enter(frame, name, path, st, found)
                     stack.append(child)
@@ -190,6 +193,17 @@ class _Walk:
             yield from self._pending
             self._pending.clear()
         yield change
+
+    def _recorded(
+        self, frame: _Frame, name: bytes, st: os.stat_result | None, found: lowerview.Found | None
+    ) -> tuple[os.stat_result | None, lowerview.Found | None]:
+        """Both sides as the image has them, where the disk cannot hold that."""
+        if st is not None:
+            st = self._owners.seen(b"/proc/self/fd/%d/%s" % (frame.fd, name), st)
+        if found is not None:
+            low = found.st
+            found = found._replace(st=lowerview.at(lambda path: self._owners.seen(path, low), found.path))
+        return st, found
 
     def _refuse_name(self, name: bytes, path: bytes) -> None:
         if name.startswith(WHITEOUT_PREFIX):

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
-from layers import faults
+from layers import faults, ownership
 from layers.blobs import BlobDirectory, BlobIngest
 from layers.content import BlobInfo
 from layers.database import Database, boot_id
@@ -194,6 +194,8 @@ class Store:
         if self._snapshots is None:
             driver = self._choose_driver()
             label = "native" if driver == "native" else f"overlay-{self.dialect}"
+            if ownership.here().recording:
+                label += "-single"  # who has owners of his own would take the recorded ones for root's
             catalog = Catalog(self.root, label, self.database, self.lock, self.leases, self._clock)
             if driver == "native":
                 from layers.snapshotters.native import NativeSnapshotter

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from layers import lowerview, xattrs
-from layers.changeset import Ownership
+from layers import lowerview, ownership, xattrs
 from layers.compression import decompressor
 from layers.errors import LayerError
 from layers.layerdiff import WHITEOUT_PREFIX, Change
@@ -51,7 +50,6 @@ def verify_layer(
     diff_id: Digest | None = None,
     clamp_mtime: int | None = None,
     nanoseconds: bool = False,
-    owners: Callable[[bytes, os.stat_result], Ownership | None] | None = None,
 ) -> int:
     """Compare the layer in `stream` with `changes`, given anew, and the files in `root`; the number of entries.
 
@@ -67,7 +65,7 @@ def verify_layer(
         entry = next(entries, None)
         if entry is None:
             raise _wrong(change.path, "is missing in the layer")
-        wanted, place = _expected(change, base, owners)
+        wanted, place = _expected(change, base)
         seconds = wanted.mtime_ns // 1_000_000_000
         if clamp_mtime is not None and seconds >= clamp_mtime:
             wanted = wanted._replace(mtime_ns=clamp_mtime * 1_000_000_000)
@@ -105,9 +103,7 @@ class _Hashed:
         return Digest.from_hasher(self._hash)
 
 
-def _expected(
-    change: Change, base: bytes, owners: Callable[[bytes, os.stat_result], Ownership | None] | None
-) -> tuple[TarEntry, bytes]:
+def _expected(change: Change, base: bytes) -> tuple[TarEntry, bytes]:
     """The entry that the change stands for, and where its file lies."""
     path, st = change.path, change.st
     place = base + b"/" + path
@@ -117,17 +113,12 @@ def _expected(
         return TarEntry(whiteout, REGULAR, 0, 0, 0, 0, 0, b"", 0, 0, xattrs.NONE), place
     mode, uid, gid, rdev = st.st_mode, st.st_uid, st.st_gid, st.st_rdev
     device = (os.major(rdev), os.minor(rdev))
-    attributes: dict[str, bytes] | None = None
-    owner = owners(path, st) if owners is not None else None
-    if owner is not None:
-        mode, uid, gid, device, attributes = owner.mode, owner.uid, owner.gid, owner.device or (0, 0), owner.xattrs
     kind = _KINDS.get(stat.S_IFMT(mode), b"?")
     if change.link is not None:
         entry = TarEntry(path, HARDLINK, mode & 0o7777, uid, gid, 0, st.st_mtime_ns, change.link, 0, 0, xattrs.NONE)
         return entry, place
-    if attributes is None:
-        attributes = lowerview.at(xattrs.load, place)
-    has_data = kind == REGULAR and stat.S_ISREG(st.st_mode)
+    loaded = lowerview.at(xattrs.load, place)
+    attributes = {key: value for key, value in loaded.items() if not ownership.is_record(key, mode)}
     major, minor = device if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else (0, 0)
     entry = TarEntry(
         path + b"/" if kind == DIRECTORY else path,
@@ -135,7 +126,7 @@ def _expected(
         mode & 0o7777,
         uid,
         gid,
-        st.st_size if has_data else 0,
+        st.st_size if kind == REGULAR else 0,
         st.st_mtime_ns,
         lowerview.at(os.readlink, place) if kind == SYMLINK else b"",
         major,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import os
 
+from layers.ownership import ATTRIBUTE as _OWNER
+from layers.ownership import CAPABILITY as CAPABILITY
 from layers.snapshot import Dialect
 
-CAPABILITY = "security.capability"
 ACL_ACCESS = "system.posix_acl_access"
 ACL_DEFAULT = "system.posix_acl_default"
 
@@ -28,8 +29,8 @@ _IGNORED = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.EACCES})
 
 
 def belongs(name: str) -> bool:
-    """Whether a layer may carry the attribute: never one of overlayfs's marks, which would forge its structure."""
-    return name in _KEPT or (name.startswith(_KEPT_PREFIXES) and not name.startswith(_OVERLAY))
+    """Whether a layer may carry the attribute: never overlayfs's marks or records of owners, which it would forge."""
+    return name in _KEPT or (name.startswith(_KEPT_PREFIXES) and not name.startswith(_OVERLAY) and name != _OWNER)
 
 
 def load(place: bytes | int) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builder.container.records import ContainerError, check_name, every, write_document
+from layers import ownership
 from layers.snapshot import Mount
 from layers.values import NamedTuple
 
@@ -148,12 +149,13 @@ def fill(volume: Volume, tree: Mount, target: str) -> None:
             fd = linux.openat2(source, target.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return  # the image has nothing there
-        status = os.fstat(fd)
+        owners = ownership.here()
+        status = owners.seen(f"/proc/self/fd/{fd}/.", os.fstat(fd))
         os.close(fd)
         dest = os.open(volume.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fileops.copy(source, target, dest, "/", fileops.CopyOptions(allow_wildcard=False))
-            os.fchown(dest, status.st_uid, status.st_gid)
+            owners.fchown(dest, status.st_uid, status.st_gid)
             os.fchmod(dest, status.st_mode & 0o7777)
         finally:
             os.close(dest)

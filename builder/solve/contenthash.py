@@ -25,6 +25,7 @@ from builder.solve.copyoptions import CopyOptions, chmod_function, resolve_in, s
 from builder.solve.filedata import foreign
 from builder.solve.sourcetree import Directory, SourceTree, never_cancelled
 from layers.errors import Cancelled
+from layers.ownership import CAPABILITY
 from layers.records import FileStat
 from layers.sha import sha256
 from layers.values import NamedTuple, Protocol
@@ -310,7 +311,7 @@ def file_stat(status: os.stat_result) -> FileStat:
 
 
 def _attributes(target: int | str) -> bytes:
-    """The extended attributes of an open file, or of a path itself: "" or " name=digest ...", sorted."""
+    """The extended attributes of an open file, or of a special one at a path: "" or " name=digest ...", sorted."""
     try:
         if isinstance(target, int):
             names = os.listxattr(target)
@@ -320,7 +321,7 @@ def _attributes(target: int | str) -> bytes:
         return b""
     found: list[bytes] = []
     for name in sorted(names):
-        if foreign(name):
+        if foreign(name) or (name == CAPABILITY and not isinstance(target, int)):
             continue
         try:
             value = (

@@ -13,6 +13,7 @@ import stat as stat_
 from collections.abc import Mapping
 
 from builder.errors import ContextError
+from layers import ownership
 
 _SMALL = 128 * 1024  # below this, one read and one write cost less than asking for anything cleverer
 _CHUNK = 1024 * 1024
@@ -20,7 +21,8 @@ _RANGE = 1 << 30
 _NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY)
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.E2BIG, errno.ENOSPC)
 
-# Overlay's own marks, the security labels of this host, and its integrity measurements.
+# Overlay's own marks, the security labels of this host, its integrity measurements; and the records of
+# owners, which the copy makes itself.
 _FOREIGN = (
     "user.overlay.",
     "trusted.overlay.",
@@ -28,6 +30,7 @@ _FOREIGN = (
     "security.ima",
     "security.evm",
     "security.apparmor",
+    ownership.ATTRIBUTE,
 )
 
 
@@ -70,7 +73,7 @@ def _not_mapped(uid: int, gid: int, error: OSError) -> ContextError:
 def own(fd: int, uid: int, gid: int) -> None:
     """Give an open file an owner. Raises: ContextError where the user namespace has no such id; OSError."""
     try:
-        os.fchown(fd, uid, gid)
+        ownership.here().fchown(fd, uid, gid)
     except OSError as e:
         if e.errno in (errno.EINVAL, errno.EPERM):
             raise _not_mapped(uid, gid, e) from e
@@ -80,7 +83,7 @@ def own(fd: int, uid: int, gid: int) -> None:
 def own_entry(directory_fd: int, name: str, uid: int, gid: int) -> None:
     """The same for an entry that is not opened, itself if a symlink."""
     try:
-        os.chown(name, uid, gid, dir_fd=directory_fd, follow_symlinks=False)
+        ownership.here().lchown(name, uid, gid, dir_fd=directory_fd)
     except OSError as e:
         if e.errno in (errno.EINVAL, errno.EPERM):
             raise _not_mapped(uid, gid, e) from e
@@ -205,7 +208,7 @@ def copy_link_xattrs(source_fd: int, name: str, target_fd: int, target: str) -> 
     except OSError:
         return
     for attribute in names:
-        if not foreign(attribute):
+        if not foreign(attribute) and attribute != ownership.CAPABILITY:
             try:
                 value = os.getxattr(origin, attribute, follow_symlinks=False)
                 os.setxattr(f"/proc/self/fd/{target_fd}/{target}", attribute, value, follow_symlinks=False)

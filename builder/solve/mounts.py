@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.plan.graph import MountOp
-from layers import linux
+from layers import linux, ownership
 from layers.errors import Cancelled
 from layers.snapshot import Mount
 
@@ -146,7 +146,11 @@ def _populate(ctx: StepContext, path: Path, mount: MountOp, trees: Mapping[int, 
                 fileops.copy(source, mount.source, dest, "/", options, cancelled=ctx.cancelled)
         finally:
             os.close(dest)
-    os.chown(fresh, mount.uid or 0, mount.gid or 0)
+    fd = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ownership.here().fchown(fd, mount.uid or 0, mount.gid or 0)
+    finally:
+        os.close(fd)
     fresh.chmod(0o755 if mount.mode is None else mount.mode)
     try:
         fresh.rename(path)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from builder.errors import ContextError
 from builder.frontend.pathpattern import check_go_pattern, go_match
 from builder.solve import rootpath
+from layers import ownership
 from layers.errors import Cancelled
 from layers.values import NamedTuple, Protocol
 
@@ -96,6 +97,7 @@ class SourceTree:
     def __init__(self, root_fd: int, ignore: Matcher | None = None) -> None:
         self.root_fd = root_fd
         self.ignore = ignore
+        self._owners = ownership.here()
 
     # What is there
 
@@ -109,7 +111,11 @@ class SourceTree:
             raise ContextError(f"cannot read {rootpath.shown(path)}: {e.strerror}") from e
         if status is None or (self.ignore is not None and path and self._hidden(path, status)):
             return None
-        return status
+        return self._seen(self.root_fd, path or ".", status)
+
+    def _seen(self, fd: int, name: str, status: os.stat_result) -> os.stat_result:
+        """The status as the image has it, where the disk cannot hold that."""
+        return self._owners.seen(f"/proc/self/fd/{fd}/{name}", status) if self._owners.recording else status
 
     def _hidden(self, path: str, status: os.stat_result) -> bool:
         """Whether the ignore file hides canonical `path`."""
@@ -197,7 +203,7 @@ class SourceTree:
         current: Directory | None = None
         try:
             fd = rootpath.open_directory(self.root_fd, top)
-            current = Directory("", "", os.fstat(fd), fd, None)
+            current = Directory("", "", self._seen(fd, ".", os.fstat(fd)), fd, None)
             depth = 0
             self._list(current, top, selection)
             yield current, False
@@ -241,6 +247,8 @@ class SourceTree:
         with os.scandir(directory.fd) as listing:
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in listing]
         found.sort()
+        if self._owners.recording:
+            found = [(name, self._seen(directory.fd, name, status)) for name, status in found]
         if self.ignore is None and selection is None:
             directory.entries = [item for item in found if not stat_.S_ISDIR(item[1].st_mode)]
             if len(directory.entries) != len(found):

@@ -20,6 +20,7 @@ from builder.solve import filedata, rootpath
 from builder.solve.copyoptions import CopyOptions, chmod_function, selection
 from builder.solve.crew import Crew
 from builder.solve.sourcetree import Directory, SourceTree
+from layers import ownership
 
 # Files that a task takes: enough to be worth handing over, few enough for a directory to be shared out.
 _TASK_FILES_MIN = 4
@@ -449,7 +450,7 @@ class TreeCopier:
             self.entries -= 1
             return
         else:
-            os.mknod(target, status.st_mode, status.st_rdev, dir_fd=into.fd)
+            ownership.here().mknod(target, status.st_mode, status.st_rdev, dir_fd=into.fd)
         uid, gid = self.owner or (status.st_uid, status.st_gid)
         filedata.own_entry(into.fd, target, uid, gid)
         if not stat_.S_ISLNK(status.st_mode):

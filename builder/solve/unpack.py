@@ -18,6 +18,7 @@ from builder.errors import ContextError
 from builder.solve import filedata, rootpath
 from builder.solve.copyoptions import CopyOptions, CopyStats
 from builder.solve.sourcetree import SourceTree, never_cancelled
+from layers import ownership
 from layers.errors import Cancelled, LayerError
 from layers.tarreader import (
     BLOCK_DEVICE,
@@ -200,7 +201,7 @@ class _Extraction:
         elif entry.type in _SPECIAL:
             self._clear(parent, name)
             device = os.makedev(entry.devmajor, entry.devminor)
-            os.mknod(name, _SPECIAL[entry.type] | 0o600, device, dir_fd=parent)
+            ownership.here().mknod(name, _SPECIAL[entry.type] | 0o600, device, dir_fd=parent)
             self._finish(parent, name, entry, owner)
         else:
             raise ContextError(f"entry {path!r} of the archive has the unknown type {entry.type!r}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from layers.tarstream import BLOCK_DEVICE, CHARACTER_DEVICE, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, TarWriter
 from tests.support.accounts import Account
 from tests.support.machine import CHECKOUT, need_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.rootless]
 
 NEEDED = ("support/__init__.py", "support/trees.py", "integration/layers/edits.py", "integration/layers/stacks.py")
+SINGLE = ["unshare", "--user", "--map-root-user", "--mount", "--"]
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--"]
 
 ROUND_TRIPS = """
@@ -59,6 +62,56 @@ assert whiteouts and opaques and capabilities, (whiteouts, opaques, capabilities
 print("equal")
 """
 
+RECORDED = """
+import io, os, shutil, stat, sys
+from pathlib import Path
+from layers.apply import apply_layer
+from layers.changeset import write_layer
+from layers.layerdiff import diff_overlay, diff_trees
+from layers.tarreader import TarReader
+from layers.trees import copy_tree
+from layers.verify import verify_layer
+from tests.integration.layers.stacks import make_layer, overlay
+
+def changed(changes, root):
+    blob = io.BytesIO()
+    write_layer(changes, root, blob, compression="none")
+    return blob.getvalue()
+
+def entries(blob):
+    return list(TarReader(io.BytesIO(blob)))
+
+top = Path(os.environ["HOME"], "recorded")
+for name in ("flat", "layer", "upper", "merged", "copy"):
+    (top / name).mkdir(parents=True)
+first, second = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]).read_bytes()
+apply_layer(io.BytesIO(first), top / "flat")
+assert changed(diff_trees(None, top / "flat"), top / "flat") == first
+verify_layer(io.BytesIO(first), diff_trees(None, top / "flat"), top / "flat")
+fd = os.open(top / "flat", os.O_PATH)
+copy_tree(fd, str(top / "copy"))
+os.close(fd)
+assert changed(diff_trees(None, top / "copy"), top / "copy") == first
+assert not list(diff_trees(top / "flat", top / "copy"))
+apply_layer(io.BytesIO(second), top / "copy")
+apply_layer(io.BytesIO(second), top / "layer", whiteouts="overlay", dialect="user", lower=[top / "flat"])
+assert changed(diff_overlay(top / "layer", [top / "flat"], "user"), top / "layer") == second
+with overlay(top / "merged", [top / "layer", top / "flat"], top / "upper", userxattr=True) as merged:
+    assert changed(diff_trees(None, merged), merged) == changed(diff_trees(None, top / "copy"), top / "copy")
+    for name in ("d/file", "d/null", "d/link", "pipe"):
+        os.rename(merged / name, merged / (name + ".moved"))
+    (merged / "d/new").touch()
+stack = [top / "layer", top / "flat"]
+moved = {e.name: e for e in entries(changed(diff_overlay(top / "upper", stack, "user"), top / "upper"))}
+device = moved[b"d/null.moved"]
+assert (device.type, device.uid, device.devmajor, device.devminor) == (b"3", 3, 1, 3), device
+assert (moved[b"d/file.moved"].uid, moved[b"d/file.moved"].gid) == (34, 4294967294), moved
+assert (moved[b"d/link.moved"].uid, moved[b"pipe.moved"].gid) == (33, 8)
+assert (moved[b"d/new"].uid, moved[b"d/"].gid) == (0, 2)
+shutil.rmtree(top)
+print("equal")
+"""
+
 REFUSALS = """
 import io, os, sys
 from pathlib import Path
@@ -100,8 +153,31 @@ def runtime(rootless_user: Account) -> str:
     return f"{rootless_user.pythonpath}:{copy}"
 
 
+def recorded_layers(folder: Path) -> list[str]:
+    """Two layers with owners and devices that nobody but root can make; the second changes owners alone."""
+    paths = []
+    for number, (file, attributes) in enumerate([((33, 34), {"user.k": b"v"}), ((34, 4294967294), {})]):
+        blocks: list[bytes] = []
+        tar = TarWriter(lambda block, blocks=blocks: blocks.append(bytes(block)))  # type: ignore[misc]
+        tar.add(b"d", DIRECTORY, mode=0o2775, uid=1, gid=2, mtime_ns=5_000_000_000)
+        tar.add(b"d/file", REGULAR, mode=0o6755, uid=file[0], gid=file[1], xattrs=attributes)
+        if number == 0:
+            tar.add(b"d/link", SYMLINK, mode=0o777, uid=33, gid=33, linkname=b"file")
+            tar.add(b"d/null", CHARACTER_DEVICE, mode=0o666, uid=3, gid=0, device=(1, 3))
+            tar.add(b"d/second", HARDLINK, mode=0o6755, uid=33, gid=34, linkname=b"d/file")
+        tar.add(b"disk", BLOCK_DEVICE, mode=0o660, uid=0, gid=6 * number, device=(8, 1))
+        if number == 0:
+            tar.add(b"pipe", FIFO, mode=0o600, uid=0, gid=8)
+        tar.finish()
+        path = folder / f"recorded{number}.tar"
+        path.write_bytes(b"".join(blocks))
+        paths.append(str(path))
+    return paths
+
+
 def run(user: Account, runtime: str, script: str, *args: str, namespace: bool = True) -> str:
-    argv = [*(NAMESPACE if namespace else []), str(user.python), "-c", script, *args]
+    before = SINGLE if script is RECORDED else NAMESPACE
+    argv = [*(before if namespace else []), str(user.python), "-c", script, *args]
     done = user.run(argv, env={"PYTHONPATH": runtime}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return str(done.stdout)
@@ -109,6 +185,12 @@ def run(user: Account, runtime: str, script: str, *args: str, namespace: bool = 
 
 def test_what_the_overlay_shows_comes_back(rootless_user: Account, runtime: str) -> None:
     assert run(rootless_user, runtime, ROUND_TRIPS, "25") == "equal\n"
+
+
+def test_owners_that_a_single_id_records(rootless_user: Account, runtime: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    layers = [str(shutil.copy(path, rootless_user.home)) for path in recorded_layers(tmp_path)]
+    assert run(rootless_user, runtime, RECORDED, *layers) == "equal\n"
 
 
 def test_ids_that_are_not_mapped_and_devices(rootless_user: Account, runtime: str) -> None:

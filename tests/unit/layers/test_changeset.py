@@ -14,11 +14,12 @@ from typing import get_args
 
 import pytest
 
-from layers.changeset import LayerResult, Ownership, write_layer
+from layers.changeset import LayerResult, write_layer
 from layers.compression import BLOCK_BYTES, Compression, decompressor
 from layers.errors import Cancelled, LayerError
 from layers.layerdiff import Change, diff_trees
 from layers.oci import MEDIA_OCI_LAYER, MEDIA_OCI_LAYER_GZIP, MEDIA_OCI_LAYER_ZSTD
+from layers.ownership import Record, keep
 from layers.tarstream import DIRECTORY, HARDLINK, REGULAR, SYMLINK, TarEntry, TarReader
 
 
@@ -107,23 +108,30 @@ def test_files_of_metadata_alone_are_refused(root: Path) -> None:
 
 
 def test_owners_may_say_otherwise_than_the_disk(root: Path) -> None:
-    (root / "device").write_bytes(b"placeholder")
-
-    def owners(path: bytes, st: os.stat_result) -> Ownership | None:
-        if path == b"device":
-            return Ownership(0, 6, stat.S_IFBLK | 0o660, (8, 1))
-        if path == b"d/small":
-            return Ownership(33, 44, stat.S_IFREG | 0o2711, None, {"security.capability": b"cap"})
-        if path == b"d":
-            return Ownership(5, 6, stat.S_IFDIR | 0o1777)
-        return None
-
-    found = entries(write(root, owners=owners)[0])
+    (root / "device").write_bytes(b"")
+    (root / "device").chmod(0o660)
+    (root / "owned").symlink_to("d")
+    records = {
+        b"device": Record(0, 6, stat.S_IFBLK, os.makedev(8, 1)),
+        b"d/small": Record(33, 44),
+        b"d": Record(5, 6),
+        b"owned": Record(7, 8),
+    }
+    changes = []
+    for change in diff_trees(None, root):
+        if change.path in records:
+            assert change.st is not None
+            keep(os.fsencode(root) + b"/" + change.path, change.st.st_mode, records[change.path])
+            change = change._replace(st=records[change.path].applied(change.st))
+        changes.append(change)
+    out = io.BytesIO()
+    write_layer(changes, root, out)
+    found = entries(out.getvalue())
     device, small, folder = found[b"device"], found[b"d/small"], found[b"d/"]
     assert (device.type, device.devmajor, device.devminor, device.gid, device.size) == (b"4", 8, 1, 6, 0)
-    assert (small.uid, small.gid, small.mode, small.xattrs) == (33, 44, 0o2711, {"security.capability": b"cap"})
-    assert small.size == 5
-    assert (folder.uid, folder.gid, folder.mode) == (5, 6, 0o1777)
+    assert (small.uid, small.gid, small.xattrs, small.size) == (33, 44, {}, 5)
+    assert (folder.uid, folder.gid, folder.xattrs) == (5, 6, {})
+    assert (found[b"owned"].uid, found[b"owned"].gid, found[b"owned"].xattrs) == (7, 8, {})
     assert found[b"d/large"].uid == os.geteuid()
 
 

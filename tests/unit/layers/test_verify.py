@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from layers.changeset import Ownership, write_layer
+from layers.changeset import write_layer
 from layers.errors import LayerError
 from layers.layerdiff import Change, diff_trees
 from layers.oci import Digest
+from layers.ownership import Record
 from layers.verify import verify_layer
 
 
@@ -50,11 +51,15 @@ def test_what_was_written_passes(root: Path, kind: str, options: dict[str, int])
 
 
 def test_owners_that_the_disk_does_not_have(root: Path) -> None:
-    def owners(path: bytes, st: os.stat_result) -> Ownership | None:
-        return Ownership(0, 6, stat.S_IFBLK | 0o660, (8, 1)) if path == b"d/f" else None
-
-    blob, diff_id = written(root, owners=owners)
-    assert verify_layer(blob, changes(root), root, diff_id=diff_id, owners=owners) == 7
+    device = Record(0, 6, stat.S_IFBLK, os.makedev(8, 1))
+    recorded = [
+        change._replace(st=device.applied(change.st)) if change.path == b"d/f" and change.st else change
+        for change in changes(root)
+    ]
+    blob = io.BytesIO()
+    diff_id = write_layer(recorded, root, blob).diff_id
+    blob.seek(0)
+    assert verify_layer(blob, recorded, root, diff_id=diff_id) == 7
     blob.seek(0)
     with pytest.raises(LayerError, match="'d/f' has type"):
         verify_layer(blob, changes(root), root)
