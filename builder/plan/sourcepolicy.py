@@ -233,7 +233,7 @@ def parse_policy(data: bytes, where: str) -> tuple[Rule, ...]:
     try:
         document = json.loads(data)
         if not isinstance(document, dict) or not isinstance(document.get("rules", []), list):
-            raise ValueError('expected an object with "rules"')
+            raise TypeError('expected an object with "rules"')
         return tuple(_rule(rule) for rule in document.get("rules", []))
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as e:
         raise UsageError(f"{where} is no source policy: {e}") from e
