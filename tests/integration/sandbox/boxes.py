@@ -19,7 +19,8 @@ from tests.support.machine import need_tool
 
 APPLETS = """
 sh true false ls cat id mount umount ps env sleep touch mkdir rm rmdir ln echo stat mknod chown chmod hostname dd test
-cut sed tr pwd readlink kill head tail wc grep mv cp find ifconfig ip date setsid nohup sync
+cut sed tr pwd readlink kill head tail wc grep mv cp find ifconfig ip date setsid nohup sync sort umask
+unshare nsenter chroot swapon insmod dmesg losetup ping renice
 """
 
 
