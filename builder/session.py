@@ -66,6 +66,7 @@ class Session:
                 "this build has no context to take files from" if not name else f"no build context named {name!r}",
                 hint="give a directory as the last argument" if not name else f"add --build-context {name}=DIR",
             )
+        self._permit(name)
         if name and _looks_remote(str(path)):
             path = self._fetch(self._request.contexts[name])
         try:
@@ -73,6 +74,22 @@ class Session:
         except OSError as e:
             raise ContextError(f"cannot open the build context {path}: {e.strerror}") from e
         return ContextTree(fd=fd, path=path, ignore=self._matcher(path, main=not name))
+
+    def _permit(self, name: str) -> None:
+        """Ask the source policy. Raises: ContextError."""
+        policy = self._request.source_policy
+        if policy is None:
+            return
+        from builder.plan.sourcepolicy import SourceDenied
+
+        value = self._request.contexts.get(name, "")
+        try:
+            if not _looks_remote(value):
+                policy.local(name)
+            elif policy.remote(value) != value:
+                raise SourceDenied(f"the source policy changes the context {value}", "name the changed one yourself")
+        except SourceDenied as e:
+            raise ContextError(f"build context {name or '.'}: {e}", hint=e.hint) from e
 
     def _fetch(self, value: str) -> Path:
         """A context behind a URL or in a repository, as a directory that goes with the session."""

@@ -71,7 +71,7 @@ class CopyItem(NamedTuple):
     """One source of a COPY or ADD.
 
     `kind` tells what `source` is: a path or wildcard in the input tree, a URL, a git reference, or
-    the name of an inline document whose bytes are `data`.
+    the name of an inline document whose bytes are `data`. `checksum` is what a source policy asks for.
     """
 
     kind: Literal["path", "http", "git", "inline"]
@@ -79,6 +79,7 @@ class CopyItem(NamedTuple):
     data: bytes = b""
     include: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    checksum: str = ""
 
 
 class CopyOp(NamedTuple):

@@ -8,8 +8,8 @@ stages or two platforms are one step.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -32,6 +32,11 @@ from layers.errors import PybuildError
 from layers.oci import Platform
 from layers.values import Protocol
 from registry.reference import Reference
+
+if TYPE_CHECKING:
+    from builder.plan.sourcepolicy import SourcePolicy
+
+T = TypeVar("T")
 
 _SCRATCH_IMAGE = "docker-image://scratch"
 
@@ -399,8 +404,11 @@ class _PlatformPlan:
     def _resolve(self, name: str, platform: Platform, where: SourceRange) -> ResolvedImage:
         key = (name, str(platform))
         if key not in self._images:
+            wanted = name
+            if self._request.source_policy is not None:
+                wanted = self._judged(where, lambda policy: policy.image(name))
             try:
-                self._images[key] = self._resolver.resolve_image(name, platform)
+                self._images[key] = self._resolver.resolve_image(wanted, platform)
             except PybuildError as e:
                 # The place in the file is told beside the cause, which keeps its own class and exit code.
                 e.add_note(f"{self._file.source.name}:{where.start_line}")
@@ -445,7 +453,10 @@ class _PlatformPlan:
         if value.startswith("docker-image://"):
             return self._resolve(value.removeprefix("docker-image://"), platform, where)
         if value.startswith("oci-layout://"):
-            return self._resolver.resolve_layout(value.removeprefix("oci-layout://"), platform)
+            location = value.removeprefix("oci-layout://")
+            if self._request.source_policy is not None:
+                self._judged(where, lambda policy: policy.layout(location))
+            return self._resolver.resolve_layout(location, platform)
         return None
 
     def _start_from_context(self, state: StageState, value: str, from_: ins.From) -> None:
@@ -500,6 +511,24 @@ class _PlatformPlan:
                 platform=self._platform,
             )
         )
+
+    def remote(self, kind: Literal["http", "git"], source: str, checksum: str, *, range: SourceRange) -> CopyItem:
+        if self._request.source_policy is None:
+            return CopyItem(kind, source)
+        found = self._judged(
+            range, lambda policy: policy.git(source, checksum) if kind == "git" else policy.http(source, checksum)
+        )
+        return CopyItem(kind, found.source, checksum=found.checksum)
+
+    def _judged(self, where: SourceRange, ask: Callable[[SourcePolicy], T]) -> T:
+        """What the source policy says, if there is one to ask. Raises: PlanError."""
+        from builder.plan.sourcepolicy import SourceDenied
+
+        assert self._request.source_policy is not None
+        try:
+            return ask(self._request.source_policy)
+        except SourceDenied as e:
+            raise PlanError(str(e), source=self._file.source, range=where, hint=e.hint) from e
 
     def add_step(self, state: StageState, op: Op, *, inputs: tuple[int, ...], range: SourceRange, text: str) -> int:
         if state.after and not state.began:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from builder.frontend.source import SourceFile
 from layers.oci import Platform
 from layers.values import NamedTuple, dataclass, field
+
+if TYPE_CHECKING:
+    from builder.plan.sourcepolicy import SourcePolicy
 
 PullPolicy = Literal["always", "missing", "never", "newer"]
 NetworkMode = Literal["default", "none", "host", "private"]
@@ -163,4 +166,6 @@ class BuildRequest:
     capsule: Path | None = None
     """Where a failing RUN leaves what is needed to look into it, and to go on from it, elsewhere."""
     secret_gate: bool = False
+    source_policy: SourcePolicy | None = None
+    """Which images, downloads and repositories may be used, and what stands in for them."""
     environ: Mapping[str, str] = field(default_factory=dict)

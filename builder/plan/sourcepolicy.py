@@ -170,6 +170,10 @@ class SourcePolicy(NamedTuple):
         self._require(bool(_COMMIT.fullmatch(ref.ref) or checksum or ref.checksum), f"the repository {text}")
         return Download(text if found == before else _git_text(ref), checksum)
 
+    def remote(self, text: str) -> str:
+        """The URL or repository to use for one that is a context. Raises: SourceDenied."""
+        return (self.http(text) if parse_git_ref(text) is None else self.git(text)).source
+
     def _require(self, pinned: bool, what: str) -> None:
         if self.complete and not pinned:
             raise SourceDenied(f"{what} is not in the lock file", "`pybuild lock` adds it")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, assert_never, cast
+from typing import Any, Literal, assert_never, cast
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -42,6 +42,9 @@ class Sources(Protocol):
 
     def context_tree(self, context: str, source: str) -> int:
         """A step that holds `source` of a build context, at the same path."""
+
+    def remote(self, kind: Literal["http", "git"], source: str, checksum: str, *, range: SourceRange) -> CopyItem:
+        """What ADD of a URL or repository fetches, as the source policy has it."""
 
     def add_step(self, state: StageState, op: Op, *, inputs: tuple[int, ...], range: SourceRange, text: str) -> int: ...
 
@@ -374,19 +377,18 @@ class Dispatcher:
         state.record(transfer_words(i), made)
 
     def _copy_item(self, state: StageState, i: ins.Copy | ins.Add, source: str) -> CopyItem:
-        add = isinstance(i, ins.Add)
         if is_git_source(source):
-            if not add:
+            if not isinstance(i, ins.Add):
                 raise state.fail("source can't be a git ref for COPY", i.range, "use ADD")
             try:
                 parse_git_ref(source)
             except ValueError as e:
                 raise state.fail(f"{source}: {e}", i.range) from e
-            return CopyItem("git", source)
+            return self._sources.remote("git", source, i.checksum or "", range=i.range)
         if is_http_source(source):
-            if not add:
+            if not isinstance(i, ins.Add):
                 raise state.fail("source can't be a URL for COPY", i.range, "use ADD")
-            return CopyItem("http", source)
+            return self._sources.remote("http", source, i.checksum or "", range=i.range)
         include: tuple[str, ...] = ()
         required: tuple[str, ...] = ()
         if isinstance(i, ins.Copy) and i.parents:

@@ -68,13 +68,14 @@ class RemoteSources:
     def _file(self, ctx: StepContext, op: CopyOp, item: CopyItem) -> HttpFile:
         from builder.solve.fetch import fetch_http
 
-        key = (item.source, op.checksum)
+        checksum = item.checksum or op.checksum
+        key = (item.source, checksum)
         with self._lock:
             if key not in self._files:
                 self._files[key] = fetch_http(
                     item.source,
                     self._root,
-                    checksum=op.checksum or None,
+                    checksum=checksum or None,
                     secrets=ctx.session.secret,
                     environ=ctx.request.environ,
                     cancelled=ctx.cancelled,
@@ -86,7 +87,8 @@ class RemoteSources:
 
         ref = parse_git_ref(item.source)
         assert ref is not None, "the planner lets only repositories through"
-        return ref._replace(checksum=op.checksum) if op.checksum and not ref.checksum else ref
+        checksum = item.checksum or op.checksum
+        return ref._replace(checksum=checksum) if checksum and not ref.checksum else ref
 
     def _access(self, ctx: StepContext) -> GitSource:
         from builder.solve.gitfetch import GitSource
