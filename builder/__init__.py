@@ -10,8 +10,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from builder.api import build, check, copy, inspect, plan_build, prepare_namespaces, pull, push, unpack
+    from builder.api import (
+        build,
+        check,
+        copy,
+        inspect,
+        plan_build,
+        prepare_namespaces,
+        pull,
+        push,
+        read_capsule,
+        unpack,
+    )
     from builder.building import BuildResult, OutputResult
+    from builder.capsule import Capsule
+    from builder.definition import Image, RunMount
     from builder.errors import (
         BuildError,
         ContextError,
@@ -33,8 +46,13 @@ if TYPE_CHECKING:
     from registry.hosts import RegistryOptions
 
 _HOMES = {
-    "builder.api": ("build", "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack"),
+    "builder.api": (
+        *("build", "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push"),
+        *("read_capsule", "unpack"),
+    ),
     "builder.building": ("BuildResult", "OutputResult"),
+    "builder.capsule": ("Capsule",),
+    "builder.definition": ("Image", "RunMount"),
     "builder.errors": (
         *("BuildError", "ContextError", "ParseError", "PlanError"),
         *("SandboxError", "SecretLeakError", "StepError", "UsageError"),
@@ -51,12 +69,13 @@ _HOMES = {
 }
 
 __all__ = [
-    "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "ContentError", "ContextError",
-    "Descriptor", "Digest", "EventSink", "ImageError", "LayerError", "Output", "OutputResult", "ParseError",
-    "PlanError", "Platform", "PybuildError", "Reason", "RegistryError", "RegistryOptions", "ResourceLimits",
-    "RunOptions", "SandboxError", "SecretLeakError", "SecretSource", "SourceFile", "StepError", "StepPlan",
-    "StepReport", "StoreError", "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build",
-    "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push", "unpack",
+    "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "Capsule", "ContentError",
+    "ContextError", "Descriptor", "Digest", "EventSink", "Image", "ImageError", "LayerError", "Output",
+    "OutputResult", "ParseError", "PlanError", "Platform", "PybuildError", "Reason", "RegistryError",
+    "RegistryOptions", "ResourceLimits", "RunMount", "RunOptions", "SandboxError", "SecretLeakError",
+    "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport", "StoreError", "UsageError", "Vertex",
+    "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect", "plan_build",
+    "prepare_namespaces", "pull", "push", "read_capsule", "unpack",
 ]  # fmt: skip
 
 
