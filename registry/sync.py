@@ -20,14 +20,14 @@ from layers.values import NamedTuple
 from registry.copy import DEFAULT_JOBS, CopyOptions, HostSlots, copy_location, run_parallel
 from registry.errors import ConfigError, InvalidReference, NotFoundError, RegistryError
 from registry.reference import Reference
-from registry.syncfile import SyncConfig, SyncEntry
+from registry.syncfile import Access, SyncConfig, SyncEntry
 from registry.transport import ImageLocation, TransportContext, split_transport
 from registry.transports.directory import DirLocation
 from registry.transports.docker import DockerLocation
 from registry.transports.oci import REF_NAME, LayoutDir, OciLocation
 
-ContextFor = Callable[["bool | None"], TransportContext]
-"""Gives the context for an entry's `tls-verify`, which may be None; the same for the same."""
+ContextFor = Callable[[Access], TransportContext]
+"""Gives the context to reach an entry's source with; the same for the same."""
 _IMAGES_AT_ONCE = 4
 
 
@@ -106,7 +106,7 @@ def plan_sync(
     for entry in config.entries:
         target = Target.of(entry, destination or config.destination, scoped=config.scoped)
         try:
-            tags = _tags(entry, context_for(entry.tls_verify))
+            tags = _tags(entry, context_for(entry.access))
         except RegistryError as e:
             # Planned all the same: what another entry wants of the target must not be taken for all of it.
             failures.append(SyncFailure(entry.source.repository, e))
@@ -206,7 +206,7 @@ class _Sync:
             result = copy_location(
                 item.source,
                 item.destination,
-                self._context_for(item.entry.tls_verify),
+                self._context_for(item.entry.access),
                 destination_context=self._destination_context,
                 options=options,
                 events=self._events,

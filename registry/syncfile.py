@@ -7,12 +7,16 @@
       - source: quay.io/team/app              # a repository
         target: mirror.example:5000/app       # its own destination, whole
         tags: ["1.*", latest, /^v[0-9]+$/]    # names, globs, /regular expressions/; all if left out
+        semver: ">=1.4 <3"                    # versions, besides those tags
         exclude: ["*-rc*"]
         platform: linux/amd64                 # one platform; every one if left out
         delete: true
+        tls-verify: false                     # how to reach the source: also cert-dir, and credentials
+                                              # with username and password
 
-skopeo's form is read, too: registries on top, with `images`, `images-by-tag-regex` and `tls-verify`.
-Whatever else stands in either is an error: a misspelt key must not mirror the wrong thing.
+skopeo's form is read, too: registries on top, with `images`, `images-by-tag-regex`, `images-by-semver`,
+`tls-verify`, `cert-dir` and `credentials`. Whatever else stands in either is an error: a misspelt key
+must not mirror the wrong thing.
 """
 
 from __future__ import annotations
@@ -26,26 +30,33 @@ from typing import Any
 from layers.errors import ImageError
 from layers.oci import Digest, Platform
 from layers.values import NamedTuple
+from registry.credentials import Credential
 from registry.errors import ConfigError, InvalidReference, printable
 from registry.reference import Reference
+from registry.semver import VersionRange
 
 MAX_FILE_BYTES = 1 << 20
 _MAX_PATTERN_CHARS = 500
 _TOP = {"destination", "delete", "scoped", "images"}
-_ENTRY = {"source", "target", "tags", "exclude", "platform", "delete", "tls-verify"}
-_SKOPEO = {"images", "images-by-tag-regex", "tls-verify"}
-_REFUSED = {
-    "credentials": "use `pybuild login`: passwords do not belong in this file",
-    "cert-dir": "put the certificates in certs.d",
-    "images-by-semver": "use a pattern of tags",
-}
+_ACCESS = {"tls-verify", "cert-dir", "credentials"}
+_ENTRY = {"source", "target", "tags", "semver", "exclude", "platform", "delete", *_ACCESS}
+_SKOPEO = {"images", "images-by-tag-regex", "images-by-semver", *_ACCESS}
+
+
+class Access(NamedTuple):
+    """How a source is reached, where the file says so; hashable, so that connections are shared by it."""
+
+    tls_verify: bool | None = None
+    cert_dir: str | None = None
+    credential: Credential | None = None
 
 
 class TagPattern(NamedTuple):
-    """A tag by name or glob (`regex` None), or by a regular expression that is searched for."""
+    """A tag by name or glob, by a regular expression that is searched for, or by a range of versions."""
 
     text: str
     regex: re.Pattern[str] | None = None
+    versions: VersionRange | None = None
 
     @classmethod
     def parse(cls, text: str) -> TagPattern:
@@ -56,12 +67,19 @@ class TagPattern(NamedTuple):
             return cls(text, _regex(text[1:-1]))
         return cls(text)
 
+    @classmethod
+    def semver(cls, text: str) -> TagPattern:
+        """Tags that are versions in this range. Raises: ConfigError."""
+        return cls(text, versions=VersionRange.parse(text))
+
     @property
     def exact(self) -> bool:
         """Whether it can fit one tag only, so that the registry's list need not be read."""
-        return self.regex is None and not set(self.text) & set("*?[")
+        return self.regex is None and self.versions is None and not set(self.text) & set("*?[")
 
     def fits(self, tag: str) -> bool:
+        if self.versions is not None:
+            return self.versions.fits(tag)
         return bool(self.regex.search(tag)) if self.regex is not None else fnmatchcase(tag, self.text)
 
 
@@ -75,7 +93,7 @@ class SyncEntry(NamedTuple):
     digests: tuple[Digest, ...] = ()
     platform: Platform | None = None
     delete: bool | None = None
-    tls_verify: bool | None = None
+    access: Access = Access()
 
     @property
     def needs_list(self) -> bool:
@@ -109,7 +127,7 @@ def load_sync_file(path: Path) -> SyncConfig:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than the {MAX_FILE_BYTES} bytes allowed")
     try:
-        document = yaml.safe_load(data)
+        document = yaml.load(data, _loader())  # noqa: S506  # a SafeLoader's heir
     except yaml.MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: {printable(str(e.problem))}") from e
@@ -119,6 +137,20 @@ def load_sync_file(path: Path) -> SyncConfig:
         return parse_sync(document)
     except ConfigError as e:
         raise ConfigError(f"{path}: {e.message}", hint=e.hint) from e
+
+
+def _loader() -> Any:
+    """A safe loader that leaves numbers and dates as they are written: the tag 1.10 is not 1.1."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag.endswith((":bool", ":null", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
 
 
 def parse_sync(document: Any) -> SyncConfig:
@@ -149,6 +181,7 @@ def _parse_entry(document: Any, where: str) -> SyncEntry:
     where = f"{where} ({source})"
     ref = _reference(source, where)
     names = _texts(entry.get("tags"), f"`tags` of {where}")
+    ranges = _texts(entry.get("semver"), f"`semver` of {where}")
     if ref.tag is not None:
         names = [ref.tag, *names]
     digests = [ref.digest] if ref.digest is not None else []
@@ -161,11 +194,12 @@ def _parse_entry(document: Any, where: str) -> SyncEntry:
         ref.without_target(),
         names,
         digests,
+        ranges=ranges,
         target=_optional_text(entry, "target"),
         exclude=tuple(TagPattern.parse(t) for t in _texts(entry.get("exclude"), f"`exclude` of {where}")),
         platform=parsed,
         delete=_optional_bool(entry, "delete"),
-        tls_verify=_optional_bool(entry, "tls-verify"),
+        access=_access(entry, where),
     )
 
 
@@ -174,23 +208,48 @@ def _parse_skopeo(top: Mapping[str, Any]) -> SyncConfig:
     for host, value in top.items():
         registry = _mapping(value, f"registry {host!r}")
         _known(registry, _SKOPEO, f"registry {host!r}", f"a registry {host!r}, or misspelt")
-        tls = _optional_bool(registry, "tls-verify")
-        for name, tags in _mapping(registry.get("images") or {}, f"`images` of {host}").items():
-            ref = _reference(f"{host}/{name}", f"registry {host}")
-            entries.append(_entry(ref, _texts(tags, f"the tags of {name}"), [], tls_verify=tls))
-        patterns = _mapping(registry.get("images-by-tag-regex") or {}, f"`images-by-tag-regex` of {host}")
-        for name, pattern in patterns.items():
-            ref = _reference(f"{host}/{name}", f"registry {host}")
-            entries.append(SyncEntry(ref, tags=(TagPattern(str(pattern), _regex(str(pattern))),), tls_verify=tls))
+        access = _access(registry, f"registry {host!r}")
+        for name, tags in _repositories(registry, "images", host):
+            entries.append(_entry(_reference(f"{host}/{name}", f"registry {host}"),
+                                  _texts(tags, f"the tags of {name}"), [], access=access))  # fmt: skip
+        for key, make in (("images-by-tag-regex", _searched), ("images-by-semver", TagPattern.semver)):
+            for name, pattern in _repositories(registry, key, host):
+                if not isinstance(pattern, str):
+                    raise ConfigError(f"`{key}` of {host}: the pattern of {printable(name, 60)} is not a text")
+                ref = _reference(f"{host}/{name}", f"registry {host}")
+                entries.append(SyncEntry(ref, tags=(make(pattern),), access=access))
     if not entries:
         raise ConfigError("the file names no image")
     return SyncConfig(tuple(entries))
 
 
-def _entry(ref: Reference, names: Sequence[str], digests: Sequence[Digest], **more: Any) -> SyncEntry:
-    """An entry of tags, some of which may be digests (skopeo lists both together)."""
+def _repositories(registry: Mapping[str, Any], key: str, host: str) -> Iterable[tuple[str, Any]]:
+    return _mapping(registry.get(key) or {}, f"`{key}` of {host}").items()
+
+
+def _searched(text: str) -> TagPattern:
+    return TagPattern(text, _regex(text))
+
+
+def _access(mapping: Mapping[str, Any], where: str) -> Access:
+    """The keys that say how to reach a source. Raises: ConfigError, which quotes none of their values."""
+    credential = None
+    if mapping.get("credentials") is not None:
+        found = _mapping(mapping["credentials"], f"`credentials` of {where}")
+        _known(found, {"username", "password"}, f"`credentials` of {where}")
+        user, password = (found.get(key) for key in ("username", "password"))
+        if not (isinstance(user, str) and user and isinstance(password, str)):
+            raise ConfigError(f"`credentials` of {where} need a `username` and a `password`")
+        credential = Credential(user, password, origin="the sync file")
+    return Access(_optional_bool(mapping, "tls-verify"), _optional_text(mapping, "cert-dir"), credential)
+
+
+def _entry(
+    ref: Reference, names: Sequence[str], digests: Sequence[Digest], *, ranges: Sequence[str] = (), **more: Any
+) -> SyncEntry:
+    """An entry of tags, some of which may be digests (skopeo lists both together), and of ranges of versions."""
     found = list(digests)
-    patterns: list[TagPattern] = []
+    patterns: list[TagPattern] = [TagPattern.semver(text) for text in ranges]
     for name in names:
         if name.startswith("sha256:"):
             try:
@@ -224,8 +283,6 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 def _known(mapping: Mapping[str, Any], keys: set[str], where: str, meaning: str = "a key that is not known") -> None:
     for key in mapping:
-        if key in _REFUSED:
-            raise ConfigError(f"{where}: `{key}` is not supported", hint=_REFUSED[key])
         if key not in keys:
             raise ConfigError(
                 f"{where}: {printable(key, 60)!r} is {meaning}", hint="known are " + ", ".join(sorted(keys))
@@ -247,7 +304,7 @@ def _optional_bool(mapping: Mapping[str, Any], key: str) -> bool | None:
 
 
 def _texts(value: Any, what: str) -> list[str]:
-    """A list of texts, or one. A tag like 1.10 is a number to YAML, which has dropped its last digit: refused."""
+    """A list of texts, or one."""
     if value is None:
         return []
     found = [value] if isinstance(value, str) else value
@@ -255,5 +312,5 @@ def _texts(value: Any, what: str) -> list[str]:
         raise ConfigError(f"{what} is not a list")
     for item in found:
         if not isinstance(item, str):
-            raise ConfigError(f"{what}: {item!r} is not a text", hint='write it in quotes, such as "1.10"')
+            raise ConfigError(f"{what}: {item!r} is not a text", hint='write it in quotes, such as "on"')
     return found

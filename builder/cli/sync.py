@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.cli.options import (
     add_registry_options,
@@ -18,6 +19,10 @@ from builder.cli.options import (
     store_root,
 )
 from builder.errors import UsageError
+
+if TYPE_CHECKING:
+    from registry.hosts import RegistryOptions
+    from registry.syncfile import Access
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -64,15 +69,13 @@ def run(verb: str, options: Namespace) -> int:
     first = registry_options(options, "source")
     with ExitStack() as opened:
         end = opened.enter_context(open_places(root, registry_options(options, "destination"), policy=policy))
-        contexts: dict[bool | None, TransportContext] = {}
+        contexts: dict[Access, TransportContext] = {}
 
-        def context_for(tls_verify: bool | None) -> TransportContext:
-            # The command line's word on TLS comes before the file's.
-            wanted = tls_verify if first.tls_verify is None else first.tls_verify
-            if wanted not in contexts:
-                places = opened.enter_context(open_places(root, first._replace(tls_verify=wanted), policy=policy))
-                contexts[wanted] = places.source
-            return contexts[wanted]
+        def context_for(access: Access) -> TransportContext:
+            if access not in contexts:
+                places = opened.enter_context(open_places(root, _reached(first, access), policy=policy))
+                contexts[access] = places.source
+            return contexts[access]
 
         progress = opened.enter_context(
             make_progress("quiet" if options.quiet else options.progress, sys.stderr, os.environ)
@@ -82,6 +85,17 @@ def run(verb: str, options: Namespace) -> int:
             dry_run=options.dry_run, options=choices, events=progress, jobs=options.jobs,
         )  # fmt: skip
     return _print(report, options)
+
+
+def _reached(options: RegistryOptions, access: Access) -> RegistryOptions:
+    """The flags with what the file says of one source: on TLS the command line has the last word."""
+    if options.tls_verify is None:
+        options = options._replace(tls_verify=access.tls_verify)
+    if access.cert_dir is not None:
+        options = options._replace(cert_dir=access.cert_dir)
+    if access.credential is not None and not options.anonymous:
+        options = options._replace(creds=access.credential)
+    return options
 
 
 def _print(report: object, options: Namespace) -> int:

@@ -15,8 +15,11 @@ from registry.hosts import RegistryOptions
 from registry.sync import SyncReport, sync
 from registry.syncfile import parse_sync
 from registry.transport import TransportContext, parse_location
+from tests.integration.registry.commands import CommandLine, cli
 from tests.support.images import Image, check_layout, layout_names, make_image, make_index, write_layout
 from tests.support.registries import RegistryServer
+
+__all__ = ["cli"]
 
 
 @pytest.fixture
@@ -165,3 +168,22 @@ def test_digests(mirror: Mirror) -> None:
     image = mirror.images["v1_0"]
     mirror.run({"source": f"{host}/src/app@{image.digest}", "target": f"{host}/pinned"})
     assert mirror.registry.manifest("pinned", image.digest) == image.document()
+
+
+def test_a_file_of_skopeos_as_it_is(cli: CommandLine, password_registry: RegistryServer, tmp_path: Path) -> None:
+    """Versions, and the credentials that the file has for its registry; they are told to nobody."""
+    host = password_registry.host
+    for tag in ("1.9", "1.10", "v1.20.1", "2.0.0-rc1", "latest"):
+        write_layout(tmp_path / "made", t=make_image())
+        cli("copy", "--dest-creds", "tester:s3cret", f"oci:{tmp_path}/made:t", f"docker://{host}/team/app:{tag}")
+    file = tmp_path / "sync.yaml"
+    text = f"{host}:\n  images: {{team/app: [1.9]}}\n  images-by-semver: {{team/app: '>=1.10 || >=2.0.0-0'}}\n"
+    file.write_text(text + "  tls-verify: false\n  credentials: {username: tester, password: s3cret}\n")
+    report = cli("sync", "--json", file, f"dir:{tmp_path}/out").json()
+    names = [name.rpartition("/")[2] for name in report["copied"]]
+    assert sorted(names) == ["1.10", "1.9", "2.0.0-rc1", "v1.20.1"]
+    file.write_text(text + "  credentials: {username: tester, password: wr0ng}\n")
+    refused = cli("sync", "--debug", file, f"dir:{tmp_path}/out", status=3)
+    assert "the sync file" in refused.err
+    assert "wr0ng" not in refused.err + refused.text
+    assert cli("sync", "--src-no-creds", file, f"dir:{tmp_path}/out", status=3).err

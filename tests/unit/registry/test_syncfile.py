@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from layers.oci import Digest, Platform
+from registry.credentials import Credential
 from registry.errors import ConfigError
 from registry.sync import Target
-from registry.syncfile import MAX_FILE_BYTES, SyncConfig, TagPattern, load_sync_file, parse_sync
+from registry.syncfile import MAX_FILE_BYTES, Access, SyncConfig, TagPattern, load_sync_file, parse_sync
 
 HEX = "0123456789abcdef" * 4
 
@@ -45,11 +46,11 @@ def test_our_form(tmp_path: Path) -> None:
     assert (str(plain.source), plain.tags, plain.needs_list, plain.delete) == ("quay.io/team/plain", (), True, None)
     assert str(app.source) == "quay.io/team/app"
     assert [p.text for p in app.tags] == ["extra", "1.*", "latest", "/^v[0-9]+$/"]
-    assert (app.target, app.platform, app.delete, app.tls_verify) == (
+    assert (app.target, app.platform, app.delete, app.access) == (
         "oci:/srv/app",
         Platform.parse("linux/arm64"),
         False,
-        False,
+        Access(tls_verify=False),
     )
     assert app.select(["v1", "v1x", "1.0", "1.0-rc1", "latest", "other", "extra"]) == ["v1", "1.0", "latest", "extra"]
     assert (str(debian.source), debian.digests) == ("docker.io/library/debian", (Digest(f"sha256:{HEX}"),))
@@ -63,9 +64,11 @@ def test_skopeos_form(tmp_path: Path) -> None:
         registry.example.com:
           images:
             busybox: []
-            redis: ["1.0", "2.0", "sha256:HEX"]
+            redis: [1.10, "2.0", "sha256:HEX"]
           images-by-tag-regex:
             nginx: ^1\\.13\\.[12]-alpine-perl$
+          images-by-semver:
+            alpine: ">= 3.12.0"
           tls-verify: false
         quay.io:
           images:
@@ -76,12 +79,34 @@ def test_skopeos_form(tmp_path: Path) -> None:
         "registry.example.com/busybox",
         "registry.example.com/redis",
         "registry.example.com/nginx",
+        "registry.example.com/alpine",
         "quay.io/coreos/etcd",
     ]
     assert config.entries[0].select(["a", "b"]) == ["a", "b"]
+    assert config.entries[1].select(["1.1", "1.10", "2.0"]) == ["1.10", "2.0"]
+    assert config.entries[3].needs_list
+    assert config.entries[3].select(["latest", "3.11", "3.12", "v3.20.1", "4.0.0-rc1"]) == ["3.12", "v3.20.1"]
     assert config.entries[1].digests == (Digest(f"sha256:{HEX}"),)
     assert config.entries[2].select(["1.13.1-alpine-perl", "1.13.3-alpine-perl"]) == ["1.13.1-alpine-perl"]
-    assert [e.tls_verify for e in config.entries] == [False, False, False, None]
+    assert [e.access.tls_verify for e in config.entries] == [False, False, False, False, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "images: [{source: a, tls-verify: no, cert-dir: /c, credentials: {username: u, password: 0123}}]",
+        "docker.io: {images: {a: []}, tls-verify: no, cert-dir: /c, credentials: {username: u, password: 0123}}",
+    ],
+)
+def test_how_a_source_is_reached(tmp_path: Path, text: str) -> None:
+    (entry,) = load(tmp_path, text).entries
+    assert entry.access == Access(tls_verify=False, cert_dir="/c", credential=Credential("u", "0123"))
+    assert "0123" not in repr(entry)
+
+
+def test_versions_beside_tags(tmp_path: Path) -> None:
+    (entry,) = load(tmp_path, "images: [{source: a, tags: [edge], semver: ['1.x', ^3], exclude: '*.9'}]").entries
+    assert entry.select(["edge", "1.2", "1.9", "2.0", "3.4", "v3.5.0", "lts"]) == ["edge", "1.2", "3.4", "v3.5.0"]
 
 
 def test_digests_alone_take_no_tag() -> None:
@@ -98,8 +123,12 @@ def test_digests_alone_take_no_tag() -> None:
         ("images: x", "not a list of"),
         ("images: [{}]", "no `source`"),
         ("images: [{source: a, tag: x}]", "'tag'"),
-        ("images: [{source: a, tags: [1.10]}]", "1.1 is not a text"),
-        ("images: [{source: a, tags: 7}]", "not a list"),
+        ("images: [{source: a, tags: [on]}]", "True is not a text"),
+        ("images: [{source: a, tags: {b: c}}]", "not a list"),
+        ("images: [{source: a, semver: latest}]", "range of versions"),
+        ("images: [{source: a, credentials: {username: u}}]", "username"),
+        ("images: [{source: a, credentials: [hunter2]}]", "not a mapping"),
+        ("images: [{source: a, credentials: {username: u, passwort: hunter2}}]", "'passwort'"),
         ("images: [{source: a, delete: 'yes'}]", "neither true"),
         ("images: [{source: a, platform: 'a/b/c/d'}]", "platform"),
         ("images: [{source: a, tags: ['/(/']}]", "regular expression"),
@@ -107,10 +136,12 @@ def test_digests_alone_take_no_tag() -> None:
         ("images: [BAD NAME]", "BAD"),
         ("imagse: [a]", "not a mapping"),
         ("images: [a]\ndestinaton: x", "destinaton"),
-        ("images: [a]\ndestination: 7", "not a text"),
+        ("images: [a]\ndestination: [x]", "not a text"),
         ("1: 2", "not a mapping"),
         ("h.example: {images: {a: []}, credentials: {password: hunter2}}", "credentials"),
-        ("h.example: {images-by-semver: {a: '>1'}}", "semver"),
+        ("h.example: {images-by-semver: {a: 'new'}}", "range of versions"),
+        ("h.example: {images-by-semver: {a: ['>1']}}", "not a text"),
+        ("h.example: {images-by-tag-regex: {a: yes}}", "not a text"),
         ("h.example: {}", "no image"),
         ("a: [b", ":1"),
         ("images:\n  - a\n b: c", ":3"),
