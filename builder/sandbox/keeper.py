@@ -136,9 +136,9 @@ class _Bare:
             control = self.keepers.pop(pid, None)
             if control is not None:
                 if status != 0:
-                    _end_all(set(self.keepers))
+                    end_all(set(self.keepers))
                 # A keeper that ended in peace has said so already, and nobody reads this.
-                zygote.tell(control, json.dumps({"exit": status, **_usage()}).encode())
+                zygote.tell(control, json.dumps({"exit": status, **usage()}).encode())
                 control.close()
             if options == 0:
                 return
@@ -152,7 +152,7 @@ def _wake_on(number: signal.Signals) -> int:
     return read
 
 
-def _usage() -> dict[str, Any]:
+def usage() -> dict[str, Any]:
     """What the ended children of this process used."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -164,7 +164,7 @@ def _usage() -> dict[str, Any]:
     }
 
 
-def _end_all(spared: set[int]) -> None:
+def end_all(spared: set[int]) -> None:
     """Kill all descendants of this process but those spared and theirs, and reap them.
 
     First all are stopped, so that none starts another meanwhile.
@@ -255,10 +255,12 @@ class Keeper:
             message = self.guard(stdio, group, wake)
         except cgroup.CgroupError as e:
             message = _error("cgroup", e, e.hint)
+        except setup.SetupError as e:
+            message = zygote.error_message(e.operation, e.errno, e.path, e.words)
         except OSError as e:
             message = _error("place", e)
         try:
-            _end_all(set())
+            end_all(set())
             self.clean()
         except OSError as e:
             message = _error("cleaning up", e)
@@ -293,7 +295,7 @@ class Keeper:
     def guard(self, stdio: list[int], group: cgroup.Group | None, wake: int) -> bytes:
         """Run the command; the message about its end."""
         if self.ending:
-            return json.dumps({"exit": signal.SIGKILL, **_usage()}).encode()
+            return json.dumps({"exit": signal.SIGKILL, **usage()}).encode()
         self.command = os.fork()
         if self.command == 0:
             self.descend(stdio, group)
@@ -301,8 +303,8 @@ class Keeper:
             os.close(fd)
         status = self.wait(wake)
         # While its processes live, more may be counted.
-        _end_all(set())
-        message = {"exit": status, **_usage()}
+        end_all(set())
+        message = {"exit": status, **usage()}
         if group:
             result = group.result()
             message["oom_kills"] = result.oom_kills

@@ -254,7 +254,7 @@ class Launcher:
             ) from e
         finally:
             theirs.close()
-        launcher = cls(ours, pid, _host())
+        launcher = cls(ours, pid, host_now())
         hello = {"prelude": launcher._prelude, "flags": _SPARE_FLAGS, "accounting": cls.accounting}
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
@@ -410,7 +410,7 @@ def spawn(theirs: socket.socket, module: str = "zygote") -> int:
     )
 
 
-def _host() -> Host:
+def host_now() -> Host:
     """What this process's namespaces and mounts allow."""
     return Host(
         cgroup2=os.path.exists("/sys/fs/cgroup/cgroup.controllers"),

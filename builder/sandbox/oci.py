@@ -1,8 +1,8 @@
 """RUN by an OCI runtime: `--isolation oci --runtime runc|crun|…`. A `SandboxSpec` as a runtime-spec bundle.
 
 The root is mounted by us, in a mount namespace of the runtime's own, as in the other tiers; namespaces,
-capabilities, filter and limits are the runtime's work. Only as root. What a bundle cannot say is
-refused. https://github.com/opencontainers/runtime-spec/blob/main/config.md
+capabilities, filter and limits are the runtime's work. As root, or as the root of a user namespace (an
+ordinary user's), where the container needs none of its own. What a bundle cannot say is refused. https://github.com/opencontainers/runtime-spec/blob/main/config.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from builder.errors import SandboxError
 from builder.sandbox import seccomp, userns
 from builder.sandbox.bare import BareLauncher, BareRunning
-from builder.sandbox.launcher import Running
+from builder.sandbox.launcher import Running, host_now
 from builder.sandbox.operations import Host, capability_mask, mounts_of, operations
 from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
 from layers import linux
@@ -39,11 +39,15 @@ _ARCHITECTURES = {
     "aarch64": "SCMP_ARCH_AARCH64",
     "arm": "SCMP_ARCH_ARM",
 }
+_THROTTLES = {
+    "rbps": "throttleReadBpsDevice",
+    "wbps": "throttleWriteBpsDevice",
+    "riops": "throttleReadIOPSDevice",
+    "wiops": "throttleWriteIOPSDevice",
+}
 _SYSTEM_MOUNTS = (
     ("/proc", "proc", "proc", ("nosuid", "nodev", "noexec")),
-    ("/sys", "sysfs", "sysfs", ("nosuid", "nodev", "noexec", "ro")),
     ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
-    ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
     ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "nodev", "noexec")),
 )
 
@@ -90,10 +94,10 @@ class OciLauncher(BareLauncher):
 
 
 def start(runtime: str | None) -> OciLauncher:
-    """Raises: SandboxError where the runtime is missing, or this is not root."""
+    """Raises: SandboxError where the runtime is missing, or this is not the root of any namespace."""
     path = find_runtime(runtime)
-    if userns.current().tier != "root" or not userns.has_powers():
-        raise SandboxError("isolation oci needs root", operation="runtime", hint="leave --isolation away")
+    if not userns.has_powers():
+        raise SandboxError("isolation oci needs CAP_SYS_ADMIN", operation="runtime", hint="leave --isolation away")
     launcher = OciLauncher.start()
     assert isinstance(launcher, OciLauncher)
     launcher.runtime = path
@@ -104,23 +108,22 @@ def bundle(spec: SandboxSpec) -> dict[str, Any]:
     """The keeper's request: the root to mount, what to put where, and the bundle's config. Raises: SandboxError."""
     wishes = {
         "a private network": spec.network == "private",
-        "limits of huge pages or I/O, and pausing,": any(
-            (spec.resources.io, spec.resources.hugetlb, spec.resources.freezer)
-        ),
+        "pausing": bool(spec.resources.freezer),
         "a terminal": getattr(spec, "terminal", None) is not None,
         "--init": spec.init,
     }
     for wish, wished in wishes.items():
         if wished:
             raise SandboxError(f"{wish} cannot be had with isolation oci", operation="runtime")
-    mounts = mounts_of(spec, Host())
-    arguments = next(step[1] for step in operations(spec, Host()) if step[0] == "root")
+    host = host_now()
+    mounts = mounts_of(spec, host)
+    arguments = next(step[1] for step in operations(spec, host) if step[0] == "root")
     scratch = spec.scratch or (spec.root.upper or spec.root.lower[0]).parent
     return {
         "root": arguments,
         "scratch": str(scratch),
         "sources": [_source(mount) for mount in mounts],
-        "config": config(spec, mounts),
+        "config": config(spec, mounts, host),
     }
 
 
@@ -142,11 +145,12 @@ def _source(mount: SandboxMount) -> dict[str, Any]:
     return {} if source is None else {"path": str(source)}
 
 
-def config(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
+def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = None) -> dict[str, Any]:
     """The bundle's config.json. Sources of binds, and the root's path, are put in by the keeper."""
     mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
     names = [f"CAP_{name}" for number, name in enumerate(linux.CAPABILITIES) if mask >> number & 1]
     namespaces = ["pid", "ipc", "uts", "mount", "cgroup", *(["network"] if spec.network == "none" else [])]
+    host = host or Host()
     shm = ("/dev/shm", "tmpfs", "shm", ("nosuid", "nodev", "noexec", "mode=1777", f"size={spec.shm_size_bytes}"))  # noqa: S108
     process: dict[str, Any] = {
         "terminal": False,
@@ -175,7 +179,10 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
         "root": {"path": "", "readonly": spec.readonly_root or spec.root.readonly},
         "hostname": spec.hostname,
         "mounts": [
-            *({"destination": d, "type": t, "source": s, "options": list(o)} for d, t, s, o in (*_SYSTEM_MOUNTS, shm)),
+            *(
+                {"destination": d, "type": t, "source": s, "options": list(o)}
+                for d, t, s, o in (*_system_mounts(spec, host), shm)
+            ),
             *map(_mount, mounts),
         ],
         "linux": {
@@ -187,6 +194,18 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
             **({} if profile is None else {"seccomp": profile}),
         },
     }
+
+
+def _system_mounts(spec: SandboxSpec, host: Host) -> tuple[tuple[str, str, str, tuple[str, ...]], ...]:
+    flags = ("nosuid", "nodev", "noexec", "ro")
+    sys: tuple[str, str, str, tuple[str, ...]] = ("/sys", "sysfs", "sysfs", flags)
+    if host.rootless and spec.network == "host":
+        # The kernel makes a new one only for who owns the network namespace.
+        sys = ("/sys", "none", "/sys", ("rbind", *flags))
+    gid = () if host.tty_gid is None else (f"gid={host.tty_gid}",)
+    pts = ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *gid))
+    proc, dev, *others = _SYSTEM_MOUNTS
+    return (proc, sys, dev, pts, *others)
 
 
 def _mount(mount: SandboxMount) -> dict[str, Any]:
@@ -221,7 +240,14 @@ def _resources(limits: Resources) -> dict[str, Any]:
     }
     found: dict[str, dict[str, Any]] = {"memory": memory, "cpu": cpu, "pids": {"limit": limits.pids}}
     set_ = {key: {k: v for k, v in values.items() if v is not None} for key, values in found.items()}
-    return {key: values for key, values in set_.items() if values}
+    resources: dict[str, Any] = {key: values for key, values in set_.items() if values}
+    for what, path, limit in limits.io or ():
+        device = _device(path)
+        row = {"major": device["major"], "minor": device["minor"], "rate": limit}
+        resources.setdefault("blockIO", {}).setdefault(_THROTTLES[what], []).append(row)
+    if limits.hugetlb:
+        resources["hugepageLimits"] = [{"pageSize": size, "limit": limit} for size, limit in limits.hugetlb]
+    return resources
 
 
 def _profile(spec: SandboxSpec) -> dict[str, Any] | None:

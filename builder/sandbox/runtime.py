@@ -1,6 +1,9 @@
 """The keeper of a sandbox that an OCI runtime makes: mounts its root, writes its bundle, cleans up.
 
-It has a mount namespace of its own, which takes the root along when it goes, however it goes.
+It has a mount namespace of its own, which takes the root along when it goes, however it goes. The
+runtime creates and starts the container; its first process, an orphan then, is the keeper's own to wait
+for, and so its status and what its control groups counted are seen before the runtime deletes them.
+https://github.com/opencontainers/runtime-spec/blob/main/runtime.md
 """
 
 from __future__ import annotations
@@ -9,13 +12,24 @@ import binascii
 import contextlib
 import json
 import os
+import signal
 import socket
 from typing import Any
 
-from builder.sandbox import cgroup, rootfs
-from builder.sandbox.keeper import Keeper, run_program
+from builder.sandbox import cgroup, rootfs, setup
+from builder.sandbox.keeper import Keeper, end_all, run_program, usage
 from layers import linux
 from layers.trees import remove_tree
+
+_MAX_LOG_BYTES = 1 << 20
+_MISSING = {
+    "executable file not found": 127,
+    "executable file `": 127,
+    "no such file or directory": 127,
+    "exec format error": 126,
+    "permission denied": 126,
+}
+"""How runc and crun say that the command is missing in the image, or is no program."""
 
 
 class RuntimeKeeper(Keeper):
@@ -74,18 +88,67 @@ class RuntimeKeeper(Keeper):
             os.close(fd)
         return path or place
 
-    def become(self, group: cgroup.Group | None) -> int:
-        argv = [*self._runtime("run"), "--bundle", self._bundle, self._id]
-        os.execve(argv[0], argv, os.environ)  # noqa: S606 - a program of the host's
+    def guard(self, stdio: list[int], group: cgroup.Group | None, wake: int) -> bytes:
+        """See `Keeper.guard`. Raises: OSError, SetupError with the runtime's words."""
+        log, pid_file = f"{self._bundle}/log", f"{self._bundle}/pid"
+        argv = self._argv("create", "--bundle", self._bundle, "--pid-file", pid_file)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        if not self.ending:
+            self.command = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
+            status = self.wait(wake)
+            if status and not self.ending:
+                return self._refused(_last_error(log), stdio[2])
+        for fd in stdio:
+            os.close(fd)
+        if self.ending:
+            return json.dumps({"exit": signal.SIGKILL, **usage()}).encode()
+        with open(pid_file, encoding="ascii") as stream:
+            self.command = int(stream.read())
+        counted = self._groups(self.command)
+        if run_program(self._argv("start")):
+            raise setup.SetupError("runtime", None, self.request["runtime"], _last_error(log) or "it cannot start it")
+        status = self.wait(wake)
+        end_all(set())
+        result = counted.result()
+        peak = {} if result.peak_memory_bytes is None else {"max_rss_bytes": result.peak_memory_bytes}
+        return json.dumps({"exit": status, **usage(), "oom_kills": result.oom_kills, **peak}).encode()
 
-    def _runtime(self, verb: str) -> list[str]:
-        return [self.request["runtime"], "--root", f"{self._bundle}/state", verb]
+    def _refused(self, words: str, stderr_fd: int) -> bytes:
+        """The message of a container that could not be created. Raises: SetupError but for a missing command."""
+        for text, status in _MISSING.items():
+            if text in words:
+                os.write(stderr_fd, f"{self.request['config']['process']['args'][0]}: {words}\n".encode())
+                return json.dumps({"exit": status << 8, **usage()}).encode()
+        raise setup.SetupError("runtime", None, self.request["runtime"], words or "it cannot create the container")
+
+    def _groups(self, pid: int) -> cgroup.Group:
+        """The control groups that the runtime made; only to be looked at."""
+        group = cgroup.Group()
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
+            found = cgroup.detect(own=stream.read())
+            group.directories = [(each, each.own) for each in found if os.path.basename(each.own) == self._id]
+        return group
+
+    def _argv(self, verb: str, *options: str) -> list[str]:
+        log = ("--log", f"{self._bundle}/log", "--log-format", "json")
+        return [self.request["runtime"], "--root", f"{self._bundle}/state", *log, verb, *options, self._id]
 
     def clean(self) -> None:
         if os.path.isdir(f"{self._bundle}/state/{self._id}"):
-            run_program([*self._runtime("delete"), "--force", self._id])
+            run_program(self._argv("delete", "--force"))
         for path in reversed(self._mounted):
             with contextlib.suppress(OSError):
                 linux.umount2(path, linux.MNT_DETACH)
         rootfs.undo(self._undo)
         remove_tree(self._bundle)
+
+
+def _last_error(path: str) -> str:
+    """What a runtime logged last as an error, without its own preamble."""
+    words = ""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream.read(_MAX_LOG_BYTES).splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                words = row["msg"] if row["level"] in {"error", "fatal"} else words
+    return " ".join(str(words).split())

@@ -41,10 +41,27 @@ def test_a_step_that_takes_too_long(pybuild: Pybuild, busybox_base: str, tmp_pat
     assert not list(pybuild.root.glob("snapshots/*/bundle-*"))
 
 
-def test_a_limit_holds(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+def test_limits_hold_and_are_told(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN a=x; while true; do a=$a$a; done\n")
     result = pybuild.build(context, *RUNC, "--memory=32m", "--memory-swap=32m", check=False)
-    assert result.status == 137, result.stderr
+    assert (result.status, "killed: out of memory (limit 32 MiB)" in result.stderr) == (137, True), result.stderr
+    bomb = "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo all"
+    context = write_context(tmp_path / "d", f"FROM {busybox_base}\nRUN {bomb}\n")
+    result = pybuild.build(context, *RUNC, "--pids-limit=6", check=False)
+    assert result.status != 0 and "fork" in result.stderr
+
+
+def test_a_command_that_is_not_there(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "c", f'FROM {busybox_base}\nRUN ["nope"]\n')
+    result = pybuild.build(context, *RUNC, check=False)
+    assert (result.status, "nope" in result.stderr) == (127, True), result.stderr
+
+
+def test_the_runtimes_own_words_are_told(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN true\n")
+    result = pybuild.build(context, *RUNC, "--ulimit=nofile=10:1099511627776", check=False)
+    assert result.status == 1 and "runtime: " in result.stderr and "rlimit" in result.stderr, result.stderr
+    assert not list(pybuild.root.glob("snapshots/*/bundle-*"))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +80,14 @@ def test_what_cannot_be_is_refused(
     assert (result.status, words in result.stderr) == (status, True), result.stderr
 
 
-def test_an_ordinary_user_may_not(pybuild_rootless: Pybuild, busybox_base: str) -> None:
+def test_an_ordinary_users_image_is_the_same(
+    pybuild: Pybuild, pybuild_rootless: Pybuild, busybox_base: str, tmp_path: Path
+) -> None:
+    """In his user namespace, of which the container needs no other."""
     assert pybuild_rootless.account
-    context = write_context(pybuild_rootless.account.home / "c", f"FROM {busybox_base}\nRUN true\n")
-    result = pybuild_rootless.build(context, *RUNC, check=False)
-    assert result.status == 1 and "needs root" in result.stderr
+    text = EVERYTHING.format(base=busybox_base).replace(" && mknod /device c 1 3", "")
+    context = write_context(pybuild_rootless.account.home / "c", text, {"file": "of the context\n"})
+    found = digest(pybuild_rootless, context, *RUNC)
+    assert found == digest(pybuild, context)
+    result = pybuild_rootless.build(context, *RUNC, "--memory=32m", "--no-cache", check=False)
+    assert result.status == 1 and "limit" in result.stderr, result.stderr
