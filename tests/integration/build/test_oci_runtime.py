@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.build.test_unprivileged import EVERYTHING, digest, running
 from tests.support.cli import Pybuild, write_context
-from tests.support.machine import need_tool
+from tests.support.machine import need_root, need_tool
 
 RUNC = ("--isolation=oci", "--runtime=runc")
 
@@ -91,3 +91,23 @@ def test_an_ordinary_users_image_is_the_same(
     assert found == digest(pybuild, context)
     result = pybuild_rootless.build(context, *RUNC, "--memory=32m", "--no-cache", check=False)
     assert result.status == 1 and "limit" in result.stderr, result.stderr
+
+
+class OneHierarchy(Pybuild):
+    """`pybuild` where no second kind of cgroup is mounted: crun refuses to work with two."""
+
+    def argv(self, *arguments: str | Path) -> list[str]:
+        script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
+        return ["unshare", "-m", "sh", "-c", script, "sh", *super().argv(*arguments)]
+
+
+def test_crun_makes_the_same_image(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    need_root()
+    need_tool("crun")
+    context = write_context(tmp_path / "c", EVERYTHING.format(base=busybox_base), {"file": "of the context\n"})
+    crun = OneHierarchy(tmp_path / "other")
+    found = digest(crun, context, "--isolation=oci", "--runtime=crun")
+    assert found == digest(pybuild, context)
+    context = write_context(tmp_path / "d", f"FROM {busybox_base}\nRUN a=x; while true; do a=$a$a; done\n")
+    result = crun.build(context, "--runtime=crun", "--memory=32m", "--memory-swap=32m", check=False)
+    assert (result.status, "killed: out of memory (limit 32 MiB)" in result.stderr) == (137, True), result.stderr
