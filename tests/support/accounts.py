@@ -20,7 +20,7 @@ import pytest
 from tests.support.machine import CHECKOUT, need_root, need_tool, which
 
 PREFIX = "pbtest"
-RUNTIME = ("requests", "oras", "zstandard", "tqdm", "isal")
+RUNTIME = ("requests", "oras", "zstandard", "tqdm", "isal", "zlib_ng")
 
 
 class Account(NamedTuple):

@@ -26,7 +26,7 @@ EVERYWHERE = ("layers.values",)
 
 LAW: dict[str, tuple[str, ...]] = {
     # The longest matching prefix counts; besides the stdlib, a module may import what its row names.
-    "layers": ("layers", "zstandard", "isal"),
+    "layers": ("layers", "zstandard", "isal", "zlib_ng"),
     **dict.fromkeys(LEAVES, LEAVES),
     "layers.values": (),
     "layers.content": ("layers.oci",),
@@ -72,12 +72,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "argparse": ("builder.cli",),
     "zstandard": ("layers.compression", "layers.decompression"),
     "isal": ("layers.compression", "layers.decompression"),
+    "zlib_ng": ("layers.compression",),
     "requests": ("registry",),
     "yaml": ("registry.syncfile",),
     "jsonschema": (),  # comes with oras, costs 93 ms
 }
 
-LAZY = ("requests", "urllib3", "oras", "tqdm", "yaml", "zstandard", "isal")
+LAZY = ("requests", "urllib3", "oras", "tqdm", "yaml", "zstandard", "isal", "zlib_ng")
 EAGER_ROOMS: dict[str, tuple[str, ...]] = {
     # Modules that are themselves imported lazily may import these at their top.
     "requests": ("registry.http", "registry.connections", "registry.client", "registry.auth", "registry.artifacts"),
@@ -89,6 +90,7 @@ FORKERS = (
     "builder.sandbox",  # launcher, zygote, keeper, their helpers
     "builder.container.lifecycle",  # containers outlive the command that started them
     "builder.container.reach",
+    "builder.container.copying",  # a child whose root is the container's
 )
 
 
