@@ -97,6 +97,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
     "du": Verb("maintenance", "tell what the local store takes up"),
     "fsck": Verb("maintenance", "check the local store"),
+    "completion": Verb("completion", "print a script by which a shell completes commands and flags"),
     "doctor": Verb("doctor", "tell which kinds of sandbox work here, and what others lack"),
 }
 

@@ -1,0 +1,69 @@
+"""Completion scripts, asked by the shells themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from builder.cli.completion import _RENDERERS, commands
+from builder.cli.main import VERBS
+from tests.support.machine import need_tool
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one script a shell."""
+    folder = tmp_path_factory.mktemp("completion")
+    table = commands()
+    for shell, render in _RENDERERS.items():
+        (folder / shell).write_text("\n".join(render(table)) + "\n")
+    return folder
+
+
+def asked(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (["pybuild", "bui"], {"build"}),
+        (["pybuild", "build", "--progress", "r"], {"rawjson"}),
+        (["pybuild", "build", "--progress", "=", "r"], {"rawjson"}),
+        (["pybuild", "build", "--cache-t"], {"--cache-to", "--cache-ttl"}),
+        (["pybuild", "--on-er"], {"--on-error"}),
+        (["pybuild", "--root", "/x", "cache", "au"], {"audit"}),
+        (["pybuild", "build", "-f", "ba"], {"bash"}),
+        (["pybuild", "push", "--on-er"], set()),
+    ],
+)
+def test_bash_completes(scripts: Path, line: list[str], wanted: set[str]) -> None:
+    words = " ".join(f"'{word}'" for word in line)
+    asks = f'. ./bash; COMP_WORDS=({words}); COMP_CWORD={len(line) - 1}; _pybuild; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    assert set(asked(["bash", "-c", asks], scripts).split()) == wanted
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_are_of_their_shells_language(scripts: Path, shell: str) -> None:
+    need_tool(shell)
+    asked([shell, "-n", shell], scripts)
+
+
+def test_fish_completes(scripts: Path) -> None:
+    need_tool("fish")
+    asks = (
+        "source fish; complete -C 'pybuild bui'; complete -C 'pybuild build --progress r'; complete -C 'pybuild --sq'"
+    )
+    found = [line.split("\t")[0] for line in asked(["fish", "-N", "-c", asks], scripts).splitlines()]
+    assert found == ["build", "rawjson", "--squash", "--squash-all"]
+
+
+def test_every_command_is_known_with_its_flags() -> None:
+    table = {command.verb: command for command in commands()}
+    assert set(table) == set(VERBS)
+    names = {name for flag in table["build"].flags for name in flag.names}
+    assert {"--file", "-f", "--push", "--root", "--help"} <= names
