@@ -1,10 +1,11 @@
 """Credentials: where users keep them, and how `login` and `logout` change them.
 
-Sources, first match wins: the caller's own (`--creds`), then the files, in order: the authfile named
-by flag or `REGISTRY_AUTH_FILE`; else `$XDG_RUNTIME_DIR/containers/auth.json`, then
-`$XDG_CONFIG_HOME/containers/auth.json`, then `$DOCKER_CONFIG/config.json` or
-`~/.docker/config.json`. In each file a credential helper for the host comes before a stored entry,
-a longer key before a shorter one. No secret is ever in a message, a repr or an argument list.
+Sources, first match wins: the caller's own (`--creds`); the authfile named by flag, alone; else what
+the environment holds (`registry.credentialenv`), then the files, in order: `REGISTRY_AUTH_FILE`, or
+`$XDG_RUNTIME_DIR/containers/auth.json`, `$XDG_CONFIG_HOME/containers/auth.json`, and
+`$DOCKER_CONFIG/config.json` or `~/.docker/config.json`; then a GitLab job's variables. In each file a
+credential helper for the host comes before a stored entry, a longer key before a shorter one. No
+secret is ever in a message, a repr or an argument list.
 
 Formats: containers-auth.json(5); docker-login; https://github.com/docker/docker-credential-helpers
 """
@@ -16,8 +17,11 @@ import binascii
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
+from layers.values import NamedTuple
+from registry.credentialenv import DOCKER_AUTH_CONFIG, docker_config, gitlab_credentials, own_credential
 from registry.errors import AuthError, ConfigError, printable
 from registry.reference import DEFAULT_DOMAIN
 
@@ -78,6 +82,17 @@ class Credential:
         return f"Credential(username={self.username!r}, secret=<redacted>, origin={self.origin!r})"
 
 
+class Lookup(NamedTuple):
+    """One place to look for a credential: `place` and `otherwise` (what it means if nothing is found) in words.
+
+    `ask` raises ConfigError or AuthError if the place is malformed, or its helper fails.
+    """
+
+    place: str
+    ask: Callable[[], Credential | None]
+    otherwise: str = ""
+
+
 HelperRunner = Callable[[str, str, bytes], tuple[int, bytes, bytes]]
 """(program, verb, stdin) -> (exit code, stdout, stderr). Raises FileNotFoundError if there is no such program."""
 
@@ -125,48 +140,77 @@ class CredentialStore:
 
         Raises: ConfigError if a file is malformed; AuthError if a credential helper fails.
         """
+        for lookup in self.lookups(registry, repository):
+            found = lookup.ask()
+            if found is not None:
+                return found
+        return None
+
+    def lookups(self, registry: str, repository: str = "") -> Iterator[Lookup]:
+        """Where `find` looks, in order. Files are read as they are come to; asking may run a helper."""
+        if not self._authfile_required:
+            yield from self._in_environment(registry, repository)
         for source in self._helpers() or (AUTH_FILES,):
-            found = None
-            if source == AUTH_FILES:
-                found = self._find_in_files(registry, repository)
-            else:
+            if source != AUTH_FILES:
                 for key in _helper_keys(registry):
-                    found = found or self._ask(source, key, "registries.conf")
-            if found is not None:
-                return found
-        return None
-
-    def _find_in_files(self, registry: str, repository: str) -> Credential | None:
-        for path in self.files():
-            doc = _load(path, required=self._authfile_required)
-            if doc is None:
+                    yield self._helper_lookup(source, key, "registries.conf")
                 continue
-            found = self._find_in(doc, path, registry, repository)
-            if found is not None:
-                return found
-        return None
+            for path in self.files():
+                yield from self._in_file(path, registry, repository)
+        if not self._authfile_required:
+            for variable, user, password in gitlab_credentials(self._environ, registry):
+                yield Lookup(variable, partial(Credential, user, password, origin=variable))
 
-    def _find_in(self, doc: Mapping[str, Any], path: str, registry: str, repository: str) -> Credential | None:
-        helpers = _table(doc, "credHelpers", path)
-        auths = _table(doc, "auths", path)
+    def _in_environment(self, registry: str, repository: str) -> Iterator[Lookup]:
+        keys = list(_keys(registry, repository))
+
+        def own() -> Credential | None:
+            pair = own_credential(self._environ, keys)
+            return None if pair is None else Credential(*pair, origin="PYBUILD_REGISTRY_USER")
+
+        if any(name.startswith("PYBUILD_REGISTRY") for name in self._environ):
+            yield Lookup("PYBUILD_REGISTRY", own, "is for another registry")
+        if self._environ.get(DOCKER_AUTH_CONFIG):
+            load = partial(docker_config, self._environ)
+            yield from self._in_document(load, DOCKER_AUTH_CONFIG, registry, repository)
+
+    def _in_file(self, path: str, registry: str, repository: str) -> Iterator[Lookup]:
+        return self._in_document(partial(_load, path, required=self._authfile_required), path, registry, repository)
+
+    def _in_document(
+        self, load: Callable[[], Mapping[str, Any] | None], path: str, registry: str, repository: str
+    ) -> Iterator[Lookup]:
+        try:
+            doc = load()
+            helpers = {} if doc is None else _table(doc, "credHelpers", path)
+            auths = {} if doc is None else _table(doc, "auths", path)
+        except ConfigError as e:
+            yield Lookup(path, partial(_raise, e))
+            return
+        if doc is None:
+            yield Lookup(path, _nothing, "cannot be read" if os.path.lexists(path) else "is not there")
+            return
+        known = False
         for key in _keys(registry, repository):
             helper = helpers.get(key)
             if isinstance(helper, str) and helper:
-                found = self._ask(helper, key, path)
-                if found is not None:
-                    return found
+                known = True
+                yield self._helper_lookup(helper, key, path)
             entry = _entry(auths, key)
             if entry is not None:
-                found = _decode(entry, key, path)
-                if found is not None:
-                    return found
+                known = True
+                yield Lookup(f"{path}, auths[{key!r}]", partial(_decode, entry, key, path), "is empty")
         store = doc.get("credsStore")
         if isinstance(store, str) and store:
+            known = True
             for key in _helper_keys(registry):
-                found = self._ask(store, key, path)
-                if found is not None:
-                    return found
-        return None
+                yield self._helper_lookup(store, key, path)
+        if not known:
+            yield Lookup(path, _nothing, f"has nothing for {registry}")
+
+    def _helper_lookup(self, helper: str, key: str, path: str) -> Lookup:
+        place = f"docker-credential-{printable(helper)}, named in {path}, asked for {key}"
+        return Lookup(place, partial(self._ask, helper, key, path), "knows none")
 
     def save(self, registry: str, credential: Credential) -> str:
         """Store a credential under `registry` (a host, or host/namespace); returns where it went.
@@ -303,6 +347,14 @@ def _run_helper(program: str, verb: str, stdin: bytes) -> tuple[int, bytes, byte
     except subprocess.TimeoutExpired:
         raise AuthError(f"credential helper {program} did not answer within {_HELPER_TIMEOUT_S} s") from None
     return done.returncode, done.stdout, done.stderr
+
+
+def _nothing() -> None:
+    return None
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _helper_error(program: str, verb: str, key: str, code: int, said: bytes) -> AuthError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -23,6 +24,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("-p", "--password", metavar="PASSWORD", help="visible to other processes: better use --password-stdin")
     add("--password-stdin", action="store_true", help="read the password from stdin")
     add("--get-login", action="store_true", help="print the user name that is known, and no more")
+    add("--explain", action="store_true",
+        help="tell where credentials are looked for, what is found, and whether the registry takes it")  # fmt: skip
+    add("--json", action="store_true", help="print the explanation as JSON")
     add("--tls-verify", nargs="?", const=True, type=boolean, metavar="BOOL")
     add("--cert-dir", metavar="DIR")
 
@@ -45,6 +49,10 @@ def run(verb: str, options: Namespace) -> int:
         for place in removed:
             print(f"Removed login credentials for {key} from {place}")
         return 0
+    if options.explain:
+        return _explain(key, options)
+    if options.json:
+        raise UsageError("--json goes with --explain")
     if options.get_login:
         known = store.find(key)
         if known is None:
@@ -52,6 +60,52 @@ def run(verb: str, options: Namespace) -> int:
         print(known.username)
         return 0
     return _login(store, key, options)
+
+
+def _explain(key: str, options: Namespace) -> int:
+    """Print each place in order, and the registry's word; the status is that of what went wrong."""
+    from layers.errors import PybuildError
+    from registry.client import RegistryClient
+    from registry.credentials import CredentialStore
+    from registry.hosts import RegistryOptions
+
+    if options.username or options.password or options.password_stdin:
+        raise UsageError("--explain is about the credentials that are known already")
+    registry, _, path = key.partition("/")
+    choices = RegistryOptions(tls_verify=options.tls_verify, cert_dir=options.cert_dir, authfile=options.authfile)
+    steps: list[dict[str, str]] = []
+    status, used = 0, ""
+    with RegistryClient(choices) as client:
+        store = CredentialStore(
+            os.environ, authfile=options.authfile, helpers=lambda: client.hosts.conf.credential_helpers
+        )
+        try:
+            for lookup in store.lookups(registry, path):
+                steps.append({"place": lookup.place, "found": "not asked: the one above is taken"})
+                if used:
+                    continue
+                found = lookup.ask()
+                steps[-1]["found"] = lookup.otherwise or "nothing"
+                if found is not None:
+                    used = lookup.place
+                    steps[-1]["found"] = f"user {found.username}, a password" if found.username else "an identity token"
+            client.ping(registry, path)
+            verdict = "accepts them" if used else "answers without credentials"
+        except PybuildError as e:
+            if steps and not used and steps[-1]["found"].startswith("not asked"):
+                # Whatever command needs them fails here, too: no place after it is asked.
+                steps[-1]["found"] = f"failed: {e}"
+                verdict = "not asked"
+            else:
+                verdict = str(e)
+            status = int(e.exit_code)
+    if options.json:
+        print(json.dumps({"registry": key, "places": steps, "used": used or None, "verdict": verdict}, indent=2))
+        return status
+    for number, step in enumerate(steps, 1):
+        print(f"{number}. {step['place']}: {step['found']}")
+    print(f"{registry}: {verdict}")
+    return status
 
 
 def _login(store: object, key: str, options: Namespace) -> int:

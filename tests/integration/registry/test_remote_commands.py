@@ -271,3 +271,43 @@ def test_a_store_is_made_with_the_first_large_upload(
     cli("copy", f"oci:{tmp_path}/l:t", f"docker://{fresh_registry.host}/large:1")
     assert (cli.root / "uploads").is_dir()
     Store.open(cli.root).close()
+
+
+def test_login_explained(
+    cli: CommandLine, password_registry: RegistryServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each place and what it gave, the helper's own words, the registry's verdict; and no secret."""
+    host = password_registry.host
+    anonymous = cli("login", "--explain", host, status=3)
+    assert "is not there" in anonymous.text
+    assert f"{host}: " in anonymous.text.splitlines()[-1]
+    cli("login", "-u", "tester", "--password-stdin", host, stdin=b"s3cret\n")
+    known = cli("login", "--explain", "--json", host).json()
+    assert known["verdict"] == "accepts them"
+    assert known["used"].endswith(f"auths['{host}']")
+    assert known["places"][-1]["found"] == "user tester, a password"
+    # The environment comes first; a wrong password in it is the registry's verdict.
+    monkeypatch.setenv("PYBUILD_REGISTRY", host)
+    monkeypatch.setenv("PYBUILD_REGISTRY_USER", "tester")
+    monkeypatch.setenv("PYBUILD_REGISTRY_PASSWORD", "wr0ng")
+    wrong = cli("login", "--explain", host, status=3)
+    assert wrong.text.startswith("1. PYBUILD_REGISTRY: user tester, a password\n2. ")
+    assert "not asked" in wrong.text
+    cli("tags", "ls", f"{host}/any", status=3)
+    monkeypatch.setenv("PYBUILD_REGISTRY_PASSWORD", "s3cret")
+    cli("tags", "ls", f"{host}/any", status=4)
+    for name in ("", "_USER", "_PASSWORD"):
+        monkeypatch.delenv(f"PYBUILD_REGISTRY{name}")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "docker-credential-broken").write_text("#!/bin/sh\necho 'the vault is sealed' >&2\nexit 9\n")
+    (programs / "docker-credential-broken").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"credHelpers": {host: "broken"}}))
+    broken = cli("login", "--explain", "--authfile", config, host, status=3)
+    assert f"docker-credential-broken, named in {config}, asked for {host}: failed: " in broken.text
+    assert "exit code 9: the vault is sealed" in broken.text
+    for done in (anonymous, wrong, broken):
+        assert "s3cret" not in done.text + done.err
+        assert "wr0ng" not in done.text + done.err

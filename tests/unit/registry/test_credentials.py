@@ -286,3 +286,92 @@ def test_secrets_are_not_shown() -> None:
             Credential.parse(text)
         assert text not in str(caught.value)
     assert len({Credential("a", "b"), Credential("a", "b", origin="elsewhere")}) == 1
+
+
+OWN = {"PYBUILD_REGISTRY": "h.x:5000/team", "PYBUILD_REGISTRY_USER": "me", "PYBUILD_REGISTRY_PASSWORD": "hunter2"}
+
+
+def test_pybuilds_own_variables_are_for_one_place() -> None:
+    store = CredentialStore(OWN)
+    assert store.find("h.x:5000", "team/app") == Credential("me", "hunter2")
+    for registry, repository in (
+        ("h.x:5000", ""),
+        ("h.x:5000", "teams/app"),
+        ("h.x", "team/app"),
+        ("docker.io", "team"),
+    ):
+        assert store.find(registry, repository) is None
+    hub = CredentialStore({**OWN, "PYBUILD_REGISTRY": "docker.io"})
+    assert user_of(hub, "docker.io") == "me"
+    assert user_of(hub, "h.x:5000") is None
+
+
+def test_the_environment_comes_before_the_files_but_not_before_a_flag(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"auths": {"h.x": auth("filed", "p")}})
+    own = {**OWN, "PYBUILD_REGISTRY": "h.x", "REGISTRY_AUTH_FILE": str(path)}
+    assert user_of(CredentialStore(own), "h.x") == "me"
+    assert user_of(CredentialStore(own, authfile=str(path)), "h.x") == "filed"
+    docker = {"DOCKER_AUTH_CONFIG": json.dumps({"auths": {"h.x": auth("given", "p")}}), "REGISTRY_AUTH_FILE": str(path)}
+    assert user_of(CredentialStore(docker), "h.x") == "given"
+    assert user_of(CredentialStore(docker), "other.x") is None
+    assert user_of(CredentialStore({**docker, **own}), "h.x") == "me"
+
+
+JOB = {
+    "GITLAB_CI": "true",
+    "CI_REGISTRY": "registry.gl.x",
+    "CI_JOB_TOKEN": "t0ken",
+    "CI_DEPENDENCY_PROXY_SERVER": "gl.x:443",
+    "CI_DEPENDENCY_PROXY_USER": "proxied",
+    "CI_DEPENDENCY_PROXY_PASSWORD": "p",
+}
+
+
+def test_a_gitlab_jobs_variables(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    store = CredentialStore({**home, **JOB})
+    assert store.find("registry.gl.x", "group/app") == Credential("gitlab-ci-token", "t0ken")
+    assert store.find("gl.x") == Credential("proxied", "p")
+    assert store.find("docker.io") is store.find("evil-registry.gl.x") is None
+    deploy = {**home, **JOB, "CI_REGISTRY_USER": "deploy", "CI_REGISTRY_PASSWORD": "d"}
+    assert user_of(CredentialStore(deploy), "registry.gl.x") == "deploy"
+    assert user_of(CredentialStore({**deploy, "GITLAB_CI": ""}), "registry.gl.x") is None
+    path = write(tmp_path / "a.json", {"auths": {"registry.gl.x": auth("filed", "p")}})
+    assert user_of(CredentialStore({**deploy, "REGISTRY_AUTH_FILE": str(path)}), "registry.gl.x") == "filed"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PYBUILD_REGISTRY_PASSWORD": "hunter2"},
+        {"PYBUILD_REGISTRY": "h.x", "PYBUILD_REGISTRY_PASSWORD": "hunter2"},
+        {"PYBUILD_REGISTRY": "h.x", "PYBUILD_REGISTRY_USER": "me"},
+        {"DOCKER_AUTH_CONFIG": '{"auths": {"h.x": {"auth": "hunter2"'},
+        {"DOCKER_AUTH_CONFIG": '["hunter2"]'},
+        {"DOCKER_AUTH_CONFIG": '{"auths": ["hunter2"]}'},
+        {"DOCKER_AUTH_CONFIG": '{"auths": {"h.x": {"auth": "hunter2"}}}'},
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named_and_not_quoted(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CredentialStore(environ).find("h.x")
+    assert next(iter(environ)).partition("_USER")[0][:16] in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+def test_lookups_tell_every_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"credHelpers": {"h.x": "one"}, "auths": {"h.x": {}, "h.x/team": auth("u", "p")}})
+    helper = Helper({"docker-credential-one": (1, b"credentials not found in native keychain", b"")})
+    store = CredentialStore({**JOB, "REGISTRY_AUTH_FILE": str(path), "PYBUILD_REGISTRY": "o.x"}, run_helper=helper)
+    found = [(lookup.place, lookup.ask, lookup.otherwise) for lookup in store.lookups("h.x", "team/app")]
+    assert [place for place, _, _ in found] == [
+        "PYBUILD_REGISTRY",
+        f"{path}, auths['h.x/team']",
+        f"docker-credential-one, named in {path}, asked for h.x",
+        f"{path}, auths['h.x']",
+    ]
+    assert [(ask() and "found") or otherwise for _, ask, otherwise in found] == [
+        "is for another registry", "found", "knows none", "is empty",
+    ]  # fmt: skip
+    (only,) = CredentialStore({}, authfile=str(tmp_path / "none")).lookups("h.x")
+    assert (only.ask(), only.otherwise) == (None, "is not there")
