@@ -37,10 +37,7 @@ def changed_config(
     from builder.plan.planner import plan
     from builder.plan.request import BuildRequest
 
-    for change in changes:
-        word = change.split(maxsplit=1)[0].upper() if change.strip() else ""
-        if word not in _ALLOWED or "\n" in change.strip():
-            raise UsageError(f"--change {change!r}: not possible", hint="there are: " + ", ".join(_ALLOWED))
+    check_changes(changes)
     triggers: object = None
     resolver = _OneImage(None)
     if base is not None:
@@ -61,6 +58,14 @@ def changed_config(
         made["OnBuild"] = [*(triggers if isinstance(triggers, list) else []), *(made.get("OnBuild") or [])]
         result["config"] = made
     return result
+
+
+def check_changes(changes: Sequence[str]) -> None:
+    """Raises: UsageError for an instruction that makes files, or is none."""
+    for change in changes:
+        word = change.split(maxsplit=1)[0].upper() if change.strip() else ""
+        if word not in _ALLOWED or "\n" in change.strip():
+            raise UsageError(f"--change {change!r}: not possible", hint="there are: " + ", ".join(_ALLOWED))
 
 
 class _OneImage:

@@ -60,7 +60,7 @@ def commit(
     changed = ImageConfig.build(document)
     document = changed_config(changes, platform=base.platform, base=(manifest, changed)) if changes else document
     document = {key: value for key, value in document.items() if key not in {"history", "rootfs", "created"}}
-    with _still(record, wanted=pause):
+    with still(record, wanted=pause):
         layer, diff_id = _write_layer(store, record, squash, epoch_s, compression)
     created = format_time(time.time_ns() if epoch_s is None else epoch_s * 10**9)
     history = {"created": created, "created_by": " ".join(record.settings["sandbox"]["args"])}
@@ -70,7 +70,7 @@ def commit(
     document = {"created": created, **({"author": author} if author else {}), **document}
     document["rootfs"] = {"type": "layers", "diff_ids": [str(digest) for digest in diff_ids]}
     document["history"] = [*below, history]
-    layers = [layer] if squash else [*_base_layers(store, manifest), layer]
+    layers = [layer] if squash else [*base_layers(store, manifest), layer]
     config, made = describe_image(document, layers, format=format)
     store.put(config, made.config.media_type)
     descriptor = store.put(made.raw, made.media_type)
@@ -88,7 +88,7 @@ def base_of(record: Record) -> tuple[Manifest, ImageConfig]:
         raise ContainerError(f"container {record.name} has lost what it knew of its image: {e.strerror}") from e
 
 
-def _base_layers(store: Store, manifest: Manifest) -> Sequence[Descriptor]:
+def base_layers(store: Store, manifest: Manifest) -> Sequence[Descriptor]:
     missing = [layer.digest for layer in manifest.layers if store.stat(layer.digest) is None]
     if missing:
         raise ContainerError(
@@ -99,7 +99,7 @@ def _base_layers(store: Store, manifest: Manifest) -> Sequence[Descriptor]:
 
 
 @contextlib.contextmanager
-def _still(record: Record, *, wanted: bool) -> Iterator[None]:
+def still(record: Record, *, wanted: bool) -> Iterator[None]:
     """For the block, with the container frozen if it runs and can be."""
     frozen = False
     if wanted and record.state.get("status") == "running" and record.locked():

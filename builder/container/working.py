@@ -87,6 +87,12 @@ class WorkingContainer:
         """The snapshot that the next step builds on; None while there is nothing."""
         return self.layers[-1] if self.layers else self.base
 
+    @property
+    def hostname(self) -> str | None:
+        """What `config --hostname` said."""
+        name = self.settings["extra"].get("hostname")
+        return None if name is None else str(name)
+
     def view(self) -> Mount:
         """The tree as it is now, read-only."""
         return self.store.snapshots.view(self.top)
@@ -285,13 +291,15 @@ def _take_name(root: Path, id: str, name: str | None, shown: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(store: Store, word: str, *, tell: Tell = lambda _words: None) -> Iterator[WorkingContainer]:
+def opened(
+    store: Store, word: str, *, tell: Tell = lambda _words: None, limit_s: float | None = None
+) -> Iterator[WorkingContainer]:
     """A working container, for the block no other process's. One that is in use is waited for, which is told.
 
     Raises: NoSuchContainer; ContainerError if it is no working container, or its files are gone.
     """
     record = find(store.root, word)
-    lock = _lock(record, tell)
+    lock = _lock(record, tell, limit_s)
     try:
         container = WorkingContainer(store, record.load())
         container.recover()
