@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from builder.difference import Difference
     from builder.frontend.instructions import Containerfile
     from builder.frontend.lint import CheckOptions, Finding
+    from builder.lock import Lock
+    from builder.plan.sourcepolicy import Rule
     from builder.sandbox.launcher import Launcher
     from builder.session import Session
     from builder.solve.audit import AuditResult
@@ -174,6 +176,29 @@ def plan_build(
 
             import_caches(parts, request, sink)
         return parts.solver.forecast()
+
+
+def lock(
+    request: BuildRequest,
+    *,
+    root: Path,
+    old: Sequence[Rule] = (),
+    update: Collection[str] | None = (),
+    registry: RegistryOptions | None = None,
+    events: EventSink | None = None,
+    warn: Callable[[str], None] = lambda _words: None,
+) -> Lock:
+    """Pin every external input of the request's Containerfile: images, downloads, repositories.
+
+    What `old` pins stays as it is, but for what `update` names (None: everything). Builds nothing.
+    Raises: ParseError, PlanError, ContextError, RegistryError, StoreError.
+    """
+    from builder.lock import make_lock
+
+    with open_store(root) as store, _lazy_transports(lambda: store, registry) as transports:
+        return make_lock(
+            request, store, transports, old=old, update=update, events=events or NullSink(), warn=warn
+        )  # fmt: skip
 
 
 def audit_cache(

@@ -26,6 +26,7 @@ from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits,
 
 if TYPE_CHECKING:
     from builder.building import BuildResult
+    from builder.plan.sourcepolicy import SourcePolicy
     from builder.solve.explain import BuildPlan
     from builder.solve.steps import OnError
 
@@ -75,6 +76,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="OS/ARCH",
         help="target platforms, comma-separated; several make an index",
     )
+    add("--locked", action="store_true", help="use what the lock file pins, and nothing else (see `pybuild lock`)")
+    add("--lock-file", metavar="FILE", help="(default: the Containerfile's name with .lock)")
+    add("--source-policy-file", action="append", default=[], metavar="FILE",
+        help="which images, URLs and repositories may be used, as BuildKit's JSON")  # fmt: skip
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the image")
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the manifest")
     add("--env", action="append", default=[], metavar="KEY[=VALUE]", help="a variable of the image")
@@ -399,6 +404,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_ttl_s=options.cache_ttl,
         capsule=_capsule(options.on_error),
         secret_gate=options.secret_gate,
+        source_policy=_source_policy(options, containerfile),
         environ=dict(os.environ),
     )
 
@@ -411,6 +417,35 @@ def _capsule(on_error: str) -> Path | None:
     if on_error not in {"stop", "shell"}:
         raise UsageError(f"--on-error {on_error!r}: expected stop, shell or capsule[=FILE]")
     return None
+
+
+def _source_policy(options: Namespace, containerfile: SourceFile) -> SourcePolicy | None:
+    files = list(options.source_policy_file)
+    if not files and os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
+        files = [os.environ["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"]]
+    if not files and not options.locked:
+        return None
+    from builder.plan.sourcepolicy import SourcePolicy, read_policy
+
+    policy = SourcePolicy(tuple(read_policy(Path(name)) for name in files))
+    if not options.locked:
+        return policy
+    from builder.lock import locked_policy
+
+    path = lock_file(options, containerfile)
+    if not path.exists():
+        raise UsageError(f"there is no lock file {path}", hint="`pybuild lock` makes it")
+    return locked_policy(path, policy)
+
+
+def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
+    """Where the lock of a Containerfile lies. Raises: UsageError if it has no place of its own."""
+    if options.lock_file:
+        return Path(options.lock_file)
+    path = Path(containerfile.name)
+    if not path.is_file():
+        raise UsageError(f"{containerfile.name} is no file that a lock could lie beside", hint="name it: --lock-file")
+    return path.with_name(path.name + ".lock")
 
 
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:

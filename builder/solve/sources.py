@@ -124,8 +124,12 @@ class ImageSources:
         return self._load(parse_location(f"oci:{location}"), f"oci-layout://{location}", platform)
 
     def _local(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
-        for name in (_platform_name(reference.canonical(), platform), reference.canonical()):
-            descriptor = self._store.names.get(name)
+        names = (_platform_name(reference.canonical(), platform), reference.canonical())
+        descriptors = [self._store.names.get(name) for name in names]
+        if reference.digest is not None:
+            # Whatever it is called: bytes of that digest can only be these.
+            descriptors.append(Descriptor(media_type="", digest=reference.digest, size_bytes=0))
+        for descriptor in descriptors:
             if descriptor is None:
                 continue
             try:
