@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli import sandboxflags
+from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
 from builder.cli.options import (
     add_registry_options,
     boolean,
@@ -26,11 +27,8 @@ from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits,
 
 if TYPE_CHECKING:
     from builder.building import BuildResult
-    from builder.plan.sourcepolicy import SourcePolicy
     from builder.solve.explain import BuildPlan
     from builder.solve.steps import OnError
-
-_MAX_CONTAINERFILE_BYTES = 64 << 20
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -60,6 +58,13 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="KEY[=VALUE]",
         help="value of an ARG (without =: from the environment)",
     )
+    add(
+        "--cpp-flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="a flag for cpp(1), which reads *.in files first",
+    )
     add("--build-arg-file", action="append", default=[], metavar="FILE", help="a file of KEY=VALUE lines")
     add(
         "--build-context",
@@ -76,10 +81,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="OS/ARCH",
         help="target platforms, comma-separated; several make an index",
     )
-    add("--locked", action="store_true", help="use what the lock file pins, and nothing else (see `pybuild lock`)")
-    add("--lock-file", metavar="FILE", help="(default: the Containerfile's name with .lock)")
-    add("--source-policy-file", action="append", default=[], metavar="FILE",
-        help="which images, URLs and repositories may be used, as BuildKit's JSON")  # fmt: skip
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the image")
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the manifest")
     add("--env", action="append", default=[], metavar="KEY[=VALUE]", help="a variable of the image")
@@ -404,7 +405,6 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_ttl_s=options.cache_ttl,
         capsule=_capsule(options.on_error),
         secret_gate=options.secret_gate,
-        source_policy=_source_policy(options, containerfile),
         environ=dict(os.environ),
     )
 
@@ -419,35 +419,6 @@ def _capsule(on_error: str) -> Path | None:
     return None
 
 
-def _source_policy(options: Namespace, containerfile: SourceFile) -> SourcePolicy | None:
-    files = list(options.source_policy_file)
-    if not files and os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
-        files = [os.environ["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"]]
-    if not files and not options.locked:
-        return None
-    from builder.plan.sourcepolicy import SourcePolicy, read_policy
-
-    policy = SourcePolicy(tuple(read_policy(Path(name)) for name in files))
-    if not options.locked:
-        return policy
-    from builder.lock import locked_policy
-
-    path = lock_file(options, containerfile)
-    if not path.exists():
-        raise UsageError(f"there is no lock file {path}", hint="`pybuild lock` makes it")
-    return locked_policy(path, policy)
-
-
-def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
-    """Where the lock of a Containerfile lies. Raises: UsageError if it has no place of its own."""
-    if options.lock_file:
-        return Path(options.lock_file)
-    path = Path(containerfile.name)
-    if not path.is_file():
-        raise UsageError(f"{containerfile.name} is no file that a lock could lie beside", hint="name it: --lock-file")
-    return path.with_name(path.name + ".lock")
-
-
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
     """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
     context = options.context
@@ -455,23 +426,16 @@ def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | No
         if context == "-" and "-" in options.file:
             raise UsageError("the context and the Containerfile cannot both come from stdin")
         return _remote_inputs(options, stack)
+    explicit = Path(options.ignorefile) if options.ignorefile else None
     if options.file == ["-"]:
-        data = sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1)
-        return (
-            _source("-", data),
-            Path(context) if context else None,
-            Path(options.ignorefile) if options.ignorefile else None,
-        )
+        return read_stdin(), Path(context) if context else None, explicit
     directory = Path(context or ".")
     if not directory.is_dir():
         raise ContextError(f"the build context {directory} is not a directory")
-    if len(options.file) > 1 or any("://" in name for name in options.file):
-        explicit = Path(options.ignorefile) if options.ignorefile else None
-        return _joined([_any_source(name, stack) for name in options.file]), directory, explicit
-    path = Path(options.file[0]) if options.file else directory / _default_name(directory)
-    if options.file and not path.exists() and not path.is_absolute() and (directory / path).exists():
-        path = directory / path
-    return _read(path), directory, ignore_file_for(path, options.ignorefile)
+    source = read_containerfile(options.file, directory, cpp_flags=options.cpp_flag)
+    if len(options.file) > 1 or "://" in source.name:
+        return source, directory, explicit
+    return source, directory, ignore_file_for(Path(source.name), options.ignorefile)
 
 
 def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
@@ -486,9 +450,14 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Pa
     access = ContextAccess(ssh_socket=Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
     remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
     if remote.containerfile is not None:
-        return _source("-" if options.context == "-" else options.context, remote.containerfile), remote.path, None
-    path = remote.path / (options.file[0] if options.file else _default_name(remote.path))
-    return _read(path), remote.path, ignore_file_for(path, options.ignorefile)
+        return as_source(options.context, remote.containerfile), remote.path, None
+    # Paths of -f are those of the context, which is not where the command runs.
+    names = [name if name == "-" or "://" in name else str(remote.path / name) for name in options.file]
+    source = read_containerfile(names, remote.path, cpp_flags=options.cpp_flag)
+    explicit = Path(options.ignorefile) if options.ignorefile else None
+    if len(names) > 1 or "://" in source.name or source.name == "-":
+        return source, remote.path, explicit
+    return source, remote.path, ignore_file_for(Path(source.name), options.ignorefile)
 
 
 def _is_remote(context: str) -> bool:
@@ -497,60 +466,6 @@ def _is_remote(context: str) -> bool:
     from builder.solve.remotecontext import is_remote_context
 
     return is_remote_context(context)
-
-
-def _any_source(name: str, stack: ExitStack) -> SourceFile:
-    """A Containerfile from a file, a URL or stdin."""
-    if name == "-":
-        return _source("-", sys.stdin.buffer.read(_MAX_CONTAINERFILE_BYTES + 1))
-    if "://" not in name:
-        return _read(Path(name))
-    import tempfile
-
-    from builder.solve.fetch import fetch_http
-
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-")))
-    return _source(name, fetch_http(name, place, environ=os.environ).path.read_bytes())
-
-
-def _joined(sources: list[SourceFile]) -> SourceFile:
-    return SourceFile(", ".join(s.name for s in sources), "\n".join(s.text.rstrip("\n") for s in sources) + "\n")
-
-
-def _default_name(directory: Path) -> str:
-    for name in ("Containerfile", "Dockerfile"):
-        if (directory / name).exists():
-            return name
-    raise ContextError(
-        f"no Containerfile or Dockerfile in {directory}", hint="name one with -f, or give its directory as the context"
-    )
-
-
-def _read(path: Path) -> SourceFile:
-    try:
-        with path.open("rb") as f:
-            return _source(str(path), f.read(_MAX_CONTAINERFILE_BYTES + 1))
-    except OSError as e:
-        raise ContextError(f"cannot read {path}: {e.strerror}") from e
-
-
-def _source(name: str, data: bytes) -> SourceFile:
-    if len(data) > _MAX_CONTAINERFILE_BYTES:
-        raise ContextError(f"{name} is larger than {_MAX_CONTAINERFILE_BYTES >> 20} MiB")
-    return SourceFile(name, data.decode("utf-8", "surrogateescape"))
-
-
-def ignore_file_for(path: Path, explicit: str | None) -> Path | None:
-    """The ignore file that belongs to a Containerfile, if it has one of its own. Raises: ContextError."""
-    if explicit:
-        if not Path(explicit).is_file():
-            raise ContextError(f"cannot read the ignore file {explicit}")
-        return Path(explicit)
-    for suffix in (".containerignore", ".dockerignore"):
-        own = path.with_name(path.name + suffix)
-        if own.is_file():
-            return own
-    return None
 
 
 def _build_args(options: Namespace) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.cli.images import human_size
-from builder.errors import UsageError
+from builder.errors import ContextError, UsageError
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.frontend.source import SourceFile
 from builder.plan.request import BuildRequest
@@ -38,14 +38,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 
 
 def run(verb: str, options: Namespace) -> int:
-    from builder.cli.build import ignore_file_for
+    from builder.cli.containerfile import ignore_file_for
 
     directory = Path(options.context)
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a directory")
-    file = Path(options.file) if options.file else directory / "Containerfile"
-    if not options.file and not file.exists() and (directory / "Dockerfile").exists():
-        file = directory / "Dockerfile"
+    file = Path(options.file) if options.file else _own_file(directory)
     request = BuildRequest(
         containerfile=SourceFile(str(file), ""),
         context=directory,
@@ -68,6 +66,16 @@ def run(verb: str, options: Namespace) -> int:
     sent = [e for e in entries if e.sent and e.kind == "file"]
     print(f"{len(sent)} files, {human_size(sum(e.size_bytes for e in sent))}")
     return 0
+
+
+def _own_file(directory: Path) -> Path:
+    """The Containerfile of a directory; a context may be looked at before there is one."""
+    from builder.cli.containerfile import default_file
+
+    try:
+        return default_file(directory)
+    except ContextError:
+        return directory / "Containerfile"
 
 
 def list_context(session: Session) -> Iterator[Entry]:

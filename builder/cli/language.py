@@ -8,13 +8,12 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.errors import ContextError, ParseError
+from builder.cli.containerfile import ignore_file_for, read_containerfile
+from builder.errors import ParseError
 from builder.frontend.source import SourceFile
 
 if TYPE_CHECKING:
     from builder.plan.request import BuildRequest
-
-_MAX_BYTES = 64 << 20
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -50,7 +49,7 @@ def _parse(name: str) -> int:
     from builder.frontend.parser import parse_syntax
     from builder.frontend.syntaxjson import to_json
 
-    print(json.dumps(to_json(parse_syntax(_read(name)))))
+    print(json.dumps(to_json(parse_syntax(read_containerfile([name], Path("."))))))
     return 0
 
 
@@ -119,7 +118,6 @@ def print_call(call: str, request: BuildRequest, *, root: Path) -> int:
 
 
 def _check(options: Namespace) -> int:
-    from builder.cli.build import ignore_file_for
     from builder.cli.options import store_root
     from builder.plan.request import BuildRequest
 
@@ -136,26 +134,7 @@ def _check(options: Namespace) -> int:
 
 
 def _source(options: Namespace) -> SourceFile:
-    if options.file:
-        return _read(options.file)
     directory = Path(options.context or ".")
-    if directory.is_file():
-        return _read(str(directory))
-    for name in ("Containerfile", "Dockerfile"):
-        if (directory / name).exists():
-            return _read(str(directory / name))
-    raise ContextError(f"no Containerfile or Dockerfile in {directory}", hint="name one with -f")
-
-
-def _read(name: str) -> SourceFile:
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(_MAX_BYTES + 1)
-        else:
-            with open(name, "rb") as f:
-                data = f.read(_MAX_BYTES + 1)
-    except OSError as e:
-        raise ContextError(f"cannot read {name}: {e.strerror}") from e
-    if len(data) > _MAX_BYTES:
-        raise ContextError(f"{name} is larger than {_MAX_BYTES >> 20} MiB")
-    return SourceFile(name, data.decode("utf-8", "surrogateescape"))
+    if options.file or not directory.is_file():
+        return read_containerfile([options.file] if options.file else [], directory)
+    return read_containerfile([str(directory)], directory.parent)

@@ -28,6 +28,8 @@ _PLAIN = re.compile(r"""[^$'"<\\`}/]+""")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*+)(?![^\x00-\x7f])|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 """The common forms, `$name` and `${name}`; a letter of another alphabet would belong to the name."""
 _SPACES = re.compile(f"[{GO_SPACE}]+")
+_CHARACTERS = re.compile(r"[A-Za-z0-9./:-]+")
+"""Of words that mean themselves, as a port does."""
 _EMPTY: Mapping[str, str] = {}
 
 
@@ -56,6 +58,8 @@ def expand_word(word: str, env: Mapping[str, str], escape: str = "\\") -> str:
 
 def expand_words(word: str, env: Mapping[str, str], escape: str = "\\") -> list[str]:
     """The fields that a word's value has; fields that come out empty vanish. Raises: WordError."""
+    if _CHARACTERS.fullmatch(word) and escape not in word:
+        return [word]
     lexer = _Lexer(word, env, escape, split=True)
     lexer.run()
     return lexer.words

@@ -278,7 +278,7 @@ class Dispatcher:
         elif script.shell:
             args = state.with_shell(args)
         summary = ""
-        if i.heredocs and script.args != i.args:
+        if i.heredocs and not script.args[0].startswith(i.args[0]):
             lines = i.heredocs[0].content.strip().split("\n", 1)
             summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
         mounts = [self._mount(state, mount, i.range) for mount in i.mounts]
@@ -328,7 +328,7 @@ class Dispatcher:
             input=step,
             source=source,
             readonly=mount.readonly,
-            id=mount.id or "",
+            id=mount.id or _cache_id(mount),
             sharing=mount.sharing or "shared",
             mode=mount.mode,
             uid=mount.uid,
@@ -463,6 +463,11 @@ def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
         "Retries": i.retries,
     }
     return {"Test": list(i.test), **{name: value for name, value in fields.items() if value}}
+
+
+def _cache_id(mount: ins.RunMount) -> str:
+    """What a cache mount is known by where no id is given: its target as it is written, whatever the WORKDIR."""
+    return posixpath.normpath(mount.target) if mount.type == "cache" and mount.target else ""
 
 
 def _join(*parts: str) -> str:

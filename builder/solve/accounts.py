@@ -163,8 +163,9 @@ def _user_id(text: str) -> int | None:
 def resolve_user(root: Root, user: str) -> ResolvedUser:
     """The identity of `USER user[:group]`, "" for root, as a process of RUN takes it on.
 
-    Supplementary groups are those that name the user, unless a group is given. A number for both is
-    taken as it is. The home is that of the first entry with the resulting id, else "/".
+    Supplementary groups are those that name the user, unless a group is given; the primary one is always
+    among them, lest a file that is closed to its group be open to who left it (CVE-2023-25173). A number
+    for both is taken as it is. The home is that of the first entry with the resulting id, else "/".
     Raises: ContextError for a name that is not in the image's files, or a number out of range.
     """
     wanted, _, group = user.partition(":")
@@ -204,4 +205,5 @@ def _group_id(root: Root, group: str) -> int:
 def _with_home(accounts: list[_Passwd], uid: int, gid: int, groups: tuple[int, ...], name: str) -> ResolvedUser:
     first = next((p for p in accounts if p.uid == uid), None)
     home = first.home if first is not None else ""
+    groups = tuple(dict.fromkeys((gid, *groups)))
     return ResolvedUser(uid, gid, groups, home or "/", name or (first.name if first is not None else ""))

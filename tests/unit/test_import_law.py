@@ -38,7 +38,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.version": (),
     "builder.frontend": ("layers.errors", "layers.oci", "builder.errors", "builder.frontend"),
     "builder.plan": (
-        *("layers.errors", "layers.oci", "registry.reference"),
+        *("layers.errors", "layers.oci", "layers.sha", "registry.reference"),
         *("builder.errors", "builder.frontend", "builder.plan"),
     ),
     "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),

@@ -92,9 +92,9 @@ def test_an_empty_image_knows_numbers_only(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_PATH)
     try:
         assert resolve_owner(fd, "app:app") == (0, 0)
-        assert resolve_user(fd, "") == ResolvedUser(0, 0, (), "/", "")
-        assert resolve_user(fd, "5") == ResolvedUser(5, 0, (), "/", "")
-        assert resolve_user(fd, "root:root") == ResolvedUser(0, 0, (), "/", "")
+        assert resolve_user(fd, "") == ResolvedUser(0, 0, (0,), "/", "")
+        assert resolve_user(fd, "5") == ResolvedUser(5, 0, (0,), "/", "")
+        assert resolve_user(fd, "root:root") == ResolvedUser(0, 0, (0,), "/", "")
         with pytest.raises(ContextError, match="unable to find user root"):
             resolve_user(fd, "root")
     finally:
@@ -107,18 +107,18 @@ def test_an_empty_image_knows_numbers_only(tmp_path: Path) -> None:
         ("", (0, 0, (0, 1), "/root", "root")),
         ("root", (0, 0, (0, 1), "/root", "root")),
         ("0", (0, 0, (0, 1), "/root", "root")),
-        ("app", (1000, 1001, (50, 60), "/home/app", "app")),
-        ("1000", (1000, 1001, (50, 60), "/home/app", "app")),
-        ("app:staff", (1000, 50, (), "/home/app", "app")),
-        ("app:60", (1000, 60, (), "/home/app", "app")),
-        ("1000:77", (1000, 77, (), "/home/app", "app")),
-        ("app:77", (1000, 77, (), "/home/app", "app")),
-        ("555", (555, 0, (), "/", "")),
-        ("555:staff", (555, 50, (), "/", "")),
-        ("daemon", (1, 2, (1,), "/usr/sbin", "daemon")),
-        ("nohome", (7, 7, (), "/", "nohome")),
-        ("12", (12, 0, (), "/", "")),
-        (":staff", (0, 50, (), "/root", "root")),
+        ("app", (1000, 1001, (1001, 50, 60), "/home/app", "app")),
+        ("1000", (1000, 1001, (1001, 50, 60), "/home/app", "app")),
+        ("app:staff", (1000, 50, (50,), "/home/app", "app")),
+        ("app:60", (1000, 60, (60,), "/home/app", "app")),
+        ("1000:77", (1000, 77, (77,), "/home/app", "app")),
+        ("app:77", (1000, 77, (77,), "/home/app", "app")),
+        ("555", (555, 0, (0,), "/", "")),
+        ("555:staff", (555, 50, (50,), "/", "")),
+        ("daemon", (1, 2, (2, 1), "/usr/sbin", "daemon")),
+        ("nohome", (7, 7, (7,), "/", "nohome")),
+        ("12", (12, 0, (0,), "/", "")),
+        (":staff", (0, 50, (50,), "/root", "root")),
     ],
 )
 def test_user(root: int, user: str, wanted: tuple[object, ...]) -> None:
