@@ -179,7 +179,7 @@ def _export(store: Store, options: Namespace) -> int:
 
     if options.output is None and sys.stdout.isatty():
         raise UsageError("where to? The archive is no text for a terminal", hint="use -o FILE, or a pipe")
-    with _output(options.output) as sink:
+    with output_file(options.output) as sink:
         export_rootfs(
             store,
             options.name,
@@ -192,7 +192,7 @@ def _export(store: Store, options: Namespace) -> int:
 
 
 @contextmanager
-def _output(path: str | None) -> Iterator[BinaryIO]:
+def output_file(path: str | None) -> Iterator[BinaryIO]:
     """Stdout, or a file that appears under its name when it is whole."""
     if path is None or path == "-":
         yield cast(BinaryIO, sys.stdout.buffer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 
 from builder.cli.options import store_root
@@ -25,6 +26,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("-q", "--quiet", action="store_true", help="do not print the image's ID")
         case "diff":
             add("name", metavar="CONTAINER")
+        case "export":
+            add("name", metavar="CONTAINER", help="running or not")
+            add("-o", "--output", metavar="FILE", help="(default: stdout)")
         case _:
             add("names", nargs="+", metavar="CONTAINER")
             add("-f", "--format", metavar="TEMPLATE", help="a Go template")
@@ -40,7 +44,16 @@ def run(verb: str, options: Namespace) -> int:
     from builder.container import commit
 
     record = find(root, options.name)
+    if verb == "export" and options.output is None and sys.stdout.isatty():
+        raise UsageError("where to? The archive is no text for a terminal", hint="use -o FILE, or a pipe")
     api.prepare_namespaces()
+    if verb == "export":
+        from builder.cli.archives import output_file
+        from builder.container.copying import export
+
+        with output_file(options.output) as sink:
+            export(record, sink.fileno())
+        return 0
     with api.open_store(root) as store:
         if verb == "diff":
             found, _place = commit.changes_of(store, record)

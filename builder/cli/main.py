@@ -94,6 +94,14 @@ VERBS: dict[str, Verb] = {
     "rename": Verb("containers", "give a container another name"),
     "rm": Verb("containers", "remove containers"),
     "commit": Verb("commit", "make an image of a container"),
+    "stats": Verb("watch", "show what containers use: processor, memory, I/O"),
+    "top": Verb("watch", "list a container's processes"),
+    "events": Verb("watch", "tell what happens to containers and volumes"),
+    "attach": Verb("watch", "see what a container says, and type into it"),
+    "cp": Verb("upkeep", "copy files between the host and a container"),
+    "update": Verb("upkeep", "change containers' limits"),
+    "volume": Verb("upkeep", "make, list, inspect and remove volumes"),
+    "container": Verb("upkeep", "remove containers that do not run: `container prune`"),
     "port": Verb("containers", "list a container's published ports"),
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
     "du": Verb("maintenance", "tell what the local store takes up"),
@@ -163,7 +171,7 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--root", metavar="DIR", help="the local store (also PYBUILD_ROOT)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debugging lines")
     module = VERBS[verb].module
-    if verb in {"inspect", "diff"} and _names_container(rest):
+    if verb in {"inspect", "diff", "export"} and _names_container(rest):
         module = "commit"
     command: Command = import_module(f"builder.cli.{module}")
     command.configure(verb, parser)

@@ -283,7 +283,7 @@ def _container_options(options: Namespace) -> ContainerOptions:
         shm_size_bytes=options.shm_size or 64 << 20,
         oom_score_adj=options.oom_score_adj,
         isolation=options.isolation,
-        restart=_restart(options.restart, options.rm),
+        restart=restart_policy(options.restart, auto_remove=options.rm),
         stop_signal=options.stop_signal,
         stop_timeout_s=options.stop_timeout,
         health=_health(options),
@@ -435,7 +435,8 @@ def _tmpfs(text: str) -> VolumeMount:
     return VolumeMount("tmpfs", target, **values)
 
 
-def _restart(text: str, auto_remove: bool) -> Restart:
+def restart_policy(text: str, *, auto_remove: bool) -> Restart:
+    """`--restart`. Raises: UsageError."""
     from builder.container.options import Restart
 
     name, separator, count = text.partition(":")

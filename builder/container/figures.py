@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Iterator
 
+from builder.container import control
+from builder.container.records import Record
 from builder.sandbox import cgroup
 from layers.values import NamedTuple
 
@@ -261,3 +263,18 @@ def _field(path: str, name: str) -> int | None:
         if key == name and value.strip().isdigit():
             return int(value)
     return None
+
+
+# Of a container, from outside
+
+
+def figures_of(record: Record) -> Figures:
+    """What a running container uses at this moment. Raises: ContainerError if it does not run."""
+    answer = control.ask(record, do="figures")
+    return Figures(**answer["figures"])
+
+
+def processes_of(record: Record) -> list[Process]:
+    """The processes of a running container, the first one first. Raises: ContainerError if it does not run."""
+    answer = control.ask(record, do="processes")
+    return processes([int(pid) for pid in answer["pids"]])

@@ -20,7 +20,9 @@ from layers.errors import PybuildError
 
 if TYPE_CHECKING:
     from builder.container.front import Front
+    from builder.container.options import Restart
     from builder.sandbox.launcher import Launcher
+    from builder.sandbox.spec import Resources
     from layers.store import Store
 
 _STOP_GRACE_S = 20.0
@@ -209,6 +211,26 @@ def rename(root: Path, word: str, name: str) -> None:
     record.save_settings()
     records.drop_name(root, old, record.id)
     events.of_container(record, "rename", oldName=old)
+
+
+def update(root: Path, word: str, limits: Resources, restart: Restart | None = None) -> None:
+    """Change a container's limits (None leaves one as it is) and restart policy, at once if it runs.
+
+    Raises: NoSuchContainer; ContainerError where a limit cannot be had.
+    """
+    from builder.container import codec
+
+    record = find(root, word)
+    wanted = codec.encode_resources(limits)
+    if wanted and record.running:
+        control.ask(record, do="limits", limits=wanted)
+    record.settings["sandbox"]["resources"] |= wanted
+    if restart is not None:
+        if restart.name != "no" and record.settings["auto_remove"]:
+            raise ContainerError(f"container {record.name} is removed when it ends: it cannot be started again")
+        record.settings["restart"] = list(restart)
+    record.save_settings()
+    events.of_container(record, "update")
 
 
 # Removing

@@ -67,8 +67,6 @@ class Monitor:
 
     def run(self) -> int:
         """Raises: SandboxError, ContainerError where the container cannot be started at all."""
-        settings = self._record.settings
-        policy = Restart(*settings["restart"])
         restarts = 0
         backoff_s = _BACKOFF_S
         try:
@@ -77,10 +75,10 @@ class Monitor:
                     self._signals = stack.enter_context(self._front.engaged(self._caught))
                 while True:
                     began = time.monotonic()
-                    self._record.settings = settings = Record(self._record.directory).load().settings
+                    self._reload()
                     self._start(restarts)
                     status = self._attend()
-                    again = self._wants_restart(policy, status, restarts)
+                    again = self._wants_restart(status, restarts)
                     self._ended(status, "restarting" if again else "exited")
                     if not again:
                         return status.code
@@ -440,7 +438,14 @@ class Monitor:
 
     # The end
 
-    def _wants_restart(self, policy: Restart, status: ExitStatus, restarts: int) -> bool:
+    def _reload(self) -> None:
+        """Others may have renamed it meanwhile, or changed its limits and its policy."""
+        self._record.settings = Record(self._record.directory).load().settings
+
+    def _wants_restart(self, status: ExitStatus, restarts: int) -> bool:
+        with contextlib.suppress(ContainerError):
+            self._reload()
+        policy = Restart(*self._record.settings["restart"])
         if self._stopping or policy.name == "no":
             return False
         if policy.name == "on-failure":

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from builder.container import events
 from builder.container.records import ContainerError, check_name, every, write_document
 from layers import ownership
 from layers.snapshot import Mount
@@ -64,6 +65,7 @@ def create(
         raise ContainerError(f"cannot make volume {name}: {e.filename}: {e.strerror}") from e
     finally:
         _remove(fresh)
+    events.tell(root, "volume", "create", name, {"driver": "local"})
     return get(root, name)
 
 
@@ -115,14 +117,15 @@ def remove(root: Path, name: str, *, in_use: Mapping[str, list[str]] | None = No
         shown = ", ".join(id[:12] for id in holders)
         raise ContainerError(f"volume {name!r} is in use by {shown}", hint="remove the containers first")
     _remove(volume.path.parent)
+    events.tell(root, "volume", "destroy", name, {"driver": "local"})
 
 
-def prune(root: Path, *, all: bool = False) -> list[str]:
+def prune(root: Path, *, all: bool = False, matches: Callable[[Volume], bool] = lambda _volume: True) -> list[str]:
     """Remove the anonymous volumes (with `all`, also named ones) that no container names; which."""
     in_use = users(root)
     gone = []
     for volume in list_volumes(root):
-        if volume.name not in in_use and (all or volume.anonymous):
+        if volume.name not in in_use and (all or volume.anonymous) and matches(volume):
             remove(root, volume.name, in_use=in_use)
             gone.append(volume.name)
     return gone

@@ -21,7 +21,8 @@ class CopyOptions(NamedTuple):
     `required` are paths that must exist, `mtime_ns` overrides all modification times
     (SOURCE_DATE_EPOCH), `ignore` hides paths of the build context, whose owners `reset_owner`
     turns into 0:0 where `owner` is not given. `replace_existing` lets an entry take the place of
-    whatever is in its way (`--link`), `unpack` extracts local archives (ADD).
+    whatever is in its way (`--link`), `unpack` extracts local archives (ADD). `unprivileged` leaves out
+    devices, set-id bits and extended attributes: the source is nobody to trust.
     """
 
     owner: tuple[int, int] | None = None
@@ -39,6 +40,7 @@ class CopyOptions(NamedTuple):
     mtime_ns: int | None = None
     ignore: Matcher | None = None
     reset_owner: bool = False
+    unprivileged: bool = False
 
 
 class CopyStats(NamedTuple):

@@ -338,7 +338,8 @@ class TreeCopier:
                 status = directory.stat
                 filedata.own(into.fd, *(self.owner or (status.st_uid, status.st_gid)))
                 os.fchmod(into.fd, self._mode(status))
-                filedata.copy_xattrs(source_fd, into.fd)
+                if not self.options.unprivileged:
+                    filedata.copy_xattrs(source_fd, into.fd)
             if into.created or directory.included:
                 self._time(into.fd, directory.stat)
         except OSError as e:
@@ -348,6 +349,8 @@ class TreeCopier:
 
     def _mode(self, status: os.stat_result) -> int:
         mode = status.st_mode
+        if self.options.unprivileged:
+            mode &= ~(stat_.S_ISUID | stat_.S_ISGID)
         return self.chmod(mode, stat_.S_ISDIR(mode)) if self.chmod is not None else stat_.S_IMODE(mode)
 
     def _time(self, fd: int, status: os.stat_result) -> None:
@@ -409,7 +412,8 @@ class TreeCopier:
 
             def fill(out: int) -> int:
                 size = self.data.copy(fd, out, status)
-                filedata.copy_xattrs(fd, out)
+                if not self.options.unprivileged:
+                    filedata.copy_xattrs(fd, out)
                 return size
 
             return self._create(into, target, status, fill, prefix)
@@ -446,7 +450,9 @@ class TreeCopier:
         assert into.fd is not None
         if stat_.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(name, dir_fd=source_fd), target, dir_fd=into.fd)
-        elif stat_.S_ISSOCK(status.st_mode) and self.options.reset_owner:
+        elif (stat_.S_ISSOCK(status.st_mode) and self.options.reset_owner) or (
+            self.options.unprivileged and (stat_.S_ISCHR(status.st_mode) or stat_.S_ISBLK(status.st_mode))
+        ):
             self.entries -= 1
             return
         else:
@@ -455,7 +461,8 @@ class TreeCopier:
         filedata.own_entry(into.fd, target, uid, gid)
         if not stat_.S_ISLNK(status.st_mode):
             os.chmod(target, self._mode(status), dir_fd=into.fd)
-        filedata.copy_link_xattrs(source_fd, name, into.fd, target)
+        if not self.options.unprivileged:
+            filedata.copy_link_xattrs(source_fd, name, into.fd, target)
         stamp = self.options.mtime_ns
         times = (status.st_atime_ns, status.st_mtime_ns) if stamp is None else (stamp, stamp)
         os.utime(target, ns=times, dir_fd=into.fd, follow_symlinks=False)
