@@ -14,6 +14,7 @@ import ctypes
 import errno as errno_
 import os
 import struct
+from collections.abc import Callable
 from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,8 +52,8 @@ _NR_MOUNT_SETATTR = 442
 
 # Older calls are numbered per architecture; libc has no wrapper for these
 _NR_OF = {
-    "x86_64": {"clone": 56, "capset": 126, "capget": 125, "keyctl": 250, "seccomp": 317},
-    "aarch64": {"clone": 220, "capset": 91, "capget": 90, "keyctl": 219, "seccomp": 277},
+    "x86_64": {"clone": 56, "capset": 126, "capget": 125, "keyctl": 250, "seccomp": 317, "statx": 332},
+    "aarch64": {"clone": 220, "capset": 91, "capget": 90, "keyctl": 219, "seccomp": 277, "statx": 291},
 }
 
 FSOPEN_CLOEXEC = 1
@@ -121,6 +122,8 @@ PR_SET_KEEPCAPS = 8
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE = 32
 
 # keyctl(2)
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -447,3 +450,54 @@ def join_session_keyring(name: str) -> None:
     """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: leave the caller's session keyring for a new one. Raises: OSError."""
     if _syscall(_number("keyctl"), KEYCTL_JOIN_SESSION_KEYRING, name.encode()) < 0:
         raise _fail("keyctl")
+
+
+def seccomp_listener(program: bytes) -> int:
+    """Install a filter whose SECCOMP_RET_USER_NOTIF verdicts are answered at the descriptor returned.
+
+    A call that was received is not interrupted by signals any more, from Linux 5.19 on. Raises: OSError
+    (EBUSY where a filter has a listener already).
+    """
+    address = ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p).value or 0
+    fprog = struct.pack("@HP", len(program) // 8, address)
+    for flags in (
+        SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE,
+        SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    ):
+        fd = int(_syscall(_number("seccomp"), SECCOMP_SET_MODE_FILTER, flags, fprog))
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno_.EINVAL:
+            break
+    raise _fail("seccomp")
+
+
+def read_memory(pid: int, address: int, size_bytes: int) -> bytes:
+    """process_vm_readv(2): what can be read of another process's memory, from `address` on. Raises: OSError."""
+    buffer = ctypes.create_string_buffer(size_bytes)
+    done = _transfer(_libc.process_vm_readv, pid, ctypes.addressof(buffer), address, size_bytes)
+    return ctypes.string_at(buffer, done)
+
+
+def write_memory(pid: int, address: int, data: bytes) -> None:
+    """process_vm_writev(2), all of `data`. Raises: OSError."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    if _transfer(_libc.process_vm_writev, pid, ctypes.addressof(buffer), address, len(data)) != len(data):
+        raise OSError(errno_.EFAULT, f"process_vm_writev: {os.strerror(errno_.EFAULT)}")
+
+
+def _transfer(call: Callable[..., int], pid: int, ours: int, theirs: int, size_bytes: int) -> int:
+    local, remote = struct.pack("@PN", ours, size_bytes), struct.pack("@PN", theirs, size_bytes)
+    word = ctypes.c_ulong
+    done = int(call(pid, local, word(1), remote, word(1), word(0)))
+    if done < 0:
+        raise _fail("process_vm")
+    return done
+
+
+def statx(dirfd: int, path: Path, flags: int, mask: int) -> bytearray:
+    """statx(2): the structure as the kernel writes it. Raises: OSError."""
+    buffer = ctypes.create_string_buffer(256)
+    if _syscall(_number("statx"), dirfd, _bytes(path), flags, ctypes.c_uint(mask), buffer) != 0:
+        raise _fail("statx", path)
+    return bytearray(buffer.raw)

@@ -35,7 +35,7 @@ _MAX_ID = 0xFFFFFFFE  # -1 means "leave it" to chown(2)
 _NOTHING = frozenset({errno.ENODATA, errno.ENOTSUP, errno.EPERM})
 
 Place = bytes | str | int
-"""A path, whose last component is not followed, or an open descriptor."""
+"""A path, whose last component is not followed unless that is asked for, or an open descriptor."""
 
 
 class Record(NamedTuple):
@@ -67,9 +67,9 @@ def is_record(name: str, mode: int) -> bool:
     return name == ATTRIBUTE or (name == CAPABILITY and not _bears_attributes(mode))
 
 
-def load(place: Place, mode: int) -> Record | None:
+def load(place: Place, mode: int, *, follow: bool = False) -> Record | None:
     """The record of a file of that type; None if it has none, or one that is not ours. Raises: OSError."""
-    value = _get(place, ATTRIBUTE if _bears_attributes(mode) else CAPABILITY)
+    value = _get(place, ATTRIBUTE if _bears_attributes(mode) else CAPABILITY, follow)
     return None if value is None else parse(value, mode)
 
 
@@ -95,7 +95,7 @@ def parse(value: bytes, mode: int) -> Record | None:
     return None
 
 
-def keep(place: Place, mode: int, record: Record) -> None:
+def keep(place: Place, mode: int, record: Record, *, follow: bool = False) -> None:
     """Make this the record of a file of that type. Raises: OSError (ENOTSUP where there are no attributes)."""
     name = ATTRIBUTE if _bears_attributes(mode) else CAPABILITY
     if record == Record():
@@ -103,7 +103,7 @@ def keep(place: Place, mode: int, record: Record) -> None:
             if isinstance(place, int):
                 os.removexattr(place, name)
             else:
-                os.removexattr(place, name, follow_symlinks=False)
+                os.removexattr(place, name, follow_symlinks=follow)
         except OSError as e:
             if e.errno not in {errno.ENODATA, errno.ENOTSUP}:
                 raise
@@ -118,7 +118,7 @@ def keep(place: Place, mode: int, record: Record) -> None:
     if isinstance(place, int):
         os.setxattr(place, name, value)
     else:
-        os.setxattr(place, name, value, follow_symlinks=False)
+        os.setxattr(place, name, value, follow_symlinks=follow)
 
 
 class Owners:
@@ -202,11 +202,11 @@ def _bears_attributes(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _get(place: Place, name: str) -> bytes | None:
+def _get(place: Place, name: str, follow: bool) -> bytes | None:
     try:
         if isinstance(place, int):
             return os.getxattr(place, name)
-        return os.getxattr(place, name, follow_symlinks=False)
+        return os.getxattr(place, name, follow_symlinks=follow)
     except OSError as e:
         if e.errno in _NOTHING:
             return None

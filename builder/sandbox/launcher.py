@@ -278,7 +278,9 @@ class Launcher:
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
             number, programs = self._number(program)
-            steps = operations(spec, self._host._replace(seccomp=number))
+            supervised, more = self._number(self._supervision())
+            programs = {**programs, **more}
+            steps = operations(spec, self._host._replace(seccomp=number, supervised=supervised))
             flags = _clone_flags(spec)
             request: dict[str, Any] = {
                 "flags": flags,
@@ -297,16 +299,19 @@ class Launcher:
                 request["programs"] = programs
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
-            if flags == _SPARE_FLAGS and not limited and steps[:ahead] == self._prelude:
+            # Nor has the spare anybody who answers for missing ids.
+            plain = not limited and supervised is None
+            if flags == _SPARE_FLAGS and plain and steps[:ahead] == self._prelude:
                 letter, steps = b"P" if programs else b"S", steps[ahead:]
             else:
                 request["network"] = self._network(spec)
+                if supervised is not None:
+                    request["supervise"] = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
             request["operations"] = steps
             try:
                 ours = self._send(letter, json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd)
             except BaseException:
-                if programs and program is not None:
-                    del self._programs[program]
+                self._programs = {data: known for data, known in self._programs.items() if known not in programs}
                 raise
         try:
             return Running(spec, ours)
@@ -318,6 +323,14 @@ class Launcher:
         if spec.network != "private":
             return None
         return "rootless" if self._host.rootless else "rootful"
+
+    def _supervision(self) -> bytes | None:
+        """The filter of a process with a single id."""
+        if not self._host.single:
+            return None
+        from builder.sandbox import seccomp
+
+        return seccomp.supervised_program(linux.machine())
 
     def _number(self, program: bytes | None) -> tuple[int | None, dict[int, str]]:
         """The number of a filter, and what the zygote must be told about it."""
@@ -417,6 +430,7 @@ def host_now() -> Host:
         tty_gid=5 if any(first <= 5 < first + count for first, count in _mapped("gid_map")) else None,
         setgroups=_read("/proc/self/setgroups") != "deny",
         rootless=_read("/proc/self/uid_map").split() != ["0", "0", "4294967295"],
+        single=sum(count for _first, count in _mapped("uid_map")) == 1,
     )
 
 

@@ -30,6 +30,10 @@ class Host(NamedTuple):
     rootless: bool = False
     seccomp: int | None = None
     """The number under which the zygote knows the filter; None for none."""
+    single: bool = False
+    """One id is all there is: the others are a supervisor's to tell."""
+    supervised: int | None = None
+    """The number of the filter that has the supervisor asked."""
 
 
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
@@ -53,6 +57,8 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     steps.append(["limits", {"umask": spec.umask, "rlimits": limits, "oom_score_adj": spec.oom_score_adj}])
     if spec.network == "private":
         steps.append(["network", {}])
+    if host.supervised is not None:
+        steps.append(["supervise", {"program": host.supervised}])
     steps.append(["identity", _identity(spec, host)])
     steps.append(["cwd", {"path": spec.cwd}])
     return steps
@@ -107,8 +113,8 @@ def capability_mask(names: frozenset[str]) -> int:
 def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
     mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
     return {
-        "uid": spec.uid,
-        "gid": spec.gid,
+        "uid": 0 if host.single else spec.uid,
+        "gid": 0 if host.single else spec.gid,
         "groups": list(spec.groups) if host.setgroups else None,
         "capabilities": mask,
         "no_new_privs": spec.no_new_privs,

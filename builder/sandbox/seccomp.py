@@ -9,6 +9,7 @@ seccomp(2), https://github.com/opencontainers/runtime-spec/blob/main/config-linu
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -24,7 +25,7 @@ _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
 _MAX_INSTRUCTIONS = 4096
 _EPERM, _ENOSYS = 1, 38
 
-ALLOW, LOG, TRAP = 0x7FFF0000, 0x7FFC0000, 0x00030000
+ALLOW, LOG, NOTIFY, TRAP = 0x7FFF0000, 0x7FFC0000, 0x7FC00000, 0x00030000
 KILL_PROCESS, KILL_THREAD, _ERRNO, _TRACE = 0x80000000, 0x00000000, 0x00050000, 0x7FF00000
 _ACTIONS = {
     "SCMP_ACT_ALLOW": ALLOW,
@@ -78,6 +79,8 @@ class Profile(NamedTuple):
     default: int
     rules: tuple[Rule, ...]
     architectures: tuple[str, ...]
+    foreign: int = KILL_PROCESS
+    """What an architecture of no name here gets."""
 
 
 # ---- Docker's default profile -----------------------------------------------------------------
@@ -170,6 +173,31 @@ def default_profile(capabilities: frozenset[str], machine: str) -> Profile:
 def default_program(capabilities: frozenset[str], machine: str) -> bytes:
     """The compiled default profile. Raises: SandboxError."""
     return compile_profile(default_profile(capabilities, machine))
+
+
+# ---- what a supervisor answers ----------------------------------------------------------------
+
+SUPERVISED = (
+    "chown lchown fchown fchownat mknod mknodat mkdir mkdirat symlink symlinkat creat chroot "
+    "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups "
+    "getuid geteuid getgid getegid getresuid getresgid getgroups stat lstat fstat newfstatat statx"
+)
+"""The calls whose answer depends on ids that a single-id namespace has not; open and openat where they create."""
+
+
+@lru_cache(maxsize=1)
+def supervised_program(machine: str) -> bytes:
+    """The filter that lets `builder.sandbox.supervisor` answer; programs of other architectures go without.
+
+    Raises: SandboxError (unknown machine).
+    """
+    creating = [
+        Rule((name,), NOTIFY, (Comparison(argument, "MASKED_EQ", bit, bit),))
+        for name, argument in (("open", 1), ("openat", 2))
+        for bit in (os.O_CREAT, os.O_TMPFILE & ~os.O_DIRECTORY)
+    ]
+    rules = (Rule(tuple(SUPERVISED.split()), NOTIFY), *creating)
+    return compile_profile(Profile(ALLOW, rules, _family(machine)[:1], ALLOW))
 
 
 # ---- profiles of the user ---------------------------------------------------------------------
@@ -291,7 +319,8 @@ _Code = list[tuple[int, int, int, int]]
 def compile_profile(profile: Profile) -> bytes:
     """An array of struct sock_filter for seccomp(2). Raises: SandboxError where it is too long for the kernel."""
     blocks = {arch: _architecture(profile, arch) for arch in profile.architectures}
-    x32 = blocks.pop("x32", None) or [(_RETURN, 0, 0, _ERRNO | _ENOSYS)]
+    absent = _ERRNO | _ENOSYS if profile.foreign == KILL_PROCESS else profile.foreign
+    x32 = blocks.pop("x32", None) or [(_RETURN, 0, 0, absent)]
     code: _Code = [(_LOAD, 0, 0, _OFFSET_ARCH)]
     for arch, block in blocks.items():
         body: _Code = [(_LOAD, 0, 0, _OFFSET_NUMBER)]
@@ -300,7 +329,7 @@ def compile_profile(profile: Profile) -> bytes:
             block = block + x32
         body += block
         code += [(_JEQ, 1, 0, _AUDIT[arch]), (_JUMP, 0, 0, len(body)), *body]
-    code.append((_RETURN, 0, 0, KILL_PROCESS))  # an architecture that the profile does not name
+    code.append((_RETURN, 0, 0, profile.foreign))
     if len(code) > _MAX_INSTRUCTIONS:
         raise SandboxError(
             f"the seccomp profile needs {len(code)} instructions; the kernel takes {_MAX_INSTRUCTIONS}",

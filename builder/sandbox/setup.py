@@ -57,13 +57,16 @@ class SetupError(Exception):
 
 class Sandbox:
     """What the operations share: the root's descriptor, compiled filters by number, where the zygote
-    reads what it must undo, and the gate that opens when the network is up."""
+    reads what it must undo, the gate that opens when the network is up, and who answers for missing ids."""
 
-    def __init__(self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1) -> None:
+    def __init__(
+        self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, supervisor_fd: int = -1
+    ) -> None:
         self.root_fd = -1
         self.stage_fd = -1
         self.undo_fd = undo_fd
         self.gate_fd = gate_fd
+        self.supervisor_fd = supervisor_fd
         self.programs = programs or {}
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
@@ -457,6 +460,14 @@ def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_
             stream.write(str(oom_score_adj))
 
 
+def op_supervise(sandbox: Sandbox, program: int) -> None:
+    """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
+    listener = linux.seccomp_listener(sandbox.programs[program])
+    with socket.socket(fileno=sandbox.supervisor_fd) as handover:
+        socket.send_fds(handover, [b"-"], [listener])
+    os.close(listener)
+
+
 def op_identity(
     sandbox: Sandbox,
     uid: int,
@@ -466,7 +477,7 @@ def op_identity(
     no_new_privs: bool,
     seccomp: int | None,
 ) -> None:
-    """Filter, capabilities and ids, in runc's order.
+    """Filter, capabilities and ids, in runc's order. Where it is supervised all ids but 0 are the supervisor's.
 
     Without no_new_privs a filter needs CAP_SYS_ADMIN, and so it comes first; with it, last.
     """
@@ -494,8 +505,9 @@ def op_identity(
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     if groups is not None:
         os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    if sandbox.supervisor_fd < 0:
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
     kept = 0 if uid else capabilities & linux.capget()[1]
     linux.capset(kept, kept, 0)
     if no_new_privs and program is not None:

@@ -5,6 +5,7 @@
     chroot    root: no namespaces, no mounts (`builder.sandbox.bare`)
     oci       root: an OCI runtime (`builder.sandbox.oci`)
     rootless  a user namespace with subordinate ids, or nothing
+    single    a user namespace with the user's own id alone, owners recorded (`builder.sandbox.supervisor`)
 
 `probe` tells which of them work.
 """
@@ -20,6 +21,8 @@ from builder.sandbox import userns
 if TYPE_CHECKING:
     from builder.sandbox.launcher import Launcher
 
+_TIERS = {"rootless": "subordinate", "single": "single"}
+
 
 def prepare(isolation: str) -> None:
     """Become what the isolation needs; only in a process of one thread. Raises: SandboxError."""
@@ -31,7 +34,13 @@ def prepare(isolation: str) -> None:
             operation="chroot",
             hint="leave --isolation away to build in a user namespace",
         )
-    identity = userns.enter()
+    identity = userns.enter(subordinate=isolation != "single")
+    if isolation == "single" and identity.tier != "single":
+        raise SandboxError(
+            "isolation single is not to be had: this process has more ids than one",
+            operation="single",
+            hint="it is for ordinary users; leave --isolation away",
+        )
     if isolation == "rootless" and identity.tier != "subordinate":
         words = "pybuild runs as root" if identity.tier == "root" else identity.note or "no subordinate ids"
         raise SandboxError(f"isolation rootless is not to be had: {words}", operation="rootless")
@@ -41,8 +50,8 @@ def may_stay(isolation: str) -> bool:
     """Whether this process needs no other namespaces for that than it has."""
     if isolation == "chroot":
         return os.geteuid() == 0
-    if isolation == "rootless":
-        return userns.has_powers() and userns.current().tier == "subordinate"
+    if isolation in _TIERS:
+        return userns.has_powers() and userns.current().tier == _TIERS[isolation]
     return userns.has_powers() or (isolation == "auto" and userns.chroot_only())
 
 

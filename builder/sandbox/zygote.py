@@ -50,8 +50,8 @@ class _Child:
         self.control = control
         self.undo_fd = undo_fd
         self.group = group
-        self.helper = 0
-        """The process that keeps the private network up, if any."""
+        self.helpers: list[int] = []
+        """The processes that keep the private network up, and answer for missing ids."""
 
     def kill(self) -> None:
         """Kill everything in the sandbox. What is frozen by v1 would die only when it thaws."""
@@ -316,6 +316,11 @@ class _Zygote:
             from builder.sandbox import network
 
             gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
+        asked = answerer = None
+        if request.get("supervise"):
+            from builder.sandbox import supervisor
+
+            asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -325,16 +330,25 @@ class _Zygote:
         if pid == 0:
             if gate_write >= 0:
                 os.close(gate_write)
-            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs, gate_read))
+            answerer_fd = answerer.detach() if answerer else -1
+            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd))
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
         if gate_write >= 0:
             os.close(gate_read)
-            child.helper = os.fork()
-            if child.helper == 0:
+            helper = os.fork()
+            if helper == 0:
                 self.let_go({pidfd, gate_write})
                 network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
+            child.helpers.append(helper)
             os.close(gate_write)
+        if asked and answerer:
+            answerer.close()
+            helper = os.fork()
+            if helper == 0:
+                supervisor.serve(asked, pid, **request["supervise"])
+            child.helpers.append(helper)
+            asked.close()
         self.register(child)
 
     def let_go(self, keep: set[int]) -> None:
@@ -350,8 +364,8 @@ class _Zygote:
         """Reap, and tell."""
         _pid, status, usage = os.wait4(child.pid, 0)
         child.undo()
-        if child.helper:
-            os.waitpid(child.helper, 0)
+        for helper in child.helpers:
+            os.waitpid(helper, 0)
         message = {
             "exit": status,
             "user_s": usage.ru_utime,

@@ -46,6 +46,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.sandbox.runtime": ("layers.linux", "layers.trees", "builder.sandbox"),
+    "builder.sandbox.supervisor": ("layers.linux", "layers.ownership", "builder.sandbox"),
     "builder.solve": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
         *("builder.solve", "builder.session", "builder.places"),
@@ -90,7 +91,6 @@ FORKERS = (
     "builder.sandbox",  # launcher, zygote, keeper, their helpers
     "builder.container.lifecycle",  # containers outlive the command that started them
     "builder.container.reach",
-    "builder.container.copying",  # a child whose root is the container's
 )
 
 

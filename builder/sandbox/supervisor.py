@@ -1,0 +1,548 @@
+"""Answers the calls of a sandbox that has a single id: owners, ids and devices as a root's build has them.
+
+The sandbox's first process hands over the listener of its filter (`seccomp.supervised_program`); the zygote
+forked this one for it. It goes into the sandbox's mount namespace, with a /proc of its own as working
+directory: a path that a program names is then looked up where the program would, and there is no way out for
+it. What is set is recorded with the file (`layers.ownership`) and told by stat(2); what a process
+believes to be (`credentials`) is kept under a number, which is stored where children inherit it and
+nothing comes of it: the soft limit RLIMIT_RTTIME, which is for real-time processes. Whatever has no
+record is left to the kernel, and so is what fails in looking for one.
+
+No boundary is drawn between the ids: a sandbox of one id has one owner, who may do everything in it.
+seccomp_unotify(2). Imported by the zygote before there is an image in sight; imports nothing later.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from builder.sandbox.credentials import UNCHANGED, Credentials, Ids
+from builder.sandbox.syscalls import numbers
+from layers import linux, ownership
+from layers.ownership import Record
+
+_RECEIVE, _SEND, _ID_VALID, _ADD_FD, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104
+_CONTINUE_FLAG, _SYNC_WAKE_UP, _ADDFD_SEND = 1, 1, 2
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+_ANSWER = struct.Struct("=QqiI")
+_ADDITION = struct.Struct("=QIIII")
+_EMPTY = bytes(_NOTIFICATION.size)
+
+_FIRST_NUMBER = 1 << 40
+"""In microseconds of real-time scheduling: 12 days."""
+_PATH_MAX, _PAGE = 4096, 4096
+_MAX_GROUPS = 65536
+_CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+# Of what has no room for a record (/proc, /sys, old tmpfs) the setting of an owner is forgotten.
+_NO_RECORDS = frozenset({errno.ENOTSUP, errno.EPERM})
+_STATX_IDS = struct.Struct("=IIH")  # at 20: uid, gid, mode
+_STATX_DEVICE = struct.Struct("=II")  # at 128
+_CONTINUE: Any = object()
+"""The answer: let the kernel do it."""
+_SENT: Any = object()
+"""The answer has been given."""
+
+
+def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[int]) -> NoReturn:
+    """The supervisor's whole life, in the process just forked, for the sandbox whose first is `pid`. Never returns."""
+    status = 1
+    try:
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        keep = handover.fileno()
+        linux.close_range(3, keep - 1) if keep > 3 else None
+        linux.close_range(keep + 1)
+        _data, fds, _flags, _address = socket.recv_fds(handover, 64, 1)
+        if fds:
+            handover.close()
+            _enter(pid)
+            chroots = not os.path.samestat(os.stat("/"), os.stat(f"{pid}/root"))
+            first = Credentials(Ids.all(uid), Ids.all(gid), tuple(groups))
+            Supervisor(fds[0], first, chroots=chroots).loop()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _enter(pid: int) -> None:
+    """Go where the sandbox is, with a /proc that shows its processes by our numbers. Raises: OSError."""
+    fs = linux.fsopen("proc")
+    linux.fsconfig_create(fs)
+    proc = linux.fsmount(fs)
+    os.close(fs)
+    space = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    linux.setns(space, linux.CLONE_NEWNS)
+    os.close(space)
+    os.fchdir(proc)
+    os.close(proc)
+
+
+class Call:
+    """One call that waits for its answer."""
+
+    __slots__ = ("args", "id", "pid")
+
+    def __init__(self, id: int, pid: int, args: tuple[int, ...]) -> None:
+        self.id = id
+        self.pid = pid
+        self.args = args
+
+    def descriptor(self, index: int) -> int:
+        """An argument that is an int."""
+        number = self.args[index] & 0xFFFFFFFF
+        return number - (1 << 32) if number >> 31 else number
+
+    def number(self, index: int) -> int:
+        """An argument that is an id, a mode or flags."""
+        return self.args[index] & 0xFFFFFFFF
+
+    def string(self, index: int) -> bytes:
+        """A path in its memory. Raises: OSError."""
+        address = self.args[index]
+        found = b""
+        while len(found) < _PATH_MAX:
+            piece = linux.read_memory(self.pid, address, _PAGE - address % _PAGE)
+            head, end, _ = piece.partition(b"\0")
+            found += head
+            if end:
+                return found
+            address += len(piece)
+        raise OSError(errno.ENAMETOOLONG, "path")
+
+    def path(self, directory: int | None, index: int) -> bytes:
+        """Where we find what argument `index` names in the directory of argument `directory`. Raises: OSError."""
+        name = self.string(index)
+        if not name:
+            raise FileNotFoundError(errno.ENOENT, "path")
+        if name[:1] == b"/":
+            return name
+        return b"%s/%s" % (self.base(directory), name)
+
+    def base(self, directory: int | None) -> bytes:
+        """The working directory, or the open file of an argument."""
+        fd = linux.AT_FDCWD if directory is None else self.descriptor(directory)
+        return b"%d/cwd" % self.pid if fd == linux.AT_FDCWD else b"%d/fd/%d" % (self.pid, fd)
+
+
+Handler = Callable[[Call], Any]
+
+
+class Supervisor:
+    """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `_CONTINUE`."""
+
+    def __init__(self, listener: int, first: Credentials, *, chroots: bool) -> None:
+        self._listener = listener
+        self._known = [first]
+        self._numbers = {first: 0}
+        machine = linux.machine()
+        self._stat = _STATUS[machine]
+        self._handlers: dict[int, Handler] = {
+            number: getattr(self, f"do_{name}")
+            for name, number in numbers(machine).items()
+            if hasattr(self, f"do_{name}")
+        }
+        self._chroots = chroots
+
+    def loop(self) -> None:
+        """Answer until nobody is left to ask."""
+        try:
+            fcntl.ioctl(self._listener, _SET_FLAGS, _SYNC_WAKE_UP)
+        except OSError:
+            pass  # before Linux 6.6
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        buffer = bytearray(_NOTIFICATION.size)
+        while True:
+            _fd, event = poll.poll()[0]
+            if not event & select.POLLIN:
+                return
+            buffer[:] = _EMPTY
+            try:
+                fcntl.ioctl(self._listener, _RECEIVE, buffer)
+                id, pid, _flags, number, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
+                self._answer(Call(id, pid, tuple(args)), self._handlers[number])
+            except OSError:
+                continue  # killed meanwhile
+
+    def _answer(self, call: Call, handler: Handler) -> None:
+        value, error, flags = 0, 0, 0
+        try:
+            result = handler(call)
+            if result is _SENT:
+                return
+            if result is _CONTINUE:
+                flags = _CONTINUE_FLAG
+            else:
+                value = result
+        except OSError as e:
+            error = -(e.errno or errno.EPERM)
+        except Exception:  # noqa: BLE001 - the process boundary: whoever waits must get an answer
+            error = -errno.EIO
+        fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(call.id, value, error, flags))
+
+    def _check(self, call: Call) -> None:
+        """Whether the process that asked is still there, so that its number is still its own. Raises: OSError."""
+        fcntl.ioctl(self._listener, _ID_VALID, struct.pack("=Q", call.id))
+
+    # ---- who asks -----------------------------------------------------------------------------
+
+    def _who(self, call: Call) -> Credentials:
+        number: int = resource.prlimit(call.pid, resource.RLIMIT_RTTIME)[0] - _FIRST_NUMBER
+        return self._known[number] if 0 < number < len(self._known) else self._known[0]
+
+    def _become(self, call: Call, new: Credentials) -> int:
+        number = self._numbers.get(new)
+        if number is None:
+            number = self._numbers[new] = len(self._known)
+            self._known.append(new)
+        self._check(call)
+        hard = resource.prlimit(call.pid, resource.RLIMIT_RTTIME)[1]
+        soft = hard if number == 0 else _FIRST_NUMBER + number
+        try:
+            resource.prlimit(call.pid, resource.RLIMIT_RTTIME, (soft, hard))
+        except ValueError as e:  # a hard limit below our numbers
+            raise PermissionError(errno.EPERM, "RLIMIT_RTTIME") from e
+        return 0
+
+    def _set_users(self, call: Call, change: Callable[[Ids, bool], Ids]) -> int:
+        who = self._who(call)
+        return self._become(call, who._replace(users=_permitted(change, who.users, who.privileged)))
+
+    def _set_groups(self, call: Call, change: Callable[[Ids, bool], Ids]) -> int:
+        who = self._who(call)
+        return self._become(call, who._replace(groups=_permitted(change, who.groups, who.privileged)))
+
+    def do_setuid(self, call: Call) -> int:
+        return self._set_users(call, lambda ids, may: ids.set(call.number(0), may))
+
+    def do_setgid(self, call: Call) -> int:
+        return self._set_groups(call, lambda ids, may: ids.set(call.number(0), may))
+
+    def do_setreuid(self, call: Call) -> int:
+        return self._set_users(call, lambda ids, may: ids.set_re(call.number(0), call.number(1), may))
+
+    def do_setregid(self, call: Call) -> int:
+        return self._set_groups(call, lambda ids, may: ids.set_re(call.number(0), call.number(1), may))
+
+    def do_setresuid(self, call: Call) -> int:
+        return self._set_users(call, lambda ids, may: ids.set_res(call.number(0), call.number(1), call.number(2), may))
+
+    def do_setresgid(self, call: Call) -> int:
+        return self._set_groups(call, lambda ids, may: ids.set_res(call.number(0), call.number(1), call.number(2), may))
+
+    def do_setfsuid(self, call: Call) -> int:
+        before = self._who(call).users.files
+        self._set_users(call, lambda ids, may: ids.set_files(call.number(0), may))
+        return before
+
+    def do_setfsgid(self, call: Call) -> int:
+        before = self._who(call).groups.files
+        self._set_groups(call, lambda ids, may: ids.set_files(call.number(0), may))
+        return before
+
+    def do_setgroups(self, call: Call) -> int:
+        count = call.number(0)
+        who = self._who(call)
+        if not who.privileged:
+            raise PermissionError(errno.EPERM, "setgroups")
+        if count > _MAX_GROUPS:
+            raise OSError(errno.EINVAL, "setgroups")
+        data = linux.read_memory(call.pid, call.args[1], 4 * count) if count else b""
+        return self._become(call, who._replace(supplementary=struct.unpack(f"={len(data) // 4}I", data)))
+
+    def do_getuid(self, call: Call) -> int:
+        return self._who(call).users.real
+
+    def do_geteuid(self, call: Call) -> int:
+        return self._who(call).users.effective
+
+    def do_getgid(self, call: Call) -> int:
+        return self._who(call).groups.real
+
+    def do_getegid(self, call: Call) -> int:
+        return self._who(call).groups.effective
+
+    def do_getresuid(self, call: Call) -> int:
+        return self._tell_three(call, self._who(call).users)
+
+    def do_getresgid(self, call: Call) -> int:
+        return self._tell_three(call, self._who(call).groups)
+
+    def _tell_three(self, call: Call, ids: Ids) -> int:
+        self._check(call)
+        for address, number in zip(call.args[:3], ids, strict=False):
+            linux.write_memory(call.pid, address, struct.pack("=I", number))
+        return 0
+
+    def do_getgroups(self, call: Call) -> int:
+        groups = self._who(call).supplementary
+        room = call.descriptor(0)
+        if room:
+            if room < len(groups):
+                raise OSError(errno.EINVAL, "getgroups")
+            self._check(call)
+            linux.write_memory(call.pid, call.args[1], struct.pack(f"={len(groups)}I", *groups))
+        return len(groups)
+
+    def do_chroot(self, call: Call) -> Any:
+        self._chroots = True
+        return _CONTINUE
+
+    # ---- where it is --------------------------------------------------------------------------
+
+    def _place(self, call: Call, directory: int | None, index: int) -> bytes:
+        """A path of ours for a path of theirs. Raises: OSError."""
+        path = call.path(directory, index)
+        if self._chroots and path[:1] == b"/":
+            return b"%d/root%s" % (call.pid, path)
+        return path
+
+    # ---- what files are -----------------------------------------------------------------------
+
+    def do_stat(self, call: Call) -> Any:
+        return self._tell_status(call, lambda: self._place(call, None, 0), True, 1)
+
+    def do_lstat(self, call: Call) -> Any:
+        return self._tell_status(call, lambda: self._place(call, None, 0), False, 1)
+
+    def do_fstat(self, call: Call) -> Any:
+        return self._tell_status(call, lambda: call.base(0), True, 1)
+
+    def do_newfstatat(self, call: Call) -> Any:
+        follow = not call.number(3) & linux.AT_SYMLINK_NOFOLLOW
+        return self._tell_status(call, lambda: self._named_or_open(call, call.number(3)), follow, 2)
+
+    def do_statx(self, call: Call) -> Any:
+        try:
+            place, follow = self._named_or_open(call, call.number(2)), not call.number(2) & linux.AT_SYMLINK_NOFOLLOW
+            follow = follow or place == call.base(0)
+            record = _recorded(place, follow)
+            if record is None:
+                return _CONTINUE
+            flags = 0 if follow else linux.AT_SYMLINK_NOFOLLOW
+            data = linux.statx(linux.AT_FDCWD, place, flags, call.number(3))
+            mode = _STATX_IDS.unpack_from(data, 20)[2]
+            if record.kind:
+                mode = record.kind | stat.S_IMODE(mode)
+                _STATX_DEVICE.pack_into(data, 128, os.major(record.device), os.minor(record.device))
+            _STATX_IDS.pack_into(data, 20, record.uid, record.gid, mode)
+            self._check(call)
+            linux.write_memory(call.pid, call.args[4], bytes(data))
+        except OSError:
+            return _CONTINUE
+        return 0
+
+    def _named_or_open(self, call: Call, flags: int) -> bytes:
+        if flags & linux.AT_EMPTY_PATH and (call.args[1] == 0 or not call.string(1)):
+            return call.base(0)
+        return self._place(call, 0, 1)
+
+    def _tell_status(self, call: Call, find: Callable[[], bytes], follow: bool, buffer: int) -> Any:
+        try:
+            place = find()
+            follow = follow or place == call.base(0)
+            record = _recorded(place, follow)
+            if record is None:
+                return _CONTINUE
+            data = self._stat(record.applied(os.stat(place, follow_symlinks=follow)))
+            self._check(call)
+            linux.write_memory(call.pid, call.args[buffer], data)
+        except OSError:
+            return _CONTINUE
+        return 0
+
+    # ---- owners -------------------------------------------------------------------------------
+
+    def do_chown(self, call: Call) -> int:
+        return self._own(call, self._place(call, None, 0), True, call.number(1), call.number(2))
+
+    def do_lchown(self, call: Call) -> int:
+        return self._own(call, self._place(call, None, 0), False, call.number(1), call.number(2))
+
+    def do_fchown(self, call: Call) -> int:
+        return self._own(call, call.base(0), True, call.number(1), call.number(2))
+
+    def do_fchownat(self, call: Call) -> int:
+        flags = call.number(4)
+        place = self._named_or_open(call, flags)
+        follow = not flags & linux.AT_SYMLINK_NOFOLLOW or place == call.base(0)
+        return self._own(call, place, follow, call.number(2), call.number(3))
+
+    def _own(self, call: Call, place: bytes, follow: bool, uid: int, gid: int) -> int:
+        who = self._who(call)
+        fd = os.open(place, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+        try:
+            self._check(call)
+            mode = os.fstat(fd).st_mode
+            held = b"self/fd/%d" % fd
+            old = ownership.load(held, mode, follow=True) or Record()
+            if who.users.files and (
+                who.users.files != old.uid or uid not in (UNCHANGED, old.uid)
+                or not (gid in (UNCHANGED, old.gid) or who.in_group(gid))
+            ):  # fmt: skip
+                raise PermissionError(errno.EPERM, "chown")
+            # For its errors, and for what it does besides: it takes set-id bits and capabilities.
+            os.chown(held, 0, 0)
+            new = old._replace(uid=old.uid if uid == UNCHANGED else uid, gid=old.gid if gid == UNCHANGED else gid)
+            _keep(held, mode, new, follow=True)
+        finally:
+            os.close(fd)
+        return 0
+
+    # ---- new files ----------------------------------------------------------------------------
+
+    def _owner_of_new(self, who: Credentials, place: bytes) -> Record:
+        """Whose a file is that `who` makes at a place. Raises: OSError."""
+        parent = os.path.dirname(place.rstrip(b"/")) or b"/"
+        gid = who.groups.files
+        mode = os.stat(parent).st_mode
+        if mode & stat.S_ISGID:
+            gid = (ownership.load(parent, mode, follow=True) or Record()).gid
+        return Record(who.users.files, gid)
+
+    def _as_if_by(self, call: Call) -> None:
+        """Take over the umask. Raises: OSError."""
+        with open(b"%d/status" % call.pid, "rb") as stream:
+            for line in stream:
+                if line.startswith(b"Umask:"):
+                    os.umask(int(line.split()[1], 8))
+                    break
+        self._check(call)
+
+    def do_creat(self, call: Call) -> Any:
+        return self._open(call, None, 0, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, call.number(1))
+
+    def do_open(self, call: Call) -> Any:
+        return self._open(call, None, 0, call.number(1), call.number(2))
+
+    def do_openat(self, call: Call) -> Any:
+        return self._open(call, 0, 1, call.number(2), call.number(3))
+
+    def _open(self, call: Call, directory: int | None, index: int, flags: int, mode: int) -> Any:
+        """Make the file here if it is not there, and hand its descriptor over: the kernel would own it to 0."""
+        try:
+            place = self._place(call, directory, index)
+            unnamed = flags & _TMPFILE
+            owner = self._owner_of_new(self._who(call), place + b"/-" if unnamed else place)
+            if owner == Record():
+                return _CONTINUE
+            self._as_if_by(call)
+            fd = os.open(place, flags | (os.O_CLOEXEC if unnamed else _CREATE_FLAGS), mode & 0o7777)
+        except OSError:
+            return _CONTINUE  # it is there already, or the kernel tells why not
+        try:
+            _keep(b"self/fd/%d" % fd, stat.S_IFREG, owner, follow=True)
+            addition = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, flags & os.O_CLOEXEC)
+            fcntl.ioctl(self._listener, _ADD_FD, addition)
+        finally:
+            os.close(fd)
+        return _SENT
+
+    def do_mkdir(self, call: Call) -> Any:
+        return self._make(call, self._place(call, None, 0), lambda place: os.mkdir(place, call.number(1) & 0o7777))
+
+    def do_mkdirat(self, call: Call) -> Any:
+        return self._make(call, self._place(call, 0, 1), lambda place: os.mkdir(place, call.number(2) & 0o7777))
+
+    def do_symlink(self, call: Call) -> Any:
+        return self._make(call, self._place(call, None, 1), lambda place: os.symlink(call.string(0), place))
+
+    def do_symlinkat(self, call: Call) -> Any:
+        return self._make(call, self._place(call, 1, 2), lambda place: os.symlink(call.string(0), place))
+
+    def do_mknod(self, call: Call) -> Any:
+        return self._node(call, self._place(call, None, 0), call.number(1), call.number(2))
+
+    def do_mknodat(self, call: Call) -> Any:
+        return self._node(call, self._place(call, 0, 1), call.number(2), call.number(3))
+
+    def _node(self, call: Call, place: bytes, mode: int, device: int) -> Any:
+        kind = stat.S_IFMT(mode)
+        if kind not in (stat.S_IFCHR, stat.S_IFBLK) or (kind == stat.S_IFCHR and not device):
+            return self._make(call, place, lambda place: os.mknod(place, mode, device))
+        who = self._who(call)
+        if not who.privileged:
+            raise PermissionError(errno.EPERM, "mknod")
+        owner = self._owner_of_new(who, place)
+        self._as_if_by(call)
+        fd = os.open(place, os.O_WRONLY | _CREATE_FLAGS, stat.S_IMODE(mode))
+        try:
+            ownership.keep(b"self/fd/%d" % fd, stat.S_IFREG, owner._replace(kind=kind, device=device), follow=True)
+        finally:
+            os.close(fd)
+        return 0
+
+    def _make(self, call: Call, place: bytes, make: Callable[[bytes], None]) -> Any:
+        """Make something that its maker, or its directory, does not own to 0. Raises: OSError."""
+        owner = self._owner_of_new(self._who(call), place)
+        if owner == Record():
+            return _CONTINUE
+        self._as_if_by(call)
+        make(place)
+        _keep(place.rstrip(b"/"), os.lstat(place.rstrip(b"/")).st_mode, owner, follow=False)
+        return 0
+
+
+def _permitted(change: Callable[[Ids, bool], Ids], ids: Ids, privileged: bool) -> Ids:
+    try:
+        return change(ids, privileged)
+    except PermissionError as e:
+        raise PermissionError(errno.EPERM, "set ids") from e
+
+
+def _keep(place: bytes, mode: int, record: Record, *, follow: bool) -> None:
+    try:
+        ownership.keep(place, mode, record, follow=follow)
+    except OSError as e:
+        if e.errno not in _NO_RECORDS:
+            raise
+
+
+def _recorded(place: bytes, follow: bool) -> Record | None:
+    """The record of whatever is there: mostly there is none, which two questions tell. Raises: OSError."""
+    for name in (ownership.ATTRIBUTE, ownership.CAPABILITY):
+        try:
+            value = os.getxattr(place, name, follow_symlinks=follow)
+        except OSError as e:
+            if e.errno == errno.ENODATA:
+                continue
+            raise
+        mode = os.stat(place, follow_symlinks=follow).st_mode
+        return ownership.parse(value, mode) if ownership.is_record(name, mode) else None
+    return None
+
+
+def _status_x86_64(st: os.stat_result) -> bytes:
+    return _pack_times(
+        "=QQQIII4xQqqq",
+        (st.st_dev, st.st_ino, st.st_nlink, st.st_mode, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
+         st.st_blocks),
+        st, "24x",
+    )  # fmt: skip
+
+
+def _status_aarch64(st: os.stat_result) -> bytes:
+    return _pack_times(
+        "=QQIIIIQ8xqi4xq",
+        (st.st_dev, st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
+         st.st_blocks),
+        st, "8x",
+    )  # fmt: skip
+
+
+def _pack_times(form: str, fields: tuple[int, ...], st: os.stat_result, tail: str) -> bytes:
+    times = [part for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns) for part in divmod(ns, 1_000_000_000)]
+    return struct.pack(f"{form}6q{tail}", *fields, *times)
+
+
+_STATUS = {"x86_64": _status_x86_64, "aarch64": _status_aarch64}
+"""struct stat as the kernel has it."""
