@@ -15,7 +15,7 @@ from builder.plan.request import BuildRequest
 from builder.solve.layering import LayerBook
 from builder.solve.sources import ImageSources
 from layers.image import describe_image
-from layers.oci import Descriptor, Digest, ImageConfig, Index
+from layers.oci import Descriptor, Digest, ImageConfig, Index, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ class Exporter:
         for plan, image in zip(graph.images, images, strict=True):
             d = image.descriptor
             manifests.append(
-                Descriptor(media_type=d.media_type, digest=d.digest, size_bytes=d.size_bytes, platform=plan.platform)
+                Descriptor(
+                    media_type=d.media_type,
+                    digest=d.digest,
+                    size_bytes=d.size_bytes,
+                    annotations=self._annotations("manifest-descriptor", plan.platform),
+                    platform=plan.platform,
+                )
             )
-        index = Index.build(manifests, annotations=self._request.annotations)
+        index = Index.build(manifests, annotations=self._annotations("index"))
         descriptor = self._store.put(index.raw, index.media_type)
         documents = tuple(document for image in images for document in image.documents)
         return ExportedImage(descriptor, descriptor.digest, (), documents)
@@ -112,7 +118,7 @@ class Exporter:
             from builder.solve.remotecache import INLINE_FIELD, inline_rows
 
             document[INLINE_FIELD] = inline_rows(graph, self._solver, plan.top, base_count)
-        return self._write_image(document, layers)
+        return self._write_image(document, layers, plan.platform)
 
     def _squashed(self, top: int, made: int) -> tuple[Digest, Descriptor]:
         """The new layers as one, or all layers. A result that lies in a remote cache is fetched for it."""
@@ -134,9 +140,17 @@ class Exporter:
         ends, records = self._layers.folded(names[-made:], base)
         return ends, [(record.diff_id, record.descriptor) for record in records]
 
-    def _write_image(self, document: Mapping[str, Any], layers: Sequence[Descriptor]) -> ExportedImage:
+    def _annotations(self, level: str, platform: Platform | None = None) -> dict[str, str]:
+        everywhere = self._request.annotations if level == "manifest" else {}
+        return dict(everywhere) | {
+            a.key: a.value for a in self._request.annotations_at if a.level == level and a.platform in {None, platform}
+        }
+
+    def _write_image(
+        self, document: Mapping[str, Any], layers: Sequence[Descriptor], platform: Platform
+    ) -> ExportedImage:
         docker = self._request.format == "docker"
-        annotations = None if docker else self._request.annotations
+        annotations = None if docker else self._annotations("manifest", platform)
         config, manifest = describe_image(document, layers, annotations=annotations, format=self._request.format)
         if not self._store.names.of(manifest.descriptor.digest):
             # One that has a name is whole and stays: a cached build writes nothing.

@@ -23,10 +23,11 @@ from builder.cli.options import (
 from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
-from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
 
 if TYPE_CHECKING:
     from builder.building import BuildResult
+    from builder.plan.sourcepolicy import SourcePolicy
     from builder.solve.explain import BuildPlan
     from builder.solve.steps import OnError
 
@@ -81,11 +82,23 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="OS/ARCH",
         help="target platforms, comma-separated; several make an index",
     )
+    add("--locked", action="store_true", help="use what the lock file pins, and nothing else (see `pybuild lock`)")
+    add("--lock-file", metavar="FILE", help="(default: the Containerfile's name with .lock)")
+    add("--source-policy-file", action="append", default=[], metavar="FILE",
+        help="which images, URLs and repositories may be used, as BuildKit's JSON")  # fmt: skip
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the image")
-    add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the manifest")
+    add(
+        "--annotation",
+        action="append",
+        default=[],
+        metavar="[LEVEL:]KEY=VALUE",
+        help="of the manifest; levels: manifest, manifest-descriptor (both also as manifest[OS/ARCH]), index",
+    )
     add("--env", action="append", default=[], metavar="KEY[=VALUE]", help="a variable of the image")
     add("--unsetenv", action="append", default=[], metavar="KEY", help="take a variable out of the image")
     add("--unsetlabel", action="append", default=[], metavar="KEY", help="take a label out of the image")
+    add("--inherit-labels", nargs="?", const=True, default=True, type=boolean, metavar="BOOL",
+        help="take over the base image's labels (default: true)")  # fmt: skip
     add("--no-cache", action="store_true", help="run every step")
     add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run every step of these stages")
     add(
@@ -117,7 +130,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         choices=["default", "host", "none", "private"],
         help="the network of RUN: the host's (default), none, or one of its own behind NAT",
     )
-    add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "oci"],
+    add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "single", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
     add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … or a path")
     add(
@@ -375,10 +388,11 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         platforms=tuple(dict.fromkeys(map(Platform.parse, platforms))),
         tags=tuple(options.tag),
         labels=dict(v.partition("=")[::2] for v in options.label),
-        annotations=dict(key_value(v, "--annotation") for v in options.annotation),
+        annotations_at=tuple(a for v in options.annotation for a in _annotations(v, len(platforms) > 1)),
         env=dict(_from_environment(v) for v in options.env),
         unset_env=tuple(options.unsetenv),
         unset_labels=tuple(options.unsetlabel),
+        inherit_labels=options.inherit_labels,
         no_cache=options.no_cache or not options.layers,
         no_cache_filter=tuple(name for v in options.no_cache_filter for name in v.split(",")),
         pull=options.pull,
@@ -405,6 +419,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_ttl_s=options.cache_ttl,
         capsule=_capsule(options.on_error),
         secret_gate=options.secret_gate,
+        source_policy=_source_policy(options, containerfile),
         environ=dict(os.environ),
     )
 
@@ -417,6 +432,35 @@ def _capsule(on_error: str) -> Path | None:
     if on_error not in {"stop", "shell"}:
         raise UsageError(f"--on-error {on_error!r}: expected stop, shell or capsule[=FILE]")
     return None
+
+
+def _source_policy(options: Namespace, containerfile: SourceFile) -> SourcePolicy | None:
+    files = list(options.source_policy_file)
+    if not files and os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
+        files = [os.environ["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"]]
+    if not files and not options.locked:
+        return None
+    from builder.plan.sourcepolicy import SourcePolicy, read_policy
+
+    policy = SourcePolicy(tuple(read_policy(Path(name)) for name in files))
+    if not options.locked:
+        return policy
+    from builder.lock import locked_policy
+
+    path = lock_file(options, containerfile)
+    if not path.exists():
+        raise UsageError(f"there is no lock file {path}", hint="`pybuild lock` makes it")
+    return locked_policy(path, policy)
+
+
+def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
+    """Where the lock of a Containerfile lies. Raises: UsageError if it has no place of its own."""
+    if options.lock_file:
+        return Path(options.lock_file)
+    path = Path(containerfile.name)
+    if not path.is_file():
+        raise UsageError(f"{containerfile.name} is no file that a lock could lie beside", hint="name it: --lock-file")
+    return path.with_name(path.name + ".lock")
 
 
 def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
@@ -492,6 +536,29 @@ def _build_args(options: Namespace) -> dict[str, str]:
             if name in os.environ:
                 args.setdefault(name, os.environ[name])
     return args
+
+
+def _annotations(text: str, several: bool) -> list[Annotation]:
+    """`[LEVEL[[PLATFORM]][,LEVEL…]:]KEY=VALUE`, as docker buildx has it. Raises: UsageError."""
+    import re
+
+    from layers.oci import Platform
+
+    match = re.fullmatch(r"(?:([a-z-]+(?:\[[^\]]*\])?(?:,[a-z-]+(?:\[[^\]]*\])?)*):)?([^=\s]+)=(.*)", text, re.DOTALL)
+    if match is None:
+        raise UsageError(f"--annotation {text!r}: expected [LEVEL:]KEY=VALUE")
+    found = []
+    for word in (match[1] or "manifest").split(","):
+        level, _, platform = word.rstrip("]").partition("[")
+        if level not in {"manifest", "manifest-descriptor", "index"} or (platform and level == "index"):
+            raise UsageError(
+                f"--annotation {text!r}: {word} is no level", hint="there are manifest, manifest-descriptor and index"
+            )
+        if level != "manifest" and not several:
+            raise UsageError(f"--annotation {text!r}: an image for one platform has no index")
+        where = Platform.parse(platform) if platform else None
+        found.append(Annotation(match[2], match[3], level, where))  # type: ignore[arg-type]
+    return found
 
 
 def _from_environment(text: str) -> tuple[str, str]:

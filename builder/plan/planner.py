@@ -387,6 +387,8 @@ class _PlatformPlan:
                 step = self._source_step(resolved, state, from_.range)
                 state.start_from_image(resolved, step)
             expressions = [str(e) for e in state.config.pop("OnBuild", None) or []]
+        if not self._request.inherit_labels:
+            state.config.pop("Labels", None)
         return [self._trigger(expression, from_) for expression in expressions]
 
     def _trigger(self, expression: str, from_: ins.From) -> ins.Instruction:

@@ -58,6 +58,18 @@ class CacheRef(NamedTuple):
     ignore_error: bool = False
 
 
+class Annotation(NamedTuple):
+    """An annotation for one level of an image: its manifests, their entries in the index, or the index.
+
+    `platform` names one of several manifests; None is each.
+    """
+
+    key: str
+    value: str
+    level: Literal["manifest", "manifest-descriptor", "index"] = "manifest"
+    platform: Platform | None = None
+
+
 class ResourceLimits(NamedTuple):
     """Limits for every RUN; None leaves the host's. Sizes in bytes, CPU time in microseconds."""
 
@@ -129,9 +141,14 @@ class BuildRequest:
     tags: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of every manifest."""
+    annotations_at: tuple[Annotation, ...] = ()
+    """Of one level, or of one platform's manifest."""
     env: Mapping[str, str] = field(default_factory=dict)
     unset_env: tuple[str, ...] = ()
     unset_labels: tuple[str, ...] = ()
+    inherit_labels: bool = True
+    """Whether the base image's labels are the image's, too."""
     no_cache: bool = False
     no_cache_filter: tuple[str, ...] = ()
     pull: PullPolicy = "missing"
