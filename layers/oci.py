@@ -116,8 +116,14 @@ class Platform:
     def parse(cls, text: str) -> Platform:
         """Parse `os/arch[/variant]`, `arch[/variant]` or `os`, normalised as containerd does it.
 
+        The first part may be `os(version+feature...)`, for what Windows asks.
         Raises: ImageError if the text has an empty part or more than three.
         """
+        exact = re.fullmatch(r"([A-Za-z0-9_.\-]+)\(([A-Za-z0-9_.\-]*)((?:\+[A-Za-z0-9_.\-]+)*)\)(/.*)?", text.strip())
+        if exact is not None:
+            plain = cls.parse(exact[1] + (exact[4] or ""))
+            features = tuple(exact[3].split("+")[1:])
+            return cls(plain.os, plain.architecture, plain.variant, exact[2], features)
         parts = text.strip().lower().split("/")
         if not 1 <= len(parts) <= 3 or not all(re.fullmatch(r"[a-z0-9_.\-]+", p) for p in parts):
             raise ImageError(f"invalid platform {text!r}: expected os/arch[/variant], such as linux/arm64")
@@ -171,10 +177,15 @@ class Platform:
         """Whether an image for `other` runs on this platform: same OS and CPU, and no newer a variant."""
         if (self.os, self.architecture) != (other.os, other.architecture):
             return False
+        builds = [version.split(".")[:3] for version in (self.os_version, other.os_version) if version]
+        if self.os == "windows" and len(builds) == 2 and builds[0] != builds[1]:
+            return False  # a container of Windows runs on its own build alone
         return self.variant == other.variant or not other.variant or other.variant < (self.variant or "v0")
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        features = "".join([f"+{feature}" for feature in self.os_features])
+        exact = f"({self.os_version}{features})" if self.os_version or features else ""
+        return "/".join(filter(None, (self.os + exact, self.architecture, self.variant)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -271,6 +271,8 @@ class Dispatcher:
 
     def _run(self, state: StageState, i: ins.Run) -> None:
         script = i.script()
+        if not script.args:
+            raise state.fail("RUN has no command: its list is empty", i.range)
         files: tuple[tuple[str, bytes], ...] = ()
         args = script.args
         if script.file is not None:
