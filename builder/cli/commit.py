@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from builder.cli.options import store_root
 from builder.errors import UsageError
@@ -24,6 +25,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("-f", "--format", choices=["oci", "docker"], default="oci")
             add("--timestamp", type=int, metavar="SECONDS", help="the time of the image (also SOURCE_DATE_EPOCH)")
             add("-q", "--quiet", action="store_true", help="do not print the image's ID")
+            add("--iidfile", metavar="FILE", help="write the image's ID there")
+            add("--compression", choices=["gzip", "zstd", "none"], default="gzip", help="of new layers")
+            add("--rm", action="store_true", help="remove the container afterwards (a working one)")
+            add("--omit-history", action="store_true", help="leave the history out (of a working container's image)")
         case "diff":
             add("name", metavar="CONTAINER")
         case "export":
@@ -35,11 +40,17 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 
 
 def run(verb: str, options: Namespace) -> int:
-    from builder.container.records import find
+    from builder.container.records import find, is_working
 
     root = store_root(options)
     if verb == "inspect":
         return _inspect(options)
+    if verb in {"commit", "diff"} and is_working(root, options.name):
+        from builder.cli import working
+
+        return working.commit(options) if verb == "commit" else working.diff(root, options.name)
+    if verb == "commit" and (options.rm or options.omit_history):
+        raise UsageError("--rm and --omit-history are for working containers", hint="`pybuild rm` removes others")
     from builder import api
     from builder.container import commit
 
@@ -74,7 +85,10 @@ def run(verb: str, options: Namespace) -> int:
             squash=options.squash,
             epoch_s=_epoch(options),
             format=options.format,
+            compression=options.compression,
         )
+    if options.iidfile:
+        Path(options.iidfile).write_text(made.image_id)
     if not options.quiet:
         print(made.image_id)
     return 0
@@ -92,11 +106,12 @@ def _epoch(options: Namespace) -> int | None:
 def _inspect(options: Namespace) -> int:
     import json
 
-    from builder.container import commit
+    from builder.container import assemble, commit
     from builder.container.records import find
 
     root = store_root(options)
-    documents = [commit.inspect_document(find(root, name)) for name in options.names]
+    records = [find(root, name, working=True) for name in options.names]
+    documents = [assemble.inspect_document(r) if r.working else commit.inspect_document(r) for r in records]
     if options.format is not None:
         from builder.cli.template import render
 

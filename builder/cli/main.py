@@ -94,6 +94,13 @@ VERBS: dict[str, Verb] = {
     "rename": Verb("containers", "give a container another name"),
     "rm": Verb("containers", "remove containers"),
     "commit": Verb("commit", "make an image of a container"),
+    "from": Verb("byhand", "make a working container, to build an image by hand"),
+    "add": Verb("byhand", "add files, archives, downloads to a working container (see also copy)"),
+    "config": Verb("config", "change the config of a working container"),
+    "mount": Verb("byhand", "mount a working container's files, or list what is mounted"),
+    "unmount": Verb("byhand", "undo mount"),
+    "umount": Verb("byhand", "undo mount"),
+    "containers": Verb("byhand", "list working containers"),
     "stats": Verb("watch", "show what containers use: processor, memory, I/O"),
     "top": Verb("watch", "list a container's processes"),
     "events": Verb("watch", "tell what happens to containers and volumes"),
@@ -173,6 +180,10 @@ def _dispatch(arguments: list[str]) -> int:
     module = VERBS[verb].module
     if verb in {"inspect", "diff", "export"} and _names_container(rest):
         module = "commit"
+    elif verb == "copy" and _names_container(rest):
+        from builder.cli.byhand import takes
+
+        module = "byhand" if takes(verb, rest) else module
     command: Command = import_module(f"builder.cli.{module}")
     command.configure(verb, parser)
     if {"-h", "--help"} & {*rest}:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.cli import sandboxflags
+from builder.cli.actions import end_actions
 from builder.cli.options import boolean, duration, size, store_root
 from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import UsageError
@@ -34,7 +35,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("-t", "--tty", action="store_true", help="a terminal")
     add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="without a value: the caller's")
     add("--env-file", action="append", default=[], metavar="FILE", help="lines of NAME=VALUE")
-    add("-w", "--workdir", metavar="DIR", help="the working directory")
+    add("-w", "--workdir", "--workingdir", metavar="DIR", help="the working directory")
     add("-u", "--user", metavar="USER[:GROUP]", help="who the command runs as")
     add("--privileged", action="store_true", help="all capabilities, no filter, nothing masked")
     add("-d", "--detach", action="store_true", help="leave it running, and print its ID")
@@ -47,6 +48,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     parser.add_argument("--oom-score-adj", type=int, metavar="N")
     add("image", metavar="IMAGE", help="an image, pulled if it is missing; or a container made by `from`")
     add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: the image's)")
+    end_actions(parser)
 
 
 def _configure_container(parser: ArgumentParser) -> None:
@@ -93,16 +95,18 @@ def run(verb: str, options: Namespace) -> int:
     root = store_root(options)
     if verb == "exec":
         return _exec(root, options)
+    if verb == "run":
+        from builder.container.records import is_working
+
+        if is_working(root, options.image):
+            from builder.cli import working
+
+            return working.run(options, _environment(options), _command(options.command))
     from builder import api
 
     api.prepare_namespaces()
     if verb == "start":
         return _start(root, options)
-    if verb == "run":
-        from builder.container.records import is_container
-
-        if is_container(root, options.image):
-            return _run_working(root, options)
     return _run(verb, root, options)
 
 
@@ -197,10 +201,6 @@ def _start(root: Path, options: Namespace) -> int:
     with ContainerLauncher.start() as launcher:
         front = Front(tty=bool(record.settings["tty"]), stdin=options.interactive)
         return lifecycle.run_foreground(record, launcher, front)
-
-
-def _run_working(root: Path, options: Namespace) -> int:
-    raise UsageError(f"{options.image} is a container: `pybuild start` or `pybuild exec` it", hint=None)
 
 
 # exec

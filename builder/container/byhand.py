@@ -427,8 +427,13 @@ class Draft(NamedTuple):
 Change = Callable[[Draft], None]
 
 
-def configure(container: WorkingContainer, changes: Sequence[Change], request: BuildRequest) -> None:
-    """Let changes of the config take effect, in order, all or none. Raises: ParseError, PlanError, UsageError."""
+def configure(
+    container: WorkingContainer, changes: Sequence[Change], request: BuildRequest, *, history: bool = True
+) -> None:
+    """Let changes of the config take effect, in order, all or none; without `history` layers alone leave a line.
+
+    Raises: ParseError, PlanError, UsageError.
+    """
     with ExitStack() as stack:
         draft, planned = stack.enter_context(drafting(container, request))
         for change in changes:
@@ -439,7 +444,7 @@ def configure(container: WorkingContainer, changes: Sequence[Change], request: B
         state = draft.state
         container.advance(
             [_work(ctx, op, planned.trees) for op in planned.ops],
-            _lines(state),
+            [line for line in _lines(state) if history or line.layer is not None],
             document=_document(state),
             cmd_set=state.cmd_set,
             annotations=draft.annotations,

@@ -88,6 +88,10 @@ class WorkingContainer:
         return self.layers[-1] if self.layers else self.base
 
     @property
+    def platform(self) -> Platform:
+        return Platform.from_json(self.settings["document"])
+
+    @property
     def hostname(self) -> str | None:
         """What `config --hostname` said."""
         name = self.settings["extra"].get("hostname")
