@@ -4,8 +4,8 @@
   bench/run.py [--only NAME,…] [--rounds N] [--json FILE]
 
 Needs root, docker-registry, busybox-static, mmdebstrap and, to compare with, buildah, runc, skopeo and
-umoci from Debian's packages. Prints a table of medians with each peer's time and the ratio to it; the
-samples go to bench/out/. Times depend on the machine, ratios in one run much less.
+umoci from Debian's packages. Prints a table of medians, each row as it is done, with each peer's time and
+the ratio to the fastest; the samples go to bench/out/. Times depend on the machine, ratios in one run much less.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from bench.workloads import WORKLOADS, Workload  # noqa: E402
 from tests.support.registries import RegistryServer  # noqa: E402
 
 OUT = TOP / "bench" / "out"
+_ENOUGH_S = 40.0
+"""Unless --rounds says otherwise, no round begins so long after a workload's first one."""
 
 
 class Cp:
@@ -93,7 +96,10 @@ def measure(driver: Driver, workload: Workload, tools: dict[str, Any], rounds: i
     samples: dict[str, list[float]] = {name: [] for name in workload.tools if name in tools}
     peaks = dict.fromkeys(samples, 0)
     failed: dict[str, str] = {}
+    began = time.monotonic()
     for turn in range(rounds or workload.rounds):
+        if rounds is None and turn and time.monotonic() - began > _ENOUGH_S:
+            break
         for name in samples:
             if name in failed:
                 continue
@@ -119,34 +125,30 @@ def show(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown table; the ratio is to the fastest peer."""
-    head = ("workload", "pybuild", "MiB", "buildah", "buildah-chroot", "skopeo", "umoci", "cp", "ratio", "target")
-    rows: list[tuple[str, ...]] = [head]
-    for workload in WORKLOADS:
-        result = results.get(workload.name)
-        if result is None:
-            continue
-        median = result["median_s"]
-        peers = [value for name, value in median.items() if name not in {"pybuild", "cp"}]
-        ours = median.get("pybuild")
-        ratio = f"{ours / min(peers):.2f}" if ours and peers else "-"
-        rows.append(
-            (
-                workload.what,
-                show(ours),
-                str(result["peak_mib"].get("pybuild", "-")),
-                *(show(median.get(name)) for name in head[3:8]),
-                ratio,
-                f"{workload.target:.2f}" if workload.target else "-",
-            )
+HEAD = ("workload", "pybuild", "MiB", "buildah", "buildah-chroot", "skopeo", "umoci", "cp", "ratio", "target")
+WIDTHS = (max(len(w.what) for w in WORKLOADS), *(max(len(name), 7) for name in HEAD[1:]))
+
+
+def line(cells: Iterable[str]) -> str:
+    """One row of a Markdown table."""
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)) + " |"
+
+
+def row(workload: Workload, result: dict[str, Any]) -> str:
+    """A workload's medians; the ratio is to the fastest peer."""
+    median = result["median_s"]
+    peers = [value for name, value in median.items() if name not in {"pybuild", "cp"}]
+    ours = median.get("pybuild")
+    return line(
+        (
+            workload.what,
+            show(ours),
+            str(result["peak_mib"].get("pybuild", "-")),
+            *(show(median.get(name)) for name in HEAD[3:8]),
+            f"{ours / min(peers):.2f}" if ours and peers else "-",
+            f"{workload.target:.2f}" if workload.target else "-",
         )
-    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    )
 
 
 def main() -> int:
@@ -174,29 +176,27 @@ def main() -> int:
             tools["buildah"] = Buildah(work)
     tools.update({tool.name: tool for tool in (Skopeo(), Umoci()) if available(tool.name)})
     results: dict[str, dict[str, Any]] = {}
+    machine = f"{os.cpu_count()} CPUs, {platform.release()}, Python {platform.python_version()}"
     try:
         with RegistryServer(work / "registry") as registry:
             for kind in ("busybox", "debian"):
                 registry.push_layout(OUT / "bases" / kind, f"base/{kind}", "1")
             driver = Driver(work, registry)
             warm_up(driver, tools["pybuild"])
+            print(f"{machine}; medians of interleaved rounds; MiB is pybuild's peak; ratio to the fastest peer\n")
+            print(line(HEAD), "|" + "|".join("-" * (width + 2) for width in WIDTHS) + "|", sep="\n", flush=True)
             for workload in WORKLOADS:
                 if workload.name in wanted:
-                    print(f"{workload.name}: {workload.what}", file=sys.stderr, flush=True)
                     results[workload.name] = measure(driver, workload, tools, options.rounds)
+                    print(row(workload, results[workload.name]), flush=True)
     finally:
         for tool in tools.values():
             if hasattr(tool, "reset"):
                 tool.reset()
         shutil.rmtree(work, ignore_errors=True)
-    document = {
-        "machine": f"{os.cpu_count()} CPUs, {platform.release()}, Python {platform.python_version()}",
-        "results": results,
-    }
+    document = {"machine": machine, "results": results}
     for path in filter(None, (OUT / "latest.json", options.json)):
         path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{document['machine']}; medians of interleaved rounds; MiB is pybuild's peak; ratio to the fastest peer\n")
-    print(table(results))
     return int(any("pybuild" in result["failed"] for result in results.values()))
 
 
