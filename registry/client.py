@@ -86,6 +86,7 @@ class RegistryClient:
     ) -> None:
         self.hosts = HostConfig(options, os.environ if environ is None else environ)
         self._pacer = pacer or Pacer(cancelled)
+        policy = policy or (options.retry if options is not None else None)
         self._wire = Wire(self.hosts, self._pacer, policy=policy, timeouts=timeouts, credentials=credentials)
         self._lock = threading.Lock()
         self._served: dict[str, Endpoint] = {}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from registry.credentials import Credential
     from registry.policy import Policy
     from registry.registriesconf import RegistriesConf, RegistryTable
+    from registry.retry import RetryPolicy
 
 DOCKER_HUB_HOST = "registry-1.docker.io"
 
@@ -43,6 +44,8 @@ class RegistryOptions(NamedTuple):
     anonymous: bool = False
     registries_conf: str | None = None
     signature_policy: str | None = None
+    retry: RetryPolicy | None = None
+    """How often, and after how long, what may yet succeed is tried again; None is the client's own way."""
 
 
 class TlsConfig(NamedTuple):

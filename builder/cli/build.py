@@ -7,27 +7,23 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from builder.cli import sandboxflags
-from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
+from builder.cli.buildrequest import make_request
 from builder.cli.options import (
     add_registry_options,
+    add_retry_options,
     boolean,
     duration,
-    fields,
     has_registry_options,
-    key_value,
     store_root,
 )
 from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
-from builder.errors import ContextError, UsageError
-from builder.frontend.source import SourceFile
-from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+from builder.errors import UsageError
+from builder.plan.request import BuildRequest
 
 if TYPE_CHECKING:
     from builder.building import BuildResult
-    from builder.plan.sourcepolicy import SourcePolicy
     from builder.solve.explain import BuildPlan
     from builder.solve.steps import OnError
 
@@ -170,6 +166,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         choices=["auto", "tty", "plain", "quiet", "rawjson"],
         help="(also BUILDKIT_PROGRESS)",
     )
+    add("--logfile", metavar="FILE", help="append progress to this file instead of showing it")
     add("-q", "--quiet", action="store_true", help="print the image id alone")
     add("-j", "--jobs", type=int, default=0, metavar="N", help="steps at once (default: one a processor)")
     add(
@@ -238,6 +235,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         "--layers", nargs="?", const=True, type=boolean, default=True, help=SUPPRESS
     )  # buildah's default-off cache switch
     add_registry_options(parser)
+    add_retry_options(parser)
 
 
 def run(verb: str, options: Namespace) -> int:
@@ -247,10 +245,17 @@ def run(verb: str, options: Namespace) -> int:
             from builder.cli.language import print_call
 
             return print_call("check" if options.check else options.call, request, root=store_root(options))
-        return _build(options, request)
+        return _build(options, request, stack)
 
 
-def _build(options: Namespace, request: BuildRequest) -> int:
+def _log(name: str) -> TextIO:
+    try:
+        return open(name, "a", encoding="utf-8", errors="backslashreplace")
+    except OSError as e:
+        raise UsageError(f"cannot write the log {name}: {e.strerror}") from e
+
+
+def _build(options: Namespace, request: BuildRequest, stack: ExitStack) -> int:
     from builder import api
     from builder.cli.progress import make_progress, resolve_mode
 
@@ -273,13 +278,14 @@ def _build(options: Namespace, request: BuildRequest) -> int:
         on_error = shell
         mode = "plain" if mode != "quiet" else mode  # nothing may draw over the shell
     launcher = None
-    if resolve_mode(mode, sys.stderr, os.environ) == "tty":
+    stream = stack.enter_context(_log(options.logfile)) if options.logfile else sys.stderr
+    if resolve_mode(mode, stream, os.environ) == "tty":
         # The drawing thread must not exist before the zygote does.
         from builder.sandbox.tiers import start_launcher
 
         launcher = start_launcher(request.run.isolation, request.run.runtime)
     try:
-        with make_progress(mode, sys.stderr, os.environ) as progress:
+        with make_progress(mode, stream, os.environ) as progress:
             result = api.build(
                 request,
                 root=root,
@@ -327,294 +333,3 @@ def _report(options: Namespace, result: BuildResult) -> None:
         print(f"folded: {result.folded_bytes} bytes of files are stored once instead of twice", file=sys.stderr)
     if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):
         print(result.image_id)
-
-
-def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
-    """The request that the flags mean. Raises: UsageError, ContextError."""
-    containerfile, context, ignore = _inputs(options, stack)
-    args = _build_args(options)
-    epoch = options.timestamp
-    if epoch is None:
-        text = args.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
-        if text and not text.isdigit():
-            raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
-        epoch = int(text) if text else None
-    from layers.oci import Platform
-
-    outputs: tuple[Output, ...] = ()
-    cache_from: tuple[CacheRef, ...] = ()
-    cache_to: tuple[CacheRef, ...] = ()
-    if options.output or options.push or options.load or options.cache_to or options.cache_from:
-        from builder.cli import outputs as flags
-
-        outputs = flags.outputs(options)
-        cache_from = flags.caches(options.cache_from, "--cache-from")
-        cache_to = flags.caches(options.cache_to, "--cache-to")
-    platforms = [p for value in options.platform for p in value.split(",") if p]
-    if options.pull not in {"always", "missing", "never", "newer"}:
-        options.pull = "always" if boolean(options.pull) else "missing"
-    run_options = RunOptions(
-        network=options.network,
-        add_hosts=sandboxflags.added_hosts(options),
-        cap_add=tuple(options.cap_add),
-        cap_drop=tuple(options.cap_drop),
-        security_opt=tuple(options.security_opt),
-        ulimits=sandboxflags.ulimits(options),
-        shm_size_bytes=options.shm_size,
-        volumes=tuple(options.volume),
-        isolation=_isolation(options),
-        timeout_s=options.timeout,
-        limits=sandboxflags.limits(options, ResourceLimits),
-        dns=sandboxflags.name_servers(options),
-        dns_search=sandboxflags.one_line(options.dns_search, "--dns-search"),
-        dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
-        no_hosts=options.no_hosts,
-        devices=sandboxflags.devices(options),
-        runtime=options.runtime,
-    )
-    if options.verify_layers and options.compression == "estargz":
-        raise UsageError("--verify-layers cannot read estargz layers, which have a table of their own in them")
-    if options.format == "docker" and options.compression in {"estargz", "zstd:chunked"}:
-        message = f"{options.compression} needs annotations, which Docker manifests do not have"
-        raise UsageError(message, hint="use --format oci")
-    return BuildRequest(
-        containerfile=containerfile,
-        context=context,
-        contexts=dict(_context(value) for value in options.build_context),
-        ignore_file=ignore,
-        build_args=args,
-        target=options.target,
-        base=options.base,
-        platforms=tuple(dict.fromkeys(map(Platform.parse, platforms))),
-        tags=tuple(options.tag),
-        labels=dict(v.partition("=")[::2] for v in options.label),
-        annotations_at=tuple(a for v in options.annotation for a in _annotations(v, len(platforms) > 1)),
-        env=dict(_from_environment(v) for v in options.env),
-        unset_env=tuple(options.unsetenv),
-        unset_labels=tuple(options.unsetlabel),
-        inherit_labels=options.inherit_labels,
-        no_cache=options.no_cache or not options.layers,
-        no_cache_filter=tuple(name for v in options.no_cache_filter for name in v.split(",")),
-        pull=options.pull,
-        secrets=dict(_secret(v) for v in options.secret),
-        ssh=dict(_ssh(v) for v in options.ssh),
-        allow=frozenset(name for v in options.allow for name in v.split(",")),
-        run=run_options,
-        format=options.format,
-        compression="none" if options.compression == "uncompressed" else options.compression,
-        compression_level=options.compression_level,
-        force_compression=options.force_compression,
-        squash=options.squash,
-        squash_all=options.squash_all,
-        fold=options.fold,
-        verify_layers=options.verify_layers,
-        rewrite_timestamp=options.rewrite_timestamp,
-        omit_history=options.omit_history,
-        source_date_epoch=epoch,
-        jobs=options.jobs,
-        outputs=outputs,
-        cache_from=cache_from,
-        cache_to=cache_to,
-        cache_mounts=options.cache_mounts,
-        cache_ttl_s=options.cache_ttl,
-        capsule=_capsule(options.on_error),
-        secret_gate=options.secret_gate,
-        source_policy=_source_policy(options, containerfile),
-        environ=dict(os.environ),
-    )
-
-
-def _capsule(on_error: str) -> Path | None:
-    """Where `--on-error` wants a capsule. Raises: UsageError."""
-    kind, separator, name = on_error.partition("=")
-    if kind == "capsule" and (name or not separator):
-        return Path(name or "pybuild-capsule.tar").absolute()
-    if on_error not in {"stop", "shell"}:
-        raise UsageError(f"--on-error {on_error!r}: expected stop, shell or capsule[=FILE]")
-    return None
-
-
-def _source_policy(options: Namespace, containerfile: SourceFile) -> SourcePolicy | None:
-    files = list(options.source_policy_file)
-    if not files and os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
-        files = [os.environ["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"]]
-    if not files and not options.locked:
-        return None
-    from builder.plan.sourcepolicy import SourcePolicy, read_policy
-
-    policy = SourcePolicy(tuple(read_policy(Path(name)) for name in files))
-    if not options.locked:
-        return policy
-    from builder.lock import locked_policy
-
-    path = lock_file(options, containerfile)
-    if not path.exists():
-        raise UsageError(f"there is no lock file {path}", hint="`pybuild lock` makes it")
-    return locked_policy(path, policy)
-
-
-def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
-    """Where the lock of a Containerfile lies. Raises: UsageError if it has no place of its own."""
-    if options.lock_file:
-        return Path(options.lock_file)
-    path = Path(containerfile.name)
-    if not path.is_file():
-        raise UsageError(f"{containerfile.name} is no file that a lock could lie beside", hint="name it: --lock-file")
-    return path.with_name(path.name + ".lock")
-
-
-def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
-    """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
-    context = options.context
-    if context and _is_remote(context):
-        if context == "-" and "-" in options.file:
-            raise UsageError("the context and the Containerfile cannot both come from stdin")
-        return _remote_inputs(options, stack)
-    explicit = Path(options.ignorefile) if options.ignorefile else None
-    if options.file == ["-"]:
-        return read_stdin(), Path(context) if context else None, explicit
-    directory = Path(context or ".")
-    if not directory.is_dir():
-        raise ContextError(f"the build context {directory} is not a directory")
-    source = read_containerfile(options.file, directory, cpp_flags=options.cpp_flag)
-    if len(options.file) > 1 or "://" in source.name:
-        return source, directory, explicit
-    return source, directory, ignore_file_for(Path(source.name), options.ignorefile)
-
-
-def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
-    """The same for a tar on stdin, a URL or a repository, fetched into a directory that goes with the command."""
-    import tempfile
-
-    from builder.solve.remotecontext import ContextAccess, open_remote_context
-
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-context-")))
-    agent = os.environ.get("SSH_AUTH_SOCK")
-    keep = boolean(_build_args(options).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "false"))
-    access = ContextAccess(ssh_socket=Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
-    remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
-    if remote.containerfile is not None:
-        return as_source(options.context, remote.containerfile), remote.path, None
-    # Paths of -f are those of the context, which is not where the command runs.
-    names = [name if name == "-" or "://" in name else str(remote.path / name) for name in options.file]
-    source = read_containerfile(names, remote.path, cpp_flags=options.cpp_flag)
-    explicit = Path(options.ignorefile) if options.ignorefile else None
-    if len(names) > 1 or "://" in source.name or source.name == "-":
-        return source, remote.path, explicit
-    return source, remote.path, ignore_file_for(Path(source.name), options.ignorefile)
-
-
-def _is_remote(context: str) -> bool:
-    if context != "-" and ":" not in context and not context.startswith("github.com/"):
-        return False
-    from builder.solve.remotecontext import is_remote_context
-
-    return is_remote_context(context)
-
-
-def _build_args(options: Namespace) -> dict[str, str]:
-    args: dict[str, str] = {}
-    for name in options.build_arg_file:
-        try:
-            lines = Path(name).read_text().splitlines()
-        except OSError as e:
-            raise ContextError(f"cannot read {name}: {e.strerror}") from e
-        for line in lines:
-            if line.strip() and not line.lstrip().startswith("#"):
-                key, value = key_value(line.strip(), f"--build-arg-file {name}:")
-                args[key] = value
-    for text in options.build_arg:
-        key, separator, value = text.partition("=")
-        if not key:
-            raise UsageError(f"--build-arg {text!r}: expected KEY=VALUE")
-        if separator:
-            args[key] = value
-        elif key in os.environ:
-            args[key] = os.environ[key]
-    for key in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"):
-        for name in (key, key.lower()):
-            if name in os.environ:
-                args.setdefault(name, os.environ[name])
-    return args
-
-
-def _annotations(text: str, several: bool) -> list[Annotation]:
-    """`[LEVEL[[PLATFORM]][,LEVEL…]:]KEY=VALUE`, as docker buildx has it. Raises: UsageError."""
-    import re
-
-    from layers.oci import Platform
-
-    match = re.fullmatch(r"(?:([a-z-]+(?:\[[^\]]*\])?(?:,[a-z-]+(?:\[[^\]]*\])?)*):)?([^=\s]+)=(.*)", text, re.DOTALL)
-    if match is None:
-        raise UsageError(f"--annotation {text!r}: expected [LEVEL:]KEY=VALUE")
-    found = []
-    for word in (match[1] or "manifest").split(","):
-        level, _, platform = word.rstrip("]").partition("[")
-        if level not in {"manifest", "manifest-descriptor", "index"} or (platform and level == "index"):
-            raise UsageError(
-                f"--annotation {text!r}: {word} is no level", hint="there are manifest, manifest-descriptor and index"
-            )
-        if level != "manifest" and not several:
-            raise UsageError(f"--annotation {text!r}: an image for one platform has no index")
-        where = Platform.parse(platform) if platform else None
-        found.append(Annotation(match[2], match[3], level, where))  # type: ignore[arg-type]
-    return found
-
-
-def _from_environment(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    return key, value if separator else os.environ.get(key, "")
-
-
-def _context(text: str) -> tuple[str, str]:
-    name, value = key_value(text, "--build-context")
-    return name, value
-
-
-def _secret(text: str) -> tuple[str, SecretSource]:
-    values = fields(text, "--secret")
-    id = values.get("id", "")
-    source = values.get("src") or values.get("source")
-    kind = values.get("type", "")
-    name = values.get("env") or (source if kind == "env" else None)
-    unknown = set(values) - {"id", "src", "source", "env", "type"}
-    if unknown or kind not in {"", "file", "env"}:
-        raise UsageError(f"--secret {text!r}: unknown field {', '.join(sorted(unknown)) or kind!r}")
-    if not id:
-        if not source:
-            raise UsageError(f"--secret {text!r}: an id is missing")
-        id = Path(source).name
-    if name is None and source is None:
-        # As docker: the variable of that name, else the file of that name.
-        name = id if id in os.environ else None
-        source = id
-    if name is not None:
-        if name not in os.environ:
-            raise UsageError(f"--secret {text!r}: the environment has no {name}")
-        return id, SecretSource(value=os.fsencode(os.environ[name]))
-    assert source is not None
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise UsageError(f"--secret {text!r}: {path} is not a file")
-    return id, SecretSource(path=path)
-
-
-def _ssh(text: str) -> tuple[str, Path]:
-    id, _, value = text.partition("=")
-    socket = value or os.environ.get("SSH_AUTH_SOCK", "")
-    if not socket:
-        raise UsageError(
-            f"--ssh {text!r}: no agent: SSH_AUTH_SOCK is not set", hint="start ssh-agent, or name its socket"
-        )
-    path = Path(socket)
-    if not path.is_socket():
-        raise UsageError(f"--ssh {text!r}: {path} is not an agent's socket")
-    return id, path
-
-
-def _isolation(options: Namespace) -> str:
-    """`--runtime` alone means oci, as podman's flag does. Raises: UsageError."""
-    isolation = str(options.isolation)
-    if options.runtime and isolation not in {"auto", "oci"}:
-        raise UsageError(f"--runtime and --isolation {isolation} exclude each other")
-    return "oci" if options.runtime else isolation

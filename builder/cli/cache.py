@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from builder.cli import build
+from builder.cli.buildrequest import make_request
 from builder.cli.options import registry_options, store_root
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _audit(options: Namespace) -> int:
     seed = options.seed if options.seed is not None else time.time_ns() % 10**6
     api.prepare_namespaces()
     with ExitStack() as stack:
-        request = build.make_request(options, stack)
+        request = make_request(options, stack)
         with make_progress("quiet", sys.stderr, {}) as progress:
             results = api.audit_cache(
                 request,

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from builder.cli import build
+from builder.cli.buildrequest import lock_file, make_request
 from builder.cli.options import registry_options, store_root
 from builder.errors import UsageError
 
@@ -32,8 +33,8 @@ def run(verb: str, options: Namespace) -> int:
     api.prepare_namespaces()
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "quiet"
     with ExitStack() as stack:
-        request = build.make_request(options, stack)
-        path = build.lock_file(options, request.containerfile)
+        request = make_request(options, stack)
+        path = lock_file(options, request.containerfile)
         old = read_policy(path) if path.exists() else ()
         with make_progress(mode, sys.stderr, os.environ) as progress:
             lock = api.lock(

@@ -56,7 +56,8 @@ def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
 def has_registry_options(options: Namespace) -> bool:
     """Whether any registry flag was given, so that a command without one need not load what they are about."""
     flags = ("creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy")
-    return options.tls_verify is not None or any(getattr(options, name) is not None for name in flags)
+    tries = getattr(options, "retry", None), getattr(options, "retry_delay", None)
+    return any(value is not None for value in (options.tls_verify, *tries, *(getattr(options, f) for f in flags)))
 
 
 def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
@@ -89,6 +90,7 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
         anonymous=anonymous,
         registries_conf=options.registries_conf,
         signature_policy=options.signature_policy,
+        retry=retry_policy(options) if hasattr(options, "retry") else None,
     )
 
 

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 
 from builder.cli import build
+from builder.cli.buildrequest import make_request
 from builder.cli.options import registry_options, store_root
 
 
@@ -24,7 +25,7 @@ def run(verb: str, options: Namespace) -> int:
     api.prepare_namespaces()
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "quiet"
     with ExitStack() as stack:
-        request = build.make_request(options, stack)
+        request = make_request(options, stack)
         with make_progress(mode, sys.stderr, os.environ) as progress:
             plan = api.plan_build(request, root=root, registry=registry_options(options), events=progress)
     if options.json:

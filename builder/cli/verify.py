@@ -28,7 +28,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 
 def run(verb: str, options: Namespace) -> int:
     from builder import api
-    from builder.cli.build import make_request
+    from builder.cli.buildrequest import make_request
     from builder.cli.progress import make_progress
     from builder.verify import build_twice, judge
 

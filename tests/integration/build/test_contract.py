@@ -235,3 +235,15 @@ def test_the_readmes_library_example_runs(context: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert ID.fullmatch(done.stdout)
     assert done.stderr == "", "a library prints nothing"
+
+
+def test_progress_can_go_to_a_file(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for _ in range(2):
+        result = pybuild.build(context, "--logfile", log)
+        assert ID.fullmatch(result.text)
+        assert result.stderr == ""
+    assert log.read_text().count("COPY file /") == 2, "the second build's is appended"
+    refused = pybuild.build(context, "--logfile", tmp_path / "no" / "log", check=False)
+    assert refused.status == 2
+    assert "cannot write the log" in refused.stderr
