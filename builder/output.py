@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from builder.export import ExportedImage
     from builder.plan.graph import ImagePlan, ResolvedImage
     from builder.plan.request import Output
+    from layers.changeset import Sink
     from layers.oci import Descriptor, Platform
     from registry.transport import ImageDestination
 
@@ -48,6 +49,8 @@ def write_output(
         return [_write_tree(parts, output, cancelled)]
     if output.type == "tar":
         return [_write_tar(parts, output, cancelled)]
+    if output.type == "squashfs":
+        return [_write_squashfs(parts, output, cancelled)]
     from registry.copy import CopyOptions, copy_location
     from registry.transport import parse_location
 
@@ -224,21 +227,73 @@ def _write_tree(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> 
 
 
 def _write_tar(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> OutputResult:
-    """Write the root file system as a tar stream, deterministic in its order."""
+    """Write the root file system as a tar stream."""
+    if not output.dest:
+        raise UsageError("output type=tar needs dest=FILE (- is stdout)")
+    with _sink(output.dest) as sink:
+        _stream(parts, output, sink, cancelled)
+    return OutputResult("tar", output.dest, None)
+
+
+def _stream(parts: Parts, output: Output, sink: Sink, cancelled: Callable[[], bool]) -> None:
+    """The root file system as a tar, deterministic in its order."""
     from builder.solve.steps import open_mount
     from layers.changeset import write_layer
     from layers.layerdiff import diff_trees
 
     trees = _trees(parts)
     if len(trees) != 1:
-        raise UsageError("output type=tar writes one platform", hint="use type=local, or build one --platform")
-    if not output.dest:
-        raise UsageError("output type=tar needs dest=FILE (- is stdout)")
+        raise UsageError(f"output type={output.type} writes one platform", hint="use type=local, or one --platform")
     epoch = parts.epoch_s
-    with open_mount(trees[0][1]) as root, _sink(output.dest) as sink:
+    with open_mount(trees[0][1]) as root:
         place = f"/proc/self/fd/{root}/."  # the dot has the link followed
         write_layer(diff_trees(None, place), place, sink, compression="none", clamp_mtime=epoch, cancelled=cancelled)
-    return OutputResult("tar", output.dest, None)
+
+
+_SQUASHFS_COMPRESSION = {None: [], "gzip": ["-comp", "gzip"], "zstd": ["-comp", "zstd"],
+                         "none": ["-noI", "-noD", "-noF", "-noX"]}  # fmt: skip
+
+
+def _write_squashfs(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> OutputResult:
+    """Write the root file system as a SquashFS image, which squashfs-tools makes of the tar stream."""
+    import shutil
+    import subprocess
+
+    if not output.dest or output.dest == "-":
+        raise UsageError("output type=squashfs needs dest=FILE: it cannot be written to a stream")
+    tool = shutil.which("sqfstar")
+    if tool is None:
+        raise ContextError("output type=squashfs needs sqfstar", hint="install squashfs-tools 4.5 or newer")
+    path = Path(output.dest).expanduser()
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    environ = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
+    times = [] if parts.epoch_s is None else ["-mkfs-time", str(parts.epoch_s)]
+    command = [tool, "-quiet", "-no-progress", *_SQUASHFS_COMPRESSION[output.compression], *times, str(part)]
+    try:
+        part.touch(exist_ok=False)
+        part.unlink()
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environ
+        ) as tar:
+            assert tar.stdin is not None
+            assert tar.stderr is not None
+            try:
+                _stream(parts, output, tar.stdin, cancelled)
+            except BrokenPipeError:
+                pass  # it tells why
+            except BaseException:
+                tar.kill()
+                raise
+            _, words = tar.communicate()
+        if tar.returncode:
+            said = words.decode("utf-8", "replace").strip().splitlines()
+            raise ContextError(f"sqfstar cannot write {path}: {said[-1] if said else f'status {tar.returncode}'}")
+        part.replace(path)
+    except OSError as e:
+        raise ContextError(f"cannot write {path}: {e.strerror}") from e
+    finally:
+        part.unlink(missing_ok=True)
+    return OutputResult("squashfs", output.dest, None)
 
 
 class _sink:  # noqa: N801 - used as a context manager's verb

@@ -9,7 +9,7 @@ from builder.cli.options import boolean, fields
 from builder.errors import UsageError
 from builder.plan.request import CacheRef, Output
 
-_TYPES = ("registry", "oci", "docker", "tar", "local", "image")
+_TYPES = ("registry", "oci", "docker", "tar", "local", "squashfs", "image")
 
 
 def outputs(options: Namespace) -> tuple[Output, ...]:
@@ -20,7 +20,7 @@ def outputs(options: Namespace) -> tuple[Output, ...]:
     if options.load and not any(o.type == "docker-daemon" for o in found):
         found.append(Output("docker-daemon"))
     for output in found:
-        if output.type in {"oci", "docker", "tar", "local"} and not output.dest:
+        if output.type in {"oci", "docker", "tar", "local", "squashfs"} and not output.dest:
             raise UsageError(f"--output type={output.type} needs dest=PATH")
         if output.type in {"registry", "docker-daemon"} and not output.name and not options.tag:
             raise UsageError(

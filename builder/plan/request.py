@@ -34,11 +34,12 @@ class Output(NamedTuple):
     """One place for what was built, besides the store.
 
     `type` is registry, docker-daemon, oci, docker (archives; a directory with `tar` False), tar or local
-    (the root file system), or image (the store alone). `dest` is a path, "-" for `stdout_fd`; `name`
+    (the root file system), squashfs (the same as an image file), or image (the store alone). `dest` is a path,
+    "-" for `stdout_fd`; `name`
     the image's name there (the request's tags, if None).
     """
 
-    type: Literal["registry", "docker-daemon", "oci", "docker", "tar", "local", "image"]
+    type: Literal["registry", "docker-daemon", "oci", "docker", "tar", "local", "squashfs", "image"]
     dest: str | None = None
     name: str | None = None
     tar: bool = True

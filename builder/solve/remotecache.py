@@ -46,6 +46,7 @@ INLINE_FIELD = "pybuild.cache.v1"
 _MAX_INLINE_BYTES = 2 << 20
 """Of a config carried in its descriptor: the manifest must stay below 4 MiB, and base64 takes a third more."""
 _MAX_STEPS = 100_000
+_MAX_TRIES = 3
 
 
 class RemoteStep(NamedTuple):
@@ -310,12 +311,65 @@ def inline_rows(graph: BuildGraph, solver: Solver, top: int | None, base_count: 
 
 def _write(parts: Parts, ref: CacheRef, rows: Sequence[tuple[str, RemoteStep]], mounts: Sequence[RemoteMount]) -> None:
     manifest = cache_manifest(parts, rows, mounts)
-    destination = _location(ref, ref.ref).destination(parts.transports())
+    place = Path(ref.ref).expanduser() if ref.type == "local" else None
+    before = None if place is None else _earlier(place)
+    for _ in range(_MAX_TRIES):
+        destination = _location(ref, ref.ref).destination(parts.transports())
+        try:
+            send_manifest(parts, destination, manifest)
+            destination.commit()
+            if place is None:
+                return
+            if before is not None:
+                _sweep_layout(place, before)
+            # Another export to the same directory may have swept what we found there: once more, then.
+            if all(destination.has_blob(blob) for blob in (manifest.config, *manifest.layers)):
+                return
+        finally:
+            destination.close()
+
+
+def _earlier(place: Path) -> Manifest | None:
+    """The cache that a directory has already; None if there is none that can be read."""
+    from registry.transports.oci import LayoutDir, find_entry
+
+    if not (place / "index.json").exists():
+        return None
     try:
-        send_manifest(parts, destination, manifest)
-        destination.commit()
+        layout = LayoutDir(place)
+        try:
+            entry = find_entry(layout.read_index().manifests, "cache", None, str(place))
+            raw = layout.read_manifest(entry)
+        finally:
+            layout.close()
+        return Manifest.parse(raw.raw, raw.media_type)
+    except PybuildError:
+        return None
+
+
+def _sweep_layout(place: Path, before: Manifest) -> None:
+    """Remove what an earlier cache of a directory had, and what nothing there refers to any more."""
+    from registry.transports.oci import LayoutDir
+
+    layout = LayoutDir(place)
+    try:
+        kept: set[Digest] = set()
+        waiting = list(layout.read_index().manifests)
+        while waiting:
+            entry = waiting.pop()
+            kept.add(entry.digest)
+            raw = layout.read_manifest(entry)
+            document = parse_manifest(raw.raw, raw.media_type)
+            if isinstance(document, Index):
+                waiting += document.manifests
+            else:
+                kept |= {document.config.digest, *(d.digest for d in document.layers)}
+    except PybuildError:
+        return  # somebody else's image there is not whole: nothing is safe to remove
     finally:
-        destination.close()
+        layout.close()
+    for digest in {before.descriptor.digest, before.config.digest, *(d.digest for d in before.layers)} - kept:
+        (place / "blobs" / digest.algorithm / digest.encoded).unlink(missing_ok=True)
 
 
 def cache_manifest(

@@ -165,3 +165,27 @@ def test_the_bases_layers_are_there_before_the_steps_are_done(
     sent = [r for r in asked if layer["digest"].removeprefix("sha256:") in r]
     assert any("mount=" in r for r in sent) == beside, asked
     assert any(r.startswith("PUT") for r in sent) == (not beside), asked
+
+
+def test_a_squashfs_image(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    need_tool("sqfstar", "unsquashfs")
+    place = tmp_path / "image.sqfs"
+    pybuild.build(context, "-o", f"type=squashfs,dest={place},compression=zstd", "--timestamp", "7")
+    listed = subprocess.run(["unsquashfs", "-lln", place], capture_output=True, text=True, check=True).stdout
+    assert any(line.startswith("-rw-r-----") and " 3/4 " in line for line in listed.splitlines()), listed
+    assert "squashfs-root/link -> dir/file" in listed
+    shown = subprocess.run(["unsquashfs", "-cat", place, "dir/file"], capture_output=True, check=True).stdout
+    assert shown == b"content\n"
+    again = tmp_path / "again.sqfs"
+    pybuild.build(context, "-o", f"type=squashfs,dest={again},compression=zstd", "--timestamp", "7")
+    assert again.read_bytes() == place.read_bytes()
+    assert not list(tmp_path.glob(".image*"))
+
+
+def test_a_squashfs_image_that_cannot_be_written_is_told(pybuild: Pybuild, context: Path, tmp_path: Path) -> None:
+    need_tool("sqfstar")
+    result = pybuild.build(context, "-o", f"type=squashfs,dest={tmp_path}/missing/x", check=False)
+    assert (result.status, "missing/x" in result.stderr) == (1, True)
+    result = pybuild.build(context, "-o", f"type=squashfs,dest={tmp_path}/x", env={"PATH": "/nowhere"}, check=False)
+    assert "squashfs-tools" in result.stderr
+    assert not (tmp_path / "x").exists()

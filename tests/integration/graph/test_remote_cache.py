@@ -120,6 +120,20 @@ def test_a_directory_holds_a_cache(pybuild: Pybuild, other: Pybuild, context: Pa
     assert executed(metadata(other, context, "--cache-from", f"type=local,src={place}")) == []
 
 
+def test_a_directory_does_not_grow_for_ever(pybuild: Pybuild, other: Pybuild, context: Path, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    pybuild.build(context, "-o", f"type=oci,tar=false,dest={place},name=x:kept")
+    sizes = []
+    for number in range(4):
+        (context / "src").write_text(f"text {number}\n")
+        pybuild.build(context, "--cache-to", f"type=local,dest={place},mode=max")
+        sizes.append(len(list((place / "blobs/sha256").iterdir())))
+    assert sizes[1:] == [sizes[0]] * 3, "what only the last cache had is gone"
+    assert executed(metadata(other, context, "--cache-from", f"type=local,src={place}")) == []
+
+    other.run("copy", f"oci:{place}:kept", "storage:kept:1")
+
+
 def test_an_image_carries_its_cache(pybuild: Pybuild, other: Pybuild, registry: RegistryServer, context: Path) -> None:
     name = f"{registry.host}/cache/inline:1"
     pybuild.build(context, "--cache-to", "type=inline", "--push", "-t", name)
