@@ -175,7 +175,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="type=TYPE[,dest=PATH][,name=NAME]",
-        help="registry, oci, docker, tar, local, image; may be given again; alone: a directory, - a tar on stdout",
+        help="registry, oci, docker, tar, local, squashfs, image; may be given again; alone: a directory, - a tar",
     )
     add("--push", action="store_true", help="send the image to the registry of its names")
     add("--load", action="store_true", help="give the image to the Docker daemon")
