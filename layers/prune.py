@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Literal
 
 from layers.gc import Marker, collect
 from layers.records import CACHE_OWNER, CacheRecord
-from layers.trees import disk_usage
+from layers.trees import disk_usage, remove_tree
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from layers.store import Store
 
 
+DOWNLOADS = "remote"
+"""The directory of the store with files from the network; a file's time of change is that of its last use."""
+
 _MEASURE_ANEW_NS = 3600 * 10**9
+_IN_USE_NS = 24 * 3600 * 10**9
 
 
 class UsageItem(NamedTuple):
@@ -62,6 +66,7 @@ class PruneReport(NamedTuple):
     blobs: int
     snapshots: int
     bytes: int
+    downloads: int = 0
 
 
 def usage(store: Store) -> UsageReport:
@@ -170,7 +175,9 @@ def prune(
     Without a limit, the records that made no layer of a named image go; with `all`, those too.
     `until_ns` spares records used since then; `match` those that it is false for. `keep_bytes`: records
     go, least recently used first, until the store takes no more than that (or there are none left).
+    Downloads that can be had again (ADD URL) go before anything else.
     """
+    downloads, freed = (0, 0) if match is not None else _drop_downloads(store, until_ns, keep_bytes)
     graph = _Graph(store)
     chosen = [r for r in graph.records if until_ns is None or r[2] < until_ns]
     if match is not None:
@@ -182,7 +189,32 @@ def prune(
         chosen = [r for r in chosen if r[1] not in graph.exported]
     records = store.cache.delete([key for key, _, _ in chosen])
     report = collect(store)
-    return PruneReport(records, report.blobs, report.snapshots, report.bytes)
+    return PruneReport(records, report.blobs, report.snapshots, report.bytes + freed, downloads)
+
+
+def _drop_downloads(store: Store, until_ns: int | None, keep_bytes: int | None) -> tuple[int, int]:
+    """Remove what ADD has fetched, least recently used first: how many files, and their allocated bytes.
+
+    While another process lives, what was used within a day may be in its hands, and stays.
+    """
+    directory = store.root / DOWNLOADS
+    limit_ns = time.time_ns() if until_ns is None else until_ns
+    if store.leases.alive() - {store.leases.owner()}:
+        limit_ns = min(limit_ns, time.time_ns() - _IN_USE_NS)
+    try:
+        found = [(entry.stat(follow_symlinks=False).st_ctime_ns, entry.path) for entry in os.scandir(directory)]
+    except FileNotFoundError:
+        return 0, 0
+    excess = None if keep_bytes is None else usage(store).total_bytes - keep_bytes
+    count = freed = 0
+    for used_ns, path in sorted(found):
+        if used_ns > limit_ns or (excess is not None and freed >= excess):
+            break
+        size_bytes = disk_usage(path)
+        remove_tree(path)
+        freed += size_bytes
+        count += not path.endswith(".json")  # what was said of a file goes with it, uncounted
+    return count, freed
 
 
 def make_room(store: Store, *, min_free_bytes: int = 0, max_bytes: int | None = None) -> PruneReport | None:

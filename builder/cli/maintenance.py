@@ -89,13 +89,14 @@ def _prune(store: Store, options: Namespace) -> int:
         keep = limit if keep is None else min(keep, limit)
     report = store.prune(all=options.all, until_ns=until_ns, keep_bytes=keep)
     if options.json:
-        document = {"images": images, "records": report.records, "blobs": report.blobs}
+        document = {"images": images, "records": report.records, "blobs": report.blobs, "downloads": report.downloads}
         print(json.dumps({**document, "snapshots": report.snapshots, "bytes": report.bytes}))
         return 0
     for name in images:
         print(f"untagged image {name.lstrip('@')}")
     print(
-        f"removed {report.records} cached steps, {report.snapshots} snapshots, {report.blobs} blobs: "
+        f"removed {report.records} cached steps, {report.snapshots} snapshots, {report.blobs} blobs, "
+        f"{report.downloads} downloads: "
         f"{human_size(report.bytes)} freed"
     )
     return 0

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import posixpath
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -145,6 +146,10 @@ def _stored(cache: Path, url: str, digest: str) -> HttpFile | None:
         return None
     record = _load_record(cache, url)
     modified = record.last_modified if record is not None and record.digest == digest else ""
+    # Its own times stay; that of change tells `prune` of the use.
+    for used in (path, _record_path(cache, url)):
+        with suppress(OSError):
+            os.utime(used, ns=(time.time_ns(), used.stat().st_mtime_ns))
     return HttpFile(path, f"sha256:{digest}", file_name(url), _seconds(modified), size)
 
 

@@ -99,6 +99,40 @@ class TestUsage:
             assert (freed.records, freed.blobs, freed.snapshots) == (1, 1, 1)
 
 
+class TestDownloads:
+    def fetched(self, root: Path) -> list[Path]:
+        (root / "remote").mkdir()
+        files = [root / "remote" / name for name in ("a" * 64, "b" * 64, "c.json", "dead-build")]
+        for file in files[:3]:
+            file.write_bytes(bytes(9000))
+        files[3].mkdir()
+        (files[3] / "left").touch()
+        return files
+
+    def test_they_go_with_a_prune(self, store: Store, root: Path) -> None:
+        self.fetched(root)
+        report = store.prune()
+        assert report.downloads == 3
+        assert report.bytes >= 3 * 9000
+        assert os.listdir(root / "remote") == []
+
+    def test_what_another_process_may_be_using_stays(self, store: Store, root: Path) -> None:
+        self.fetched(root)
+        with Store.open(root, driver="native") as other:
+            other.leases.owner()
+            assert store.prune(all=True).downloads == 0
+        assert store.prune(until_ns=0).downloads == 0
+        assert store.prune(match=lambda record: True).downloads == 0
+        assert store.prune(all=True).downloads == 3
+
+    def test_only_as_many_go_as_are_too_much(self, store: Store, root: Path) -> None:
+        files = self.fetched(root)
+        os.utime(files[0])  # used once more
+        assert store.prune(keep_bytes=store.usage().total_bytes - 1).downloads == 1
+        assert files[0].exists()
+        assert not files[1].exists()
+
+
 class TestPrune:
     def test_records_of_named_images_stay_unless_all_is_said(self, store: Store, root: Path) -> None:
         used, unused = step(store, "used", 10), step(store, "unused", 10)
