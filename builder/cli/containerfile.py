@@ -106,7 +106,7 @@ def _download(url: str) -> SourceFile:
 
 
 def _preprocess(path: Path, data: bytes, directory: Path, flags: Sequence[str]) -> bytes:
-    """What cpp(1) makes of a file, with buildah's flags; what it says of comments that look like directives is shown.
+    """What cpp(1) makes of a file, with buildah's flags. Comments are gone then, the parser's directives too.
 
     Raises: ContextError if there is no cpp, or it gives up.
     """
@@ -133,9 +133,8 @@ def _preprocess(path: Path, data: bytes, directory: Path, flags: Sequence[str]) 
     said = done.stderr.decode("utf-8", "replace").strip()
     if done.returncode and (not done.stdout or "fatal error:" in said or done.returncode < 0):
         raise ContextError(f"{path}: cpp failed: {said or f'exit status {done.returncode}'}")
-    if said:
-        print(f"warning: {path}: {said}", file=sys.stderr)
-    # The markers before the text proper would hide its first lines, which may be directives of the parser.
-    lines = done.stdout.split(b"\n")
-    first = next((at for at, line in enumerate(lines) if not line.startswith((b'# 0 "', b'# 1 "'))), 0)
-    return b"\n".join(lines[first:])
+    # It takes every comment of the Containerfile for a directive that it does not know, and leaves it out.
+    told = [line for line in said.splitlines() if "invalid preprocessing directive" not in line]
+    if told:
+        print(f"warning: {path}: cpp: {'; '.join(told)}", file=sys.stderr)
+    return done.stdout

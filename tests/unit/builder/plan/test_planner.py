@@ -185,3 +185,153 @@ def test_several_platforms_are_planned_each_with_its_arguments() -> None:
     )
     assert [dict(run.env)["TARGETARCH"] for run in runs(graph)] == ["amd64", "arm64"]
     assert [str(image.platform) for image in graph.images] == ["linux/amd64", "linux/arm64"]
+
+
+def history_of(graph: BuildGraph) -> list[str]:
+    return [entry.created_by for entry in graph.images[0].history]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ARG a=1\nARG b\nARG a=2\nRUN ls", ["ARG a=1", "ARG b", "ARG a=2", "RUN |2 a=2 b= /bin/sh -c ls # buildkit"]),
+        ("ARG a=1\nENV a=env\nRUN x", ["ARG a=1", "ENV a=env", "RUN |1 a=env /bin/sh -c x # buildkit"]),
+        ("ENV a=env\nARG a=1\nRUN x", ["ENV a=env", "ARG a=1", "RUN |1 a=1 /bin/sh -c x # buildkit"]),
+        ('RUN ["ls", "-l a"]', ["RUN ls -l a # buildkit"]),
+        ("RUN <<EOF\nx\nEOF", ["RUN /bin/sh -c x\n # buildkit"]),
+        ('CMD ["a", "b\\"c"]', ['CMD ["a" "b\\"c"]']),
+        ("ENTRYPOINT run it", ['ENTRYPOINT ["/bin/sh" "-c" "run it"]']),
+        (
+            "HEALTHCHECK --interval=90s --timeout=1500ms --retries=3 CMD x",
+            ["HEALTHCHECK {Test:[CMD-SHELL x] Interval:1m30s Timeout:1.5s StartPeriod:0s StartInterval:0s Retries:3}"],
+        ),
+        (
+            "HEALTHCHECK NONE",
+            ["HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}"],
+        ),
+        ("EXPOSE 5000 1234/udp 80-81", ["EXPOSE [1234/udp 5000/tcp 80/tcp 81/tcp]"]),
+        ('VOLUME ["/a", "/b c"]', ["VOLUME [/a /b c]"]),
+        ('SHELL ["/bin/ash", "-c"]', ["SHELL [/bin/ash -c]"]),
+        ("STOPSIGNAL 9\nUSER u:g\nMAINTAINER some one", ["STOPSIGNAL 9", "USER u:g", "MAINTAINER some one"]),
+        ("LABEL a=b 'c d'=\"e f\"", ["LABEL a=b c d=e f"]),
+        ("WORKDIR /a/../b/\nWORKDIR c", ["WORKDIR /a/../b/", "WORKDIR /b/c"]),
+        ("COPY --chown=1:2 --chmod=644 f g /d/", ["COPY --chown=1:2 --chmod=644 f g /d/ # buildkit"]),
+        ("ADD --checksum=sha256:00 https://h/f /", ["ADD https://h/f / # buildkit"]),
+        ("COPY --parents --link --exclude=x f <<E /d/\nE", ["COPY --parents f <<E /d/ # buildkit"]),
+        ("ONBUILD RUN x", []),
+    ],
+)
+def test_the_history_is_buildkits_word_for_word(text: str, wanted: list[str]) -> None:
+    assert history_of(graph_of(f"FROM scratch\n{text}\n")) == wanted
+
+
+def test_a_workdir_is_kept_as_written_and_made_clean() -> None:
+    graph = graph_of("FROM scratch\nWORKDIR /a/../b/\n")
+    assert config_of(graph)["WorkingDir"] == "/a/../b/"
+    assert [step.op.path for step in graph.steps if isinstance(step.op, MkdirOp)] == ["/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "wanted"),
+    [
+        ("FROM scratch AS a\nARG TARGETSTAGE\nRUN x\n", None, "a"),
+        ("FROM scratch\nARG TARGETSTAGE\nRUN x\n", None, "default"),
+        ("FROM scratch AS a\nARG TARGETSTAGE\nRUN x\nFROM scratch AS b\n", "a", "a"),
+        ("FROM scratch AS a\nARG TARGETSTAGE\nRUN x\nFROM a AS final\n", None, "final"),
+    ],
+)
+def test_the_target_stage_is_told(text: str, target: str | None, wanted: str) -> None:
+    (run,) = runs(graph_of(text, target=target))
+    assert dict(run.env)["TARGETSTAGE"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM scratch AS x\nCOPY --from=\\'y f /\nFROM scratch\n", "looking for matching single-quote"),
+        ("FROM scratch AS x\nCOPY --from=7 f /\nFROM scratch\n", "invalid stage index 7"),
+        ("FROM scratch AS x\nCOPY --from=x f /\nFROM scratch\n", "circular dependency detected on stage: x"),
+        (
+            "FROM scratch AS x\nCOPY --from=y f /\nFROM scratch AS y\nCOPY --from=x f /\nFROM scratch\n",
+            "circular dependency detected on stage: x",
+        ),
+        ("FROM $nothing AS x\nFROM scratch\n", "should not be blank"),
+    ],
+)
+def test_what_is_wrong_in_a_stage_that_nothing_needs(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        graph_of(text)
+
+
+def test_a_stage_that_nothing_needs_may_look_forward() -> None:
+    assert graph_of("FROM scratch AS x\nCOPY --from=y f /\nFROM scratch AS y\nCOPY a /\n").steps
+
+
+def test_stages_that_after_names_are_built_first() -> None:
+    text = "ARG S=one\nFROM a AS one\nRUN one\nFROM a AS two\nRUN two\nFROM --after=$S --after=1 a\nRUN own\nRUN next\n"
+    graph = graph_of(text, Images(a={}))
+    by_command = {step.op.args[-1]: step for step in graph.steps if isinstance(step.op, RunOp)}
+    first = {by_command["one"].number, by_command["two"].number}
+    assert set(by_command["own"].inputs) == first
+    assert set(graph.demanded) == first
+    assert by_command["next"].inputs == ()
+
+
+def test_after_waits_where_the_stage_has_no_step_and_inherits_nothing() -> None:
+    graph = graph_of("FROM scratch AS one\nRUN one\nENV A=1\nFROM --after=one scratch\nLABEL a=b\n")
+    assert len(graph.demanded) == 1
+    assert graph.images[0].top is None
+    assert "A=1" not in config_of(graph)["Env"]
+
+
+@pytest.mark.parametrize("name", ["later", "nosuch", "self", "2"])
+def test_after_names_a_stage_before(name: str) -> None:
+    with pytest.raises(PlanError, match=r"--after: no stage|invalid stage index"):
+        graph_of(f"FROM scratch AS one\nFROM --after={name} scratch AS self\nFROM scratch AS later\n")
+
+
+def test_a_base_built_for_a_variant_keeps_it() -> None:
+    class Variants(Images):
+        def resolve_image(self, name: str, platform: Platform) -> ResolvedImage:
+            return super().resolve_image(name, Platform("linux", "arm64", "v9", "1.2"))
+
+    asked = (Platform("linux", "arm64"),)
+    assert graph_of("FROM a\n", Variants(a={}), platforms=asked).images[0].document["variant"] == "v9"
+    foreign = graph_of("FROM a\n", Variants(a={}), platforms=(Platform("linux", "arm", "v7"),)).images[0].document
+    assert (foreign["architecture"], foreign["variant"], foreign.get("os.version")) == ("arm", "v7", None)
+
+
+def test_windows_has_its_own_shell_and_no_path() -> None:
+    config = config_of(graph_of("FROM scratch\nENTRYPOINT foo bar\n", platforms=(Platform("windows", "amd64"),)))
+    assert config["Entrypoint"] == ["cmd", "/S", "/C", "foo bar"]
+    assert "Env" not in config
+
+
+def test_variables_of_a_base_without_a_value_stay_so() -> None:
+    images = Images(a={"Env": ["PATH=/p", "BARE", "SET"]})
+    assert config_of(graph_of("FROM a\nENV SET=1\n", images))["Env"] == ["PATH=/p", "BARE", "SET=1"]
+
+
+def test_a_link_with_a_mode_is_an_ordinary_copy() -> None:
+    graph = graph_of("FROM scratch\nCOPY --link a /\nCOPY --link --chmod=644 a /\n")
+    assert [step.op.link for step in graph.steps if isinstance(step.op, CopyOp)] == [True, False]
+
+
+def test_a_cache_mount_without_id_is_known_by_its_target_as_written() -> None:
+    text = "FROM scratch\nRUN --mount=type=cache,target=c/ x\nWORKDIR /w\nRUN --mount=type=cache,target=c y\n"
+    mounts = [run.mounts[0] for run in runs(graph_of(text))]
+    assert [mount.id for mount in mounts] == ["c", "c"]
+    assert [mount.target for mount in mounts] == ["/c", "/w/c"]
+
+
+def test_an_indented_shebang_of_a_chomped_heredoc_is_one() -> None:
+    (run,) = runs(graph_of("FROM scratch\nRUN <<-EOF\n\t#!/bin/awk -f\n\tx\nEOF\n"))
+    assert run.files == (("/dev/pipes/EOF", b"#!/bin/awk -f\nx\n"),)
+
+
+def test_steps_share_the_environment_of_thousands_of_arguments() -> None:
+    text = "FROM scratch\n" + "".join(f"ARG A{i}=x\nRUN {i}\n" for i in range(2000))
+    graph = graph_of(text)
+    blocks = {id(block) for run in runs(graph) for block in run.env._blocks}
+    assert len(blocks) < 3 * 2000
+    assert graph.images[0].history[-1].created_by.startswith("RUN |2000 A0=x A1=x")
