@@ -244,6 +244,30 @@ class RegistryClient:
 
         return BlobReader(self._wire, pairs, descriptor, offset=offset, hasher=hasher, served_by=served)
 
+    def read_range(self, ref: Reference, descriptor: Descriptor, offset: int, size_bytes: int) -> bytes | None:
+        """A part of a blob, not verified: that is the caller's. None if the registry knows no ranges.
+
+        Raises: ServerError if the answer is another part; other RegistryErrors, SizeMismatch, Cancelled.
+        """
+        what = f"cannot pull a part of blob {descriptor.digest.short} of {ref.repository}"
+        wanted = f"bytes {offset}-{offset + size_bytes - 1}/"
+
+        def fetch(endpoint: Endpoint) -> bytes | None:
+            path = f"{endpoint.repository}/blobs/{descriptor.digest}"
+            headers = {"Range": wanted.replace(" ", "=").rstrip("/")}
+            call = Call("GET", path, what, (Scope.repository(endpoint.repository, "pull"),), (206,), headers)
+            try:
+                reply = self._wire.fetch(endpoint, call, limit=size_bytes)
+            except ServerError as e:
+                if e.status == 200:
+                    return None
+                raise
+            if len(reply.body) != size_bytes or not reply.headers.get("Content-Range", "").startswith(wanted):
+                raise ServerError(f"{what}: the answer is another part", url=reply.url)
+            return reply.body
+
+        return self._pull(ref.with_digest(descriptor.digest), fetch)
+
     def has_blob(self, ref: Reference, digest: Digest, *, for_push: bool = True) -> bool:
         """Whether the repository has the blob; a registry that refuses HEAD is asked by GET.
 

@@ -60,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "blob": Verb("remote", "get, put, look up or delete a blob of a registry"),
     "ratelimit": Verb("remote", "tell how many pulls a registry still allows"),
     "validate": Verb("remote", "check an image: every digest, size and DiffID"),
+    "cat": Verb("cat", "write files of an image to stdout, without pulling or unpacking it"),
     "sync": Verb("sync", "mirror repositories as a YAML file says"),
     "artifact": Verb("artifact", "push, pull, attach and list artifacts"),
     "registry": Verb("explain", "explain where a name leads, and what answers there"),

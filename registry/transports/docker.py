@@ -114,6 +114,10 @@ class DockerSource:
         unhashed = cast("hashlib._Hash", _Unhashed(descriptor.digest))
         return self._client.open_blob(self._ref, descriptor, offset, hasher=unhashed)
 
+    def read_range(self, descriptor: Descriptor, offset: int, size_bytes: int) -> bytes | None:
+        """A part of a blob, not verified; None if the registry knows no ranges. Raises: RegistryError."""
+        return self._client.read_range(self._ref, descriptor, offset, size_bytes)
+
     def blob_path(self, digest: Digest) -> Path | None:
         return None
 

@@ -68,15 +68,16 @@ def random_layer(name: str, size: int = 2000) -> dict[str, bytes]:
 
 
 def make_image(
-    layers: Sequence[Mapping[str, bytes]] | None = None,
+    layers: Sequence[Mapping[str, bytes] | bytes] | None = None,
     *,
     docker: bool = False,
     compress: bool = True,
     architecture: str = "amd64",
     annotations: Mapping[str, str] | None = None,
 ) -> Image:
-    """An image of these layers, or of two random ones."""
-    tars = [tar_of(files) for files in (layers if layers is not None else [random_layer("a"), random_layer("b")])]
+    """An image of these layers (files, or tar streams), or of two random ones."""
+    made = layers if layers is not None else [random_layer("a"), random_layer("b")]
+    tars = [one if isinstance(one, bytes) else tar_of(one) for one in made]
     layer_type = DOCKER_LAYER_GZIP if docker else OCI_LAYER + ("+gzip" if compress else "")
     blobs = [Blob(gzip.compress(t, 1, mtime=0) if compress else t, layer_type) for t in tars]
     config = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -311,3 +313,45 @@ def test_login_explained(
     for done in (anonymous, wrong, broken):
         assert "s3cret" not in done.text + done.err
         assert "wr0ng" not in done.text + done.err
+
+
+def test_cat(cli: CommandLine, fresh_registry: RegistryServer, tmp_path: Path) -> None:
+    """A file by its path, out of a registry, a layout, the store; of an eStargz layer little more than that is read."""
+    wanted = b"wanted\n" * 50
+    noise = {f"usr/share/f{n}": os.urandom(40_000) for n in range(100)}
+    image = make_image([{"etc/wanted": b"old", **noise}, {"etc/wanted": wanted, "other": b"o"}])
+    layout = write_layout(tmp_path / "made", t=image)
+    name = f"{fresh_registry.host}/team/cat"
+    cli("copy", f"oci:{layout}:t", f"docker://{name}:plain")
+    cli("copy", "--compression", "estargz", "--force-compression", f"oci:{layout}:t", f"docker://{name}:lazy")
+    cli("pull", f"{name}:plain")
+    for source in (f"oci:{layout}:t", f"docker://{name}:plain", f"docker://{name}:lazy", f"{name}:plain"):
+        assert cli("cat", source, "/etc/wanted", "other").out == wanted + b"o"
+    out = tmp_path / "out"
+    cli("cat", "-o", out, f"docker://{name}:lazy", "usr/share/f99")
+    assert out.read_bytes() == noise["usr/share/f99"]
+    missing = cli("cat", "-o", tmp_path / "none", f"docker://{name}:lazy", "/etc/wanted", "/nothing", status=1)
+    assert "has no file /nothing" in missing.err
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("none")]
+    with FaultProxy(fresh_registry.host) as proxy:
+        assert cli("cat", f"docker://{proxy.host}/team/cat:lazy", "usr/share/f42").out == noise["usr/share/f42"]
+        assert 3 * 40_000 > proxy.down_bytes
+    # Chunks are checked by the digests of a table that is itself checked.
+    for part in ("footer", "table", "chunk"):
+        with FaultProxy(fresh_registry.host, damaging(part)) as proxy:
+            done = cli("cat", f"docker://{proxy.host}/team/cat:lazy", "usr/share/f42", status=None)
+            assert done.out in {b"", noise["usr/share/f42"]}, part
+            assert done.status in ({0} if done.out else {1, 8}), part
+
+
+def damaging(part: str) -> Callable[[Exchange], Fault | None]:
+    """Change a byte of one of the parts of an eStargz blob as it passes: they are asked for by Range, in this order."""
+    order: list[str] = []
+
+    def rule(exchange: Exchange) -> Fault | None:
+        if exchange.method != "GET" or "range" not in exchange.headers:
+            return None
+        order.append(("footer", "table", "chunk")[len(order)] if len(order) < 3 else "more")
+        return Fault(corrupt_at=20) if order[-1] == part else None
+
+    return rule
