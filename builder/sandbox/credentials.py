@@ -2,7 +2,7 @@
 
 Where a user namespace has a single id, `supervisor` answers such calls with these, so that a program that
 drops its privileges, and checks that it has, finds what it expects. Privileged is whose effective user is 0,
-whatever became of its capabilities. credentials(7).
+or who asked to keep the capabilities of one: no others are told apart. credentials(7).
 """
 
 from __future__ import annotations
@@ -69,11 +69,24 @@ class Credentials(NamedTuple):
     users: Ids = Ids()
     groups: Ids = Ids()
     supplementary: tuple[int, ...] = ()
+    keeping: bool = False
+    """PR_SET_KEEPCAPS was set by who was privileged; until the next execve(2)."""
 
     @property
     def privileged(self) -> bool:
         """Whether it may take any id."""
-        return self.users.effective == 0
+        return self.users.effective == 0 or self.keeping
+
+    def executing(self, owner: int | None, group: int | None) -> Credentials:
+        """After execve(2) of a file that has a set-user-ID bit and that owner, a set-group-ID bit and that group."""
+        users, groups = (
+            ids.set_res(UNCHANGED, wanted, wanted, True)
+            for ids, wanted in (
+                (self.users, self.users.effective if owner is None else owner),
+                (self.groups, self.groups.effective if group is None else group),
+            )
+        )
+        return self._replace(users=users, groups=groups, keeping=False)
 
     def in_group(self, number: int) -> bool:
         """Whether files of that group are its group's."""

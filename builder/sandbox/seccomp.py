@@ -14,10 +14,12 @@ import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from resource import RLIMIT_RTTIME
 from typing import Any
 
 from builder.errors import SandboxError
 from builder.sandbox.syscalls import X32_BIT, numbers
+from layers.linux import PR_SET_KEEPCAPS
 from layers.values import NamedTuple
 
 _LOAD, _JUMP, _JEQ, _JGT, _JGE, _AND, _RETURN = 0x20, 0x05, 0x15, 0x25, 0x35, 0x54, 0x06
@@ -178,7 +180,7 @@ def default_program(capabilities: frozenset[str], machine: str) -> bytes:
 # ---- what a supervisor answers ----------------------------------------------------------------
 
 SUPERVISED = (
-    "chown lchown fchown fchownat mknod mknodat mkdir mkdirat symlink symlinkat creat chroot "
+    "chown lchown fchown fchownat mknod mknodat mkdir mkdirat symlink symlinkat creat chroot execve execveat "
     "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups "
     "getuid geteuid getgid getegid getresuid getresgid getgroups stat lstat fstat newfstatat statx"
 )
@@ -196,7 +198,14 @@ def supervised_program(machine: str) -> bytes:
         for name, argument in (("open", 1), ("openat", 2))
         for bit in (os.O_CREAT, os.O_TMPFILE & ~os.O_DIRECTORY)
     ]
-    rules = (Rule(tuple(SUPERVISED.split()), NOTIFY), *creating)
+    # What the supervisor keeps in a limit is not to be seen, nor to be lost where pam_limits sets them all.
+    chosen = (
+        (("prctl",), Comparison(0, "EQ", PR_SET_KEEPCAPS)),
+        (("setrlimit", "getrlimit"), Comparison(0, "EQ", RLIMIT_RTTIME)),
+        (("prlimit64",), Comparison(1, "EQ", RLIMIT_RTTIME)),
+    )
+    some = [Rule(names, NOTIFY, (comparison,)) for names, comparison in chosen]
+    rules = (Rule(tuple(SUPERVISED.split()), NOTIFY), *creating, *some)
     return compile_profile(Profile(ALLOW, rules, _family(machine)[:1], ALLOW))
 
 
