@@ -230,7 +230,7 @@ def _names_container(words: Sequence[str]) -> bool:
     root = root or next((word[7:] for word in words if word.startswith("--root=")), None)
     from pathlib import Path
 
-    from layers.store import default_root
+    from layers.root import default_root
 
     place = Path(root) if root else default_root(os.environ, os.geteuid())
     if not (place / "containers" / "names").is_dir():
