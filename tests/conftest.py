@@ -29,3 +29,4 @@ def _stable_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("PYBUILD_") or name in {"SOURCE_DATE_EPOCH", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"}:
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PYBUILD_CONFIG", "")

@@ -213,7 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(verb: str, command: Command, parser: ArgumentParser, rest: list[str]) -> int:
     import argparse
 
-    words = _with_values(parser, rest)
+    words = _with_values(parser, [*_defaults(verb, parser), *rest])
     # A command's own words may look like flags: `pybuild unshare ls -l`.
     whole = any(action.nargs == argparse.REMAINDER for action in parser._actions)
     options = parser.parse_args(words) if whole else parser.parse_intermixed_args(words)
@@ -222,6 +222,23 @@ def _run(verb: str, command: Command, parser: ArgumentParser, rest: list[str]) -
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
     return command.run(verb, options)
+
+
+def _defaults(verb: str, parser: ArgumentParser) -> list[str]:
+    """The flags that the user's configuration file gives; nothing is loaded where there is none."""
+    name = os.environ.get("PYBUILD_CONFIG")
+    if name is None:
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.environ.get("HOME", ""), ".config")
+        name = os.path.join(home, "pybuild", "config.toml")
+        if not os.path.isabs(name) or not os.path.exists(name):
+            return []
+    if not name:
+        return []
+    from pathlib import Path
+
+    from builder.cli.defaults import default_words
+
+    return default_words(Path(name), verb, parser)
 
 
 def _names_container(words: Sequence[str]) -> bool:

@@ -62,7 +62,7 @@ class Pybuild:
         # Compiling every module again would double the time of each of some hundred commands.
         if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
             inherited.setdefault("PYTHONPYCACHEPREFIX", str(machine_cache_dir() / "pyc"))
-        return {**inherited, "PYTHONPATH": str(CHECKOUT), **self.env, **(extra or {})}
+        return {**inherited, "PYTHONPATH": str(CHECKOUT), "PYBUILD_CONFIG": "", **self.env, **(extra or {})}
 
     def run(
         self,
