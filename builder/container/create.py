@@ -170,7 +170,7 @@ def _settings(
     network, words = _network(options)
     if words:
         warn(words)
-    mounts, named = _mounts(store.root, config, options, active.mount, made)
+    mounts, named = _mounts(store.root, config, options, _of_image(active.mount), made)
     spec = _spec(store.root, config, options, active.mount, record.id, network, mounts)
     stop = config.get("StopSignal") or "SIGTERM"
     ports = [list(port) for port in options.ports]
@@ -213,7 +213,8 @@ def _spec(
 ) -> SandboxSpec:
     from builder.solve.steps import user_in
 
-    user = user_in(mount, str(config.get("User") or ""))
+    tree = _of_image(mount)
+    user = user_in(tree, str(config.get("User") or ""))
     cwd = str(config.get("WorkingDir") or "/")
     if not cwd.startswith("/"):
         raise ContainerError(f"the working directory {cwd!r} is not absolute")
@@ -227,7 +228,7 @@ def _spec(
     if options.tty:
         env.setdefault("TERM", "xterm")
     chosen = rights.security(options.security_opt)
-    groups = [*user.groups, *_extra_groups(mount, options.group_add)]
+    groups = [*user.groups, *_extra_groups(tree, options.group_add)]
     return SandboxSpec(
         args=argv(config) if config.get("Entrypoint") or config.get("Cmd") else ("/bin/sh",),
         root=mount,
@@ -260,6 +261,13 @@ def _spec(
         shm_size_bytes=options.shm_size_bytes,
         stubs=root / "stubs",
     )
+
+
+def _of_image(mount: Mount) -> Mount:
+    """The tree of a container that nothing was written to yet: its upper directory can be mounted only once."""
+    if mount.upper is None:
+        return mount
+    return Mount("overlay" if len(mount.lower) > 1 else "bind", mount.lower, readonly=True, dialect=mount.dialect)
 
 
 def _make_workdir(mount: Mount, cwd: str, owner: tuple[int, int]) -> None:

@@ -130,6 +130,16 @@ def test_volumes_are_filled_and_shared(box: Pybuild) -> None:
     assert read_only.status != 0
 
 
+def test_a_volume_of_the_image_is_filled_and_its_workdir_made(box: Pybuild) -> None:
+    """Both look into the container's tree before it is started."""
+    changes = ("-c", "VOLUME /etc", "-c", "WORKDIR /deep/down", "-c", "USER web")
+    start(box, "--name", "plain", IMAGE, "true")
+    box.run("wait", "plain")
+    box.run("commit", *changes, "plain", "volumes:1")
+    result = box.run("run", "--rm", "--network", "host", "volumes:1", "sh", "-c", "pwd; id -u; head -c4 /etc/passwd")
+    assert result.text == "/deep/down\n33\nroot"
+
+
 def test_a_commit_is_an_image_that_runs(box: Pybuild) -> None:
     start(box, "--name", "made", IMAGE, "sh", "-c", "echo data > /made; rm /bin/vi; sleep 100")
     time.sleep(0.5)
