@@ -112,7 +112,7 @@ def prepared(
     with ExitStack() as stack:
         zygote = Zygote(launcher, request.run.isolation, request.run.runtime)
         stack.callback(zygote.close)
-        session = Session(request)
+        session = Session(request, store.root)
         stack.callback(session.close)
         sources = ImageSources(store, transports, policy=request.pull, events=events, cancelled=cancelled)
         remotes = RemoteSources(store.root / "remote")

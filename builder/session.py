@@ -39,8 +39,9 @@ class ContextTree(NamedTuple):
 class Session:
     """One build's inputs. Thread-safe. Close it to close the directories."""
 
-    def __init__(self, request: BuildRequest) -> None:
+    def __init__(self, request: BuildRequest, store_root: Path | None = None) -> None:
         self._request = request
+        self._store_root = store_root
         self._lock = threading.Lock()
         self._trees: dict[str, ContextTree] = {}
         self._places: list[TemporaryDirectory[str]] = []
@@ -73,7 +74,7 @@ class Session:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise ContextError(f"cannot open the build context {path}: {e.strerror}") from e
-        return ContextTree(fd=fd, path=path, ignore=self._matcher(path, main=not name))
+        return ContextTree(fd=fd, path=path, ignore=self._without_store(path, self._matcher(path, main=not name)))
 
     def _permit(self, name: str) -> None:
         """Ask the source policy. Raises: ContextError."""
@@ -119,6 +120,23 @@ class Session:
                 raise ContextError(f"{path} is larger than {_MAX_IGNORE_BYTES} bytes")
             return IgnoreMatcher.parse(data.decode("utf-8", "surrogateescape"), str(path))
         return None
+
+    def _without_store(self, path: Path, ignore: IgnoreMatcher | None) -> IgnoreMatcher | None:
+        """A store within the context is no part of it: a build would copy what it writes.
+
+        Raises: ContextError where the context is the store.
+        """
+        if self._store_root is None:
+            return ignore
+        try:
+            store, context = self._store_root.resolve(), path.resolve()
+        except (OSError, RuntimeError) as e:
+            raise ContextError(f"cannot tell where the build context {path} lies: {e}") from e
+        if context == store:
+            raise ContextError(f"the build context {path} is the store itself", hint="use another --root or context")
+        if not store.is_relative_to(context):
+            return ignore
+        return (ignore or IgnoreMatcher(())).hiding(str(store.relative_to(context)), "the store itself")
 
     def secret(self, id: str) -> bytes | None:
         """A secret's value, None if it was not given. Raises: ContextError if it cannot be read."""

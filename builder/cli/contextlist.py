@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builder.cli.images import human_size
+from builder.cli.options import store_root
 from builder.errors import ContextError, UsageError
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.frontend.source import SourceFile
@@ -49,7 +50,7 @@ def run(verb: str, options: Namespace) -> int:
         context=directory,
         ignore_file=ignore_file_for(file, options.ignorefile),
     )
-    session = Session(request)
+    session = Session(request, store_root(options))
     try:
         entries = list(list_context(session))
     finally:

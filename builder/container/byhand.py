@@ -179,7 +179,7 @@ def _step_context(
     from builder.solve.steps import StepContext
     from layers.events import NullSink
 
-    session = Session(request)
+    session = Session(request, container.store.root)
     remotes = RemoteSources(container.store.root / "remote")
     try:
         yield StepContext(

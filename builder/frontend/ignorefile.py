@@ -68,6 +68,11 @@ class IgnoreMatcher:
         stripped = [pattern.strip(GO_SPACE) for pattern in patterns]
         return cls(_rule(p, Deciding(source_name, i, p)) for i, p in enumerate(stripped, 1) if p)
 
+    def hiding(self, path: str, why: str) -> IgnoreMatcher:
+        """One that ignores `path` and what is in it, too, whatever the lines say."""
+        literal = "".join(f"\\{c}" if c in "\\*?[]^!#" else c for c in clean_path(path))
+        return IgnoreMatcher((*self._rules, _rule(literal, Deciding(why, 0, path))))
+
     def __bool__(self) -> bool:
         return bool(self._rules)
 
