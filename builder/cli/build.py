@@ -228,7 +228,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="BOOL",
         help="tell at the end where the time went (default: on a terminal)",
     )
-    add("--timeline", metavar="FILE", help="draw the build as a chart: .svg or .html")
+    add("--timeline", metavar="FILE", help="draw the build as a chart, .svg or .html, or trace it, .json")
     add("--check", action="store_true", help="lint the Containerfile instead of building it")
     add("--call", choices=["build", "check", "outline", "targets"], default="build", help="do this instead of building")
     add(
@@ -320,7 +320,7 @@ def _report(options: Namespace, result: BuildResult) -> None:
     if options.timeline:
         from builder.solve.timeline import write_timeline
 
-        write_timeline(result.steps, Path(options.timeline))
+        write_timeline(result.steps, Path(options.timeline), traceparent=os.environ.get("TRACEPARENT", ""))
     wanted = options.summary
     if wanted is None:
         wanted = bool(result.executed) and not options.quiet and sys.stderr.isatty()

@@ -13,6 +13,10 @@ beginning the snapshot; the command; the files; ending the snapshot; finding wha
 its layer; sending it. The last three go on while later steps run."""
 
 
+BACKGROUND = ("diff", "compress", "push")
+"""Those that go on behind later steps."""
+
+
 class StepReport(NamedTuple):
     """One step that was found or run. Times in nanoseconds since the epoch, phases in seconds."""
 
@@ -50,7 +54,13 @@ class StepReport(NamedTuple):
         return doc
 
 
-def summary(reports: tuple[StepReport, ...], wall_s: float, fetched_bytes: int, moved_bytes: int) -> list[str]:
+def summary(
+    reports: tuple[StepReport, ...],
+    wall_s: float,
+    fetched_bytes: int,
+    moved_bytes: int,
+    pulls_left: tuple[tuple[str, RateLimit], ...] = (),
+) -> list[str]:
     """The end of a build in lines for people: what was found, what ran, and where the time went."""
     ran = [r for r in reports if not r.cached]
     lines = [f"{len(reports) - len(ran)} steps from the cache, {len(ran)} run, in {wall_s:.1f} s"]
@@ -64,6 +74,7 @@ def summary(reports: tuple[StepReport, ...], wall_s: float, fetched_bytes: int, 
         lines.append(f"  {_name(r):<{width}}  {r.wall_s:7.2f} s  ({phases or 'nothing to speak of'}{usage}{size})")
     if fetched_bytes or moved_bytes:
         lines.append(f"  {fetched_bytes} bytes fetched, {moved_bytes} bytes sent")
+    lines += [f"  {host}: {limit.remaining} of {limit.limit} pulls left" for host, limit in pulls_left]
     return lines
 
 

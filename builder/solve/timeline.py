@@ -1,38 +1,45 @@
-"""The chart of `--timeline`: one bar a step over time, coloured by phase, as SVG alone or in an HTML page.
+"""The chart of `--timeline`: one bar a step over time, coloured by phase, as SVG alone or in an HTML page; or a trace.
 
 No script, no font and no file from elsewhere: it opens in any browser, and in a CI's artifacts.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from builder.errors import ContextError
+from builder.solve.report import BACKGROUND as _BACKGROUND
 from builder.solve.report import StepReport
 
 _COLOURS = {
     "wait": "#b8b8b8", "pull": "#4e79a7", "prepare": "#9c755f", "sandbox": "#59a14f", "copy": "#76b7b2",
     "commit": "#edc948", "other": "#bab0ac", "diff": "#e15759", "compress": "#f28e2b", "push": "#b07aa1",
 }  # fmt: skip
-_BACKGROUND = ("diff", "compress", "push")
 _ROW = 26
 _LEFT = 420
 _WIDTH = 900
 _TOP = 64
 
 
-def write_timeline(reports: Sequence[StepReport], path: Path) -> None:
-    """Draw the steps to `path`, an .svg or .html file. Raises: ContextError."""
-    svg = draw(reports)
+def write_timeline(reports: Sequence[StepReport], path: Path, *, traceparent: str = "") -> None:
+    """Draw the steps to `path`, an .svg or .html file, or write them as an OTLP trace (.json). Raises: ContextError."""
+    if path.suffix.lower() == ".json":
+        from builder.solve.trace import trace
+        from builder.version import VERSION
+
+        text = trace(reports, VERSION, random=os.urandom, traceparent=traceparent) + "\n"
+    else:
+        text = draw(reports)
     if path.suffix.lower() in {".html", ".htm"}:
-        svg = (
+        text = (
             "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>build timeline</title>"
-            f"<style>body{{margin:16px;background:#fff}}</style></head><body>\n{svg}\n</body></html>\n"
+            f"<style>body{{margin:16px;background:#fff}}</style></head><body>\n{text}\n</body></html>\n"
         )
     try:
-        path.write_text(svg, encoding="utf-8", errors="replace")
+        path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as e:
         raise ContextError(f"cannot write {path}: {e.strerror}") from e
 

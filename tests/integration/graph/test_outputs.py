@@ -110,6 +110,11 @@ def test_the_timeline_is_a_picture(pybuild: Pybuild, context: Path, tmp_path: Pa
     assert any("COPY" in t for t in texts)
     pybuild.build(context, "--timeline", tmp_path / "t.html", "--no-cache")
     assert "<svg" in (tmp_path / "t.html").read_text()
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    pybuild.build(context, "--timeline", tmp_path / "t.json", "--no-cache", env={"TRACEPARENT": parent})
+    (scope,) = json.loads((tmp_path / "t.json").read_text())["resourceSpans"][0]["scopeSpans"]
+    assert {span["traceId"] for span in scope["spans"]} == {"4bf92f3577b34da6a3ce929d0e0e4736"}
+    assert any("COPY" in span["name"] for span in scope["spans"])
 
 
 def test_the_summary_tells_steps_and_phases(pybuild: Pybuild, context: Path) -> None:
