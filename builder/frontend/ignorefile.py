@@ -76,6 +76,16 @@ class IgnoreMatcher:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
+    @property
+    def has_exceptions(self) -> bool:
+        """Whether a `!` brings something back."""
+        return any(rule.excludes for rule in self._rules)
+
+    def hides_everything(self) -> Deciding | None:
+        """The line that ignores whatever lies in the context's root, if there is one."""
+        whole = {"*", "**", "**/*"}
+        return next((r.origin for r in self._rules if not r.excludes and clean_path(r.origin.pattern) in whole), None)
+
     def match(self, path: str) -> bool:
         """Whether a path is ignored. The context's root, `.`, never is."""
         path = _relative(path)

@@ -1,7 +1,8 @@
 """BuildKit's lint: what a Containerfile says that is legal and probably not meant.
 
 Pure: what lies outside the file (base images, the ignore file, build arguments) comes as parameters,
-and a rule that would need what was not given stays silent. `# check=skip=A,B;error=true` is obeyed.
+and a rule that would need what was not given stays silent. `# check=skip=A,B;error=true` is obeyed, on top
+of the file for all of it, above an instruction for that one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ CHECK_ARG = "BUILDKIT_DOCKERFILE_CHECK"
 _RESERVED = frozenset({"context", "scratch"})
 _NOT_IN_ENV = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
 _SECRET = re.compile("(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE)
-_PUBLIC = re.compile("(?:_|^)public(?:_|$)", re.IGNORECASE)
+_NO_SECRET = re.compile("(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
+_CHECK_COMMENT = re.compile(r"check[\t ]*=[\t ]*([^ ]+)", re.IGNORECASE)
 _REPOSITORY = re.compile(
     r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
     r"(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
@@ -182,12 +184,28 @@ class _Linter:
         self.ignore = ignore
         self.target = Platform()
         self.findings: list[Finding] = []
+        self.local = CheckOptions()
+        """What the comments above the instruction that is looked at add."""
+
+    def look_at(self, instruction: Instruction) -> None:
+        """Obey a `# check=skip=RULE // why` above an instruction for what is reported of it."""
+        self.local = CheckOptions()
+        for comment in instruction.comments:
+            if match := _CHECK_COMMENT.match(comment):
+                try:
+                    self.local = parse_check_options(match[1])
+                except ParseError:
+                    pass  # an ordinary comment, after all
+                return
 
     def report(self, rule_name: str, place: SourceRange, **values: str) -> None:
         rule = RULES[rule_name]
-        if self.options.skip & {rule_name, "all"}:
-            return
-        if rule.experimental and not self.options.experimental & {rule_name, "all"}:
+        names = {rule_name, "all"}
+        if rule.experimental:
+            # Asked for by name, it is not left out with all the others.
+            if not (self.options.experimental | self.local.experimental) & names:
+                return
+        elif (self.options.skip | self.local.skip) & names:
             return
         level = "error" if self.options.error else "warning"
         self.findings.append(Finding(rule_name, rule.description, rule.detail.format(**values), place, level))
@@ -198,11 +216,14 @@ class _Linter:
         for warning in self.file.warnings:
             self.report("NoEmptyContinuation", warning.range)
         for arg in self.file.global_args:
+            self.look_at(arg)
             self._description("ARG", [pair.name for pair in arg.pairs], arg)
         seen: set[str] = set()
         for stage in self.file.stages:
+            self.look_at(stage.from_)
             self._from_text(stage.from_, seen)
             for instruction in stage.instructions:
+                self.look_at(instruction)
                 if isinstance(instruction, Maintainer):
                     self.report("MaintainerDeprecated", instruction.range)
                 elif isinstance(instruction, Arg):
@@ -237,6 +258,7 @@ class _Linter:
         upper = sum(instruction.written.isupper() for instruction in everything)
         right, casing = (str.islower, "lowercase") if lower > upper else (str.isupper, "uppercase")
         for instruction in everything:
+            self.look_at(instruction)
             if not right(instruction.written):
                 place = instruction.source.locate(instruction.written, instruction.range)
                 self.report("ConsistentInstructionCasing", place, command=instruction.written, casing=casing)
@@ -256,6 +278,7 @@ class _Linter:
         parents = stage_parents(self.file, globals_)
         scopes: list[StageScope] = []
         for stage, parent in zip(self.file.stages, parents, strict=True):
+            self.look_at(stage.from_)
             image, platform = self._from_words(stage, globals_)
             base = None
             if parent is None and image != "scratch":
@@ -275,6 +298,7 @@ class _Linter:
             defaults = global_scope(self.file, {}, automatic).values
             for stage in self.file.stages:
                 image = expand(stage.from_.image, defaults, self.file.escape).text
+                self.look_at(stage.from_)
                 if not _REPOSITORY.fullmatch(image):
                     self.report("InvalidDefaultArgInFrom", stage.from_.range, image=stage.from_.image)
         except ParseError:
@@ -334,6 +358,7 @@ class _StageLinter:
 
     def run(self) -> None:
         for instruction in self.scope.stage.instructions:
+            self.linter.look_at(instruction)
             if isinstance(instruction, Arg):
                 for pair in instruction.pairs:
                     self._secret("ARG", pair.name, instruction)
@@ -379,7 +404,7 @@ class _StageLinter:
             self.report("UndefinedVar", instruction.range, name=name, suggestion=suggestion)
 
     def _secret(self, command: str, name: str, instruction: Instruction) -> None:
-        if _SECRET.search(name) and not _PUBLIC.search(name):
+        if _SECRET.search(name) and not _NO_SECRET.search(name):
             self.report("SecretsUsedInArgOrEnv", instruction.range, command=command, name=name)
 
     def _ports(self, expose: Expose) -> None:
@@ -392,16 +417,19 @@ class _StageLinter:
                     self.report("ExposeInvalidFormat", expose.range, port=port)
 
     def _ignored_sources(self, instruction: Add | Copy) -> None:
-        if not self.linter.ignore:
+        ignore = self.linter.ignore
+        # With exceptions it cannot be told from the patterns alone what of a directory is left.
+        if not ignore or ignore.has_exceptions:
             return
         command = "Add" if isinstance(instruction, Add) else "Copy"
         for source in instruction.sources:
             if "://" in source or source.startswith("git@"):
                 continue
-            ignored, deciding = self.linter.ignore.decide(clean_path(source))
-            if ignored and deciding:
+            path = clean_path(source)
+            deciding = ignore.hides_everything() if path in (".", "/") else ignore.decide(path)[1]
+            if deciding:
                 name = deciding.file
-                self.report("CopyIgnoredFile", instruction.range, command=command, file=source, ignore_file=name)
+                self.report("CopyIgnoredFile", instruction.range, command=command, file=path, ignore_file=name)
 
 
 def to_text(file: Containerfile, findings: Iterable[Finding]) -> str:

@@ -180,6 +180,58 @@ class TestIgnoredFiles:
         assert found[0].detail == 'Attempting to Copy file "secret" that is excluded by .containerignore'
         assert found[2].detail.startswith("Attempting to Add file")
 
+    @pytest.mark.parametrize(
+        ("patterns", "source", "count"),
+        [
+            (".*", ".", 0),
+            ("*", ".", 1),
+            ("**", "/", 1),
+            ("**/*", "./", 1),
+            ("**\n!x", ".", 0),
+            ("**\n!x", "./x", 0),
+            ("**\n!x", "y", 0),
+            ("d/", "d/e", 1),
+        ],
+    )
+    def test_the_root_and_exceptions(self, patterns: str, source: str, count: int) -> None:
+        assert len(findings(f"FROM a\nCOPY {source} /x/", ignore=IgnoreMatcher.parse(patterns))) == count
+
+
+class TestAboveAnInstruction:
+    """`# check=skip=RULE // why` counts for the next instruction alone."""
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("FROM a\n# check=skip=JSONArgsRecommended\nCMD x\nENTRYPOINT y", [("JSONArgsRecommended", 4)]),
+            ("FROM a\n# check=skip=SecretsUsedInArgOrEnv // it is public\nENV password=x\nARG password", [
+                ("SecretsUsedInArgOrEnv", 4)
+            ]),
+            ("FROM a\n# why\n#check = skip=all // all\n# because\nMAINTAINER x\nMAINTAINER y", [
+                ("MaintainerDeprecated", 6)
+            ]),
+            ("FROM a\n# check=skip=all\n\nMAINTAINER x", [("MaintainerDeprecated", 4)]),
+            ("FROM a\n# check=nonsense\nMAINTAINER x", [("MaintainerDeprecated", 3)]),
+            ("FROM a\n# checks are good\nMAINTAINER x", [("MaintainerDeprecated", 3)]),
+            ("FROM a\n# check=skip=LegacyKeyValueFormat\nENV a b\nLABEL a b", [("LegacyKeyValueFormat", 4)]),
+            ("\n# check=skip=RedundantTargetPlatform\nFROM --platform=$TARGETPLATFORM a", []),
+            ("FROM a\n# check=skip=WorkdirRelativePath\nWORKDIR b", []),
+            ("FROM a\n# check=skip=ConsistentInstructionCasing\nrun b", []),
+        ],
+    )  # fmt: skip
+    def test_reported(self, text: str, found: list[tuple[str, int]]) -> None:
+        assert rules(text) == found
+
+
+@pytest.mark.parametrize("name", ["TOKEN_FILE", "password_file", "AUTH_MODULE_VERSION", "PUBLIC_KEY", "tokens"])
+def test_names_that_hold_no_secret(name: str) -> None:
+    assert rules(f"FROM a\nENV {name}=x\nARG {name}") == []
+
+
+def test_an_experimental_rule_that_is_asked_for_is_not_skipped_with_the_others() -> None:
+    text = "# check=skip=all;experimental=InvalidDefinitionDescription\n\n# bad\nFROM a AS b\nMAINTAINER c"
+    assert rules(text) == [("InvalidDefinitionDescription", 4)]
+
 
 class TestOptions:
     @pytest.mark.parametrize(
