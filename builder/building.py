@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from builder.solve.steps import OnError
     from layers.store import Store
     from registry.transport import TransportContext
+    from registry.wire import RateLimit
 
 NAMELESS = "@"
 """With the image's id, the store's name of an image that was built without a tag."""

@@ -490,6 +490,10 @@ class RegistryClient:
         """The pulls left as the registry last told of its own accord; asks nothing."""
         return self._wire.rate_limits.get(registry)
 
+    def known_ratelimits(self) -> dict[str, RateLimit]:
+        """The same of every registry that told."""
+        return dict(self._wire.rate_limits)
+
     def resolve_endpoints(self, ref: Reference, *, for_pull: bool) -> list[Endpoint]:
         """The endpoints of `ref` in order. Raises: ConfigError."""
         return self.hosts.resolve_endpoints(ref, for_pull=for_pull)

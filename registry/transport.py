@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from layers.store import Store
     from registry.client import RegistryClient
+    from registry.wire import RateLimit
 
 CHUNK_BYTES = 1 << 20
 """How much is read, hashed and written at once."""
@@ -190,6 +191,11 @@ class TransportContext:
         from registry.policy import load_policy
 
         load_policy(os.environ, self._signature_policy).check(transport, list(scopes))
+
+    def known_ratelimits(self) -> Mapping[str, RateLimit]:
+        """The pulls left by registry, as far as registries told; asks nobody, opens nothing."""
+        client = self._client
+        return {} if client is None else client.known_ratelimits()
 
     @property
     def has_store(self) -> bool:

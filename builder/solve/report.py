@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layers.values import NamedTuple
+
+if TYPE_CHECKING:
+    from registry.wire import RateLimit
 
 PHASES = ("wait", "pull", "prepare", "sandbox", "copy", "commit", "diff", "compress", "push")
 """In this order: waiting for another build that makes the same step; fetching and unpacking the base;

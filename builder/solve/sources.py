@@ -30,7 +30,8 @@ from registry.reference import Reference
 
 if TYPE_CHECKING:
     from layers.store import Store
-    from registry.transport import ImageLocation, ImageSource, TransportContext
+    from registry.transport import ImageLocation, ImageSource, RawManifest, TransportContext
+    from registry.wire import RateLimit
 
 _PARALLEL_LAYERS = 4
 
