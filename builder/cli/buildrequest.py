@@ -54,6 +54,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         shm_size_bytes=options.shm_size,
         volumes=tuple(options.volume),
         isolation=_isolation(options),
+        storage_driver=options.storage_driver,
         timeout_s=options.timeout,
         limits=sandboxflags.limits(options, ResourceLimits),
         dns=sandboxflags.name_servers(options),
@@ -182,7 +183,13 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Pa
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-context-")))
     agent = os.environ.get("SSH_AUTH_SOCK")
     keep = boolean(_build_args(options).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "false"))
-    access = ContextAccess(ssh_socket=Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
+    secrets = dict(map(_secret, options.secret))
+
+    def value(id: str) -> bytes | None:
+        source = secrets.get(id)
+        return None if source is None else source.value if source.path is None else source.path.read_bytes()
+
+    access = ContextAccess(value, Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
     remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
     if remote.containerfile is not None:
         return as_source(options.context, remote.containerfile), remote.path, None
