@@ -367,7 +367,7 @@ class TreeCopier:
             if first is not None:
                 self._link(first, into, target)
                 return
-            self.links[key] = f"{self.top}/{prefix}{target}"
+            self.links[key] = f"{self.top}/{prefix}{target}" if self.top else f"{prefix}{target}"
         if regular:
             self.size_bytes += self._put_file(source_fd, name, into, target, status, prefix)
             return

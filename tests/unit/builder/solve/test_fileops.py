@@ -294,6 +294,12 @@ def test_hard_links_within_a_source(trees: Trees) -> None:
     assert stats.size_bytes == 2
 
 
+def test_hard_links_of_a_whole_root(trees: Trees) -> None:
+    trees.given({"d/a": "1", "b": "= d/a"})
+    trees.copy("/", "/")
+    assert (trees.dest / "d/a").stat().st_ino == (trees.dest / "b").stat().st_ino
+
+
 def test_an_overwritten_file_is_a_new_file(trees: Trees) -> None:
     """Writing into it would change what else links to it."""
     trees.given({"a": "new"}, {"x": "old", "y": "= x"})
