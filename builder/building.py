@@ -64,6 +64,7 @@ class BuildResult(NamedTuple):
     fetched_bytes: int = 0
     folded_bytes: int = 0
     sent_bytes: int = 0
+    pulls_left: tuple[tuple[str, RateLimit], ...] = ()
 
 
 class Parts(NamedTuple):
@@ -223,6 +224,7 @@ def finish(
         parts.sources.fetched_bytes,
         parts.layers.saved_bytes,
         sum(output.moved_bytes for output in outputs) + (0 if early is None else early.moved_bytes),
+        parts.sources.pulls_left(),
     )
 
 
@@ -327,6 +329,7 @@ def metadata(result: BuildResult) -> Mapping[str, object]:
         "pybuild.wall_s": round(result.wall_s, 4),
         "pybuild.fetched_bytes": result.fetched_bytes,
         "pybuild.sent_bytes": result.sent_bytes,
+        "pybuild.pulls_left": {host: limit._asdict() for host, limit in result.pulls_left},
     }
 
 

@@ -327,7 +327,7 @@ def _report(options: Namespace, result: BuildResult) -> None:
     if wanted:
         from builder.solve.report import summary
 
-        lines = summary(result.steps, result.wall_s, result.fetched_bytes, result.sent_bytes)
+        lines = summary(result.steps, result.wall_s, result.fetched_bytes, result.sent_bytes, result.pulls_left)
         print("\n".join(lines), file=sys.stderr)
     if result.folded_bytes and not options.quiet:
         print(f"folded: {result.folded_bytes} bytes of files are stored once instead of twice", file=sys.stderr)

@@ -157,11 +157,12 @@ class ImageSources:
         self._events.emit(Vertex(vertex, title, (), started))
         source = location.source(self._context)
         try:
-            raw = check_manifest(source.get_manifest(), None)
+            raw = self._stored(self._asked(location)) or check_manifest(source.get_manifest(), None)
             document = parse_manifest(raw.raw, raw.media_type)
             while isinstance(document, Index):
+                self._write(raw.raw, raw.descriptor)
                 chosen = document.select(platform)
-                raw = check_manifest(source.get_manifest(chosen.digest), chosen.digest)
+                raw = self._stored(chosen) or check_manifest(source.get_manifest(chosen.digest), chosen.digest)
                 document = parse_manifest(raw.raw, raw.media_type)
             self._write(raw.raw, raw.descriptor)
             if self._store.stat(document.config.digest) is None:
@@ -180,6 +181,31 @@ class ImageSources:
         self._locations[raw.digest] = location
         self._names[raw.digest] = _platform_name(name, platform)
         return ResolvedImage(name, raw.digest, document, config)
+
+    def _asked(self, location: ImageLocation) -> Descriptor | None:
+        """What a tag means now, by a HEAD: that is no pull to a registry which counts them, a GET is."""
+        from registry.transports.docker import DockerLocation
+
+        if self._policy not in {"always", "newer"} or not isinstance(location, DockerLocation):
+            return None
+        client = self._context.client
+        client.hosts.policy.check_docker(location.ref)
+        return client.head_manifest(location.ref)
+
+    def _stored(self, descriptor: Descriptor | None) -> RawManifest | None:
+        """The manifest if the store has it."""
+        from registry.transport import RawManifest
+
+        if descriptor is None or self._store.stat(descriptor.digest) is None:
+            return None
+        raw = self._store.read(descriptor.digest, MAX_MANIFEST_BYTES)
+        return RawManifest(raw, descriptor.media_type or parse_manifest(raw).media_type, descriptor.digest)
+
+    def pulls_left(self) -> tuple[tuple[str, RateLimit], ...]:
+        """What registries told, of their own accord, of the pulls that they still allow."""
+        with self._guard:
+            opened = list(self._opened)
+        return tuple(sorted(item for context in opened for item in context.known_ratelimits().items()))
 
     def _write(self, data: bytes, descriptor: Descriptor) -> None:
         with self._store.ingest(expected=descriptor, media_type=descriptor.media_type) as ingest:
