@@ -24,8 +24,7 @@ def test_limits_have_the_same_form_for_a_build_and_a_container() -> None:
         "-m", "64m", "--memory-swap", "-1", "--cpus", "1.5", "--pids-limit", "9", "--cpuset-cpus", "0",
         "--device-read-bps", "/dev/vda:1m", "--device-write-iops=/dev/vda:7", "--hugetlb-limit", "2MB:64m",
     )  # fmt: skip
-    for kind in (Resources, ResourceLimits):
-        made = sandboxflags.limits(options, kind)
+    for made in (sandboxflags.limits(options, Resources), sandboxflags.limits(options, ResourceLimits)):
         assert (made.memory_bytes, made.memory_swap_bytes, made.pids) == (64 << 20, -1, 9)
         assert (made.cpu_period_us, made.cpu_quota_us) == (100_000, 150_000)
         assert made.io == (("rbps", "/dev/vda", 1 << 20), ("wiops", "/dev/vda", 7))
