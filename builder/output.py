@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from builder.plan.graph import ImagePlan, ResolvedImage
     from builder.plan.request import Output
     from layers.changeset import Sink
-    from layers.oci import Descriptor, Platform
+    from layers.oci import Descriptor, Digest, Platform
     from registry.transport import ImageDestination
 
 
@@ -58,7 +58,7 @@ def write_output(
     if output.type == "docker-daemon":
         options = CopyOptions()
     results: list[OutputResult] = []
-    for place in _places(output, names):
+    for place in _places(output, names, image.descriptor.digest):
         source = parse_location(f"storage:image@{image.descriptor.digest}", "storage")
         copied = copy_location(
             source, parse_location(place), parts.transports(), options=options, events=events, cancelled=cancelled
@@ -67,9 +67,15 @@ def write_output(
     return results
 
 
-def _places(output: Output, names: tuple[str, ...]) -> list[str]:
-    """The locations that an image output means, as `registry.transport` spells them."""
+def _places(output: Output, names: tuple[str, ...], digest: Digest | None = None) -> list[str]:
+    """The locations that an image output means, as `registry.transport` spells them; `digest` is its image's."""
     wanted = [output.name] if output.name else list(names)
+    if output.by_digest and digest is not None:
+        from registry.reference import Reference
+
+        if output.compression is not None:
+            raise UsageError("push-by-digest and compression= exclude each other", hint="use --compression")
+        wanted = list(dict.fromkeys(str(Reference.parse(name).without_target().with_digest(digest)) for name in wanted))
     if output.type in {"registry", "docker-daemon"}:
         if not wanted:
             raise UsageError(f"output type={output.type} needs a name", hint="add -t NAME, or name=NAME to the output")

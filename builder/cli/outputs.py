@@ -44,6 +44,10 @@ def _output(text: str) -> list[Output]:
     if compression not in {None, "gzip", "zstd", "none", "uncompressed"}:
         raise UsageError(f"--output {text!r}: compression is gzip, zstd or none, not {compression!r}")
     tar = boolean(values.pop("tar", "true"))
+    by_digest = boolean(values.pop("push-by-digest", "false"))
+    # As buildx has it beside the other: the name is then one with a digest, which it is.
+    if boolean(values.pop("name-canonical", "false")) and not by_digest:
+        raise UsageError(f"--output {text!r}: name-canonical goes with push-by-digest")
     name = values.pop("name", None) or None
     if values:
         raise UsageError(f"--output {text!r}: unknown field {', '.join(sorted(values))}")
@@ -51,9 +55,11 @@ def _output(text: str) -> list[Output]:
         kind = "docker-daemon"
     if kind == "image":
         kind = "registry" if push else "image"
+    if by_digest and kind != "registry":
+        raise UsageError(f"--output {text!r}: push-by-digest is for type=registry, or type=image,push=true")
     packed = cast("Literal['gzip', 'zstd', 'none'] | None", "none" if compression == "uncompressed" else compression)
     names = [n for n in name.split(",") if n] if name else [None]
-    return [Output(kind, dest, each, tar, packed) for each in names]  # type: ignore[arg-type]
+    return [Output(kind, dest, each, tar, by_digest, packed) for each in names]  # type: ignore[arg-type]
 
 
 def caches(texts: list[str], flag: str) -> tuple[CacheRef, ...]:

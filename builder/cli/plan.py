@@ -34,7 +34,7 @@ def run(verb: str, options: Namespace) -> int:
         steps = [
             {
                 "number": s.number, "name": s.name, "status": s.status, "fetch_bytes": s.fetch_bytes,
-                "reasons": [r._asdict() for r in s.reasons],
+                "emulated": s.emulated, "reasons": [r._asdict() for r in s.reasons],
             }
             for s in plan.steps
         ]  # fmt: skip

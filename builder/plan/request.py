@@ -43,6 +43,8 @@ class Output(NamedTuple):
     dest: str | None = None
     name: str | None = None
     tar: bool = True
+    by_digest: bool = False
+    """To a registry without a tag, to be put into an index later."""
     compression: Literal["gzip", "zstd", "none"] | None = None
 
 

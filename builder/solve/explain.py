@@ -55,6 +55,7 @@ class StepPlan(NamedTuple):
 
     `hit`: its result is here. `run`: it has to run. `content`: it runs unless the files that it takes
     from a step above come out as they were. `fetch_bytes` of a FROM are those that are not here yet.
+    `emulated` tells, of a RUN that is not found and is for another CPU, what would run it here.
     """
 
     number: int
@@ -62,6 +63,7 @@ class StepPlan(NamedTuple):
     status: Status
     reasons: tuple[Reason, ...] = ()
     fetch_bytes: int = 0
+    emulated: str = ""
 
 
 class BuildPlan(NamedTuple):
@@ -279,6 +281,7 @@ def render(plan: BuildPlan) -> list[str]:
     lines: list[str] = []
     for step in plan.steps:
         fetch = f"  ({step.fetch_bytes} bytes to fetch)" if step.fetch_bytes else ""
+        fetch += f"  ({step.emulated})" if step.emulated else ""
         shown = [f"       {reason}" for reason in step.reasons[:_SHOWN]]
         more = [f"       and {len(step.reasons) - _SHOWN} more"] if len(step.reasons) > _SHOWN else []
         lines += [f"{words[step.status]} {step.name}{fetch}", *shown, *more]

@@ -163,7 +163,8 @@ class Solver:
             elif step.number in needed:
                 status, keys[step.number] = self._foresee(step, keys, used)
                 reasons = () if status == "hit" else explainer.reasons(step, self._cause(step, rows))
-                rows.append(StepPlan(step.number, step.name, status, reasons))
+                emulated = "" if status == "hit" else self._emulated(step)
+                rows.append(StepPlan(step.number, step.name, status, reasons, emulated=emulated))
                 continue
             rows.append(StepPlan(step.number, step.name, "hit"))
         missing = self._missing(used)
@@ -172,6 +173,17 @@ class Solver:
         for layers in missing.values():
             once |= layers
         return BuildPlan(tuple(rows), sum(once.values()))
+
+    def _emulated(self, step: Step) -> str:
+        """What would run a RUN for another CPU; empty for what this machine's own runs."""
+        if step.platform == self._host or not isinstance(step.op, RunOp):
+            return ""
+        from builder.solve.emulation import can_run, emulator
+
+        path = emulator(step.platform)
+        if path is not None:
+            return f"emulated by {path}"
+        return "" if can_run(step.platform) else f"cannot run here: no emulator for {step.platform}"
 
     def _foresee(self, step: Step, keys: Mapping[int, str | None], used: set[int]) -> tuple[Status, str | None]:
         """Whether a step that its definition does not find will run; and its content key, if it can be known yet."""

@@ -171,3 +171,12 @@ def test_results_older_than_the_ttl_are_not_used(pybuild: Pybuild, context: Path
     pybuild.build(context)
     assert executed(pybuild, context, tmp_path / "a", "--cache-ttl", "1h") == []
     assert executed(pybuild, context, tmp_path / "b", "--cache-ttl", "0s")
+
+
+def test_what_another_cpu_would_run_is_told_before(pybuild: Pybuild, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "foreign", 'FROM scratch\nCOPY Containerfile /\nRUN ["/true"]\n')
+    (row,) = [s for s in plan(pybuild, context, "--platform", "linux/s390x")["steps"] if "RUN" in s["name"]]
+    assert "s390x" in row["emulated"]
+    (row,) = [s for s in plan(pybuild, context)["steps"] if "RUN" in s["name"]]
+    assert row["emulated"] == ""
+    assert "s390x" in pybuild.run("plan", "--platform", "linux/s390x", context).text

@@ -86,7 +86,15 @@ def test_platforms_get_directories_and_an_index(pybuild: Pybuild, context: Path,
 
 
 @pytest.mark.parametrize(
-    "output", ["type=oci", "type=registry", "type=nothing,dest=x", "type=oci,dest=x,colour=red", "type=tar"]
+    "output",
+    [
+        *("type=oci", "type=registry", "type=nothing,dest=x", "type=oci,dest=x,colour=red", "type=tar"),
+        *(
+            "type=oci,dest=x,push-by-digest=true",
+            "type=image,name=x,push-by-digest=true",
+            "type=image,name-canonical=true",
+        ),
+    ],
 )
 def test_wrong_outputs_are_refused(pybuild: Pybuild, context: Path, output: str) -> None:
     result = pybuild.build(context, "-o", output, check=False)
@@ -194,3 +202,21 @@ def test_a_squashfs_image_that_cannot_be_written_is_told(pybuild: Pybuild, conte
     result = pybuild.build(context, "-o", f"type=squashfs,dest={tmp_path}/x", env={"PATH": "/nowhere"}, check=False)
     assert "squashfs-tools" in result.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.registry
+def test_platforms_built_apart_are_put_together(
+    pybuild: Pybuild, registry: RegistryServer, context: Path, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/graph/parts"
+    members = []
+    for platform in ("linux/amd64", "linux/arm64"):
+        meta = tmp_path / "meta.json"
+        output = f"type=image,name={name},push-by-digest=true,name-canonical=true,push=true"
+        pybuild.build(context, "--platform", platform, "-o", output, "--metadata-file", meta)
+        members.append(f"docker://{name}@{json.loads(meta.read_text())['containerimage.digest']}")
+    _, _, tags = registry.request("GET", "/v2/graph/parts/tags/list")
+    assert not json.loads(tags).get("tags"), "nothing has a tag yet"
+    pybuild.run("manifest", "create", f"docker://{name}:1", *members)
+    found = registry.manifest("graph/parts", "1")["manifests"]
+    assert [entry["platform"]["architecture"] for entry in found] == ["amd64", "arm64"]
