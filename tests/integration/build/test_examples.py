@@ -23,6 +23,7 @@ def built(pybuild: Pybuild, name: str, base: str, where: Path, *arguments: str) 
 
 def test_every_example_is_tested() -> None:
     tested = {"site", "python-web", "args", "heredoc", "mounts", "ignore"}
+    tested.add("by-hand")  # in tests/integration/containers/test_by_hand.py
     assert {path.parent.name for path in EXAMPLES.glob("*/Containerfile")} == tested
 
 
