@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         check,
         copy,
         inspect,
+        lock,
         plan_build,
         prepare_namespaces,
         pull,
@@ -36,7 +37,17 @@ if TYPE_CHECKING:
         UsageError,
     )
     from builder.frontend.source import SourceFile
-    from builder.plan.request import BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+    from builder.lock import Lock
+    from builder.plan.request import (
+        Annotation,
+        BuildRequest,
+        CacheRef,
+        Output,
+        ResourceLimits,
+        RunOptions,
+        SecretSource,
+    )
+    from builder.plan.sourcepolicy import SourcePolicy
     from builder.solve.explain import BuildPlan, Reason, StepPlan
     from builder.solve.report import StepReport
     from layers.errors import Cancelled, ContentError, ImageError, LayerError, PybuildError, StoreError
@@ -47,7 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "builder.api": (
-        *("build", "check", "copy", "inspect", "plan_build", "prepare_namespaces", "pull", "push"),
+        *("build", "check", "copy", "inspect", "lock", "plan_build", "prepare_namespaces", "pull", "push"),
         *("read_capsule", "unpack"),
     ),
     "builder.building": ("BuildResult", "OutputResult"),
@@ -58,7 +69,11 @@ _HOMES = {
         *("SandboxError", "SecretLeakError", "StepError", "UsageError"),
     ),
     "builder.frontend.source": ("SourceFile",),
-    "builder.plan.request": ("BuildRequest", "CacheRef", "Output", "ResourceLimits", "RunOptions", "SecretSource"),
+    "builder.lock": ("Lock",),
+    "builder.plan.request": (
+        *("Annotation", "BuildRequest", "CacheRef", "Output", "ResourceLimits", "RunOptions", "SecretSource"),
+    ),
+    "builder.plan.sourcepolicy": ("SourcePolicy",),
     "builder.solve.explain": ("BuildPlan", "Reason", "StepPlan"),
     "builder.solve.report": ("StepReport",),
     "layers.errors": ("Cancelled", "ContentError", "ImageError", "LayerError", "PybuildError", "StoreError"),
@@ -69,12 +84,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "Capsule", "ContentError",
-    "ContextError", "Descriptor", "Digest", "EventSink", "Image", "ImageError", "LayerError", "Output",
+    "Annotation", "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "Capsule", "ContentError",
+    "ContextError", "Descriptor", "Digest", "EventSink", "Image", "ImageError", "LayerError", "Lock", "Output",
     "OutputResult", "ParseError", "PlanError", "Platform", "PybuildError", "Reason", "RegistryError",
     "RegistryOptions", "ResourceLimits", "RunMount", "RunOptions", "SandboxError", "SecretLeakError",
-    "SecretSource", "SourceFile", "StepError", "StepPlan", "StepReport", "StoreError", "UsageError", "Vertex",
-    "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect", "plan_build",
+    "SecretSource", "SourceFile", "SourcePolicy", "StepError", "StepPlan", "StepReport", "StoreError", "UsageError", "Vertex",
+    "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect", "lock", "plan_build",
     "prepare_namespaces", "pull", "push", "read_capsule", "unpack",
 ]  # fmt: skip
 

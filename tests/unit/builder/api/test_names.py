@@ -11,6 +11,7 @@ from builder.errors import StepError
 from layers.errors import PybuildError
 
 NAMES = [
+    "Annotation",
     "BuildError",
     "BuildPlan",
     "BuildRequest",
@@ -26,6 +27,7 @@ NAMES = [
     "Image",
     "ImageError",
     "LayerError",
+    "Lock",
     "Output",
     "OutputResult",
     "ParseError",
@@ -42,6 +44,7 @@ NAMES = [
     "SecretLeakError",
     "SecretSource",
     "SourceFile",
+    "SourcePolicy",
     "StepError",
     "StepPlan",
     "StepReport",
@@ -55,6 +58,7 @@ NAMES = [
     "check",
     "copy",
     "inspect",
+    "lock",
     "plan_build",
     "prepare_namespaces",
     "pull",
