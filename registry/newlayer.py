@@ -12,11 +12,11 @@ from typing import BinaryIO, cast
 
 from layers.changeset import write_layer
 from layers.compression import Compression, compressor, decompressor, detect, media_type
-from layers.errors import LayerError, StoreError
+from layers.errors import LayerError
 from layers.layerdiff import diff_trees
-from layers.oci import Descriptor, Digest
+from layers.oci import Digest
 from layers.values import NamedTuple
-from registry.recompress import SpooledBlob, open_scratch
+from registry.recompress import Spool, SpooledBlob
 from registry.transport import CHUNK_BYTES
 
 _TAR_BLOCK = 512
@@ -29,36 +29,14 @@ class NewLayer(NamedTuple):
     diff_id: Digest
 
 
-class _Spool:
-    """Writes to an anonymous file and hashes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.file = open_scratch(directory)
-        self.hasher = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data)
-        self.hasher.update(view)
-        self.size += len(view)
-        while view:
-            try:
-                view = view[self.file.write(view) :]
-            except OSError as e:
-                raise StoreError(f"cannot write a temporary file in {self.directory}: {e.strerror}") from e
-        return len(data)
-
-    def layer(self, kind: Compression, diff_id: Digest) -> NewLayer:
-        digest = Digest.from_hasher(self.hasher)
-        descriptor = Descriptor(media_type=media_type(kind), digest=digest, size_bytes=self.size)
-        return NewLayer(SpooledBlob(self.file, descriptor), diff_id)
+def _layer(spool: Spool, kind: Compression, diff_id: Digest) -> NewLayer:
+    return NewLayer(SpooledBlob(spool.file, spool.descriptor(media_type(kind))), diff_id)
 
 
 class _Tee:
     """A stream that is kept while it is read."""
 
-    def __init__(self, stream: BinaryIO, spool: _Spool) -> None:
+    def __init__(self, stream: BinaryIO, spool: Spool) -> None:
         self._stream = stream
         self._spool = spool
 
@@ -84,14 +62,14 @@ def layer_of_stream(stream: BinaryIO, scratch_dir: Path, name: str, *, compressi
     """As `layer_of_file`, from a buffered stream that `name` stands for in errors."""
     head = cast("bytes", stream.peek(8)[:8])  # type: ignore[attr-defined]  # BufferedReader has it
     kind = detect(head)
-    spool = _Spool(scratch_dir)
+    spool = Spool(scratch_dir)
     try:
         if kind in {"gzip", "zstd"}:
             tee = _Tee(stream, spool)
             diff_id = _read_tar(decompressor(cast(BinaryIO, tee), kind=kind), name, None)
             while tee.read(CHUNK_BYTES):
                 pass
-            return spool.layer(cast(Compression, kind), diff_id)
+            return _layer(spool, cast(Compression, kind), diff_id)
         engine = compressor(compression, None, os.cpu_count() or 1)
         try:
             diff_id = _read_tar(
@@ -100,7 +78,7 @@ def layer_of_stream(stream: BinaryIO, scratch_dir: Path, name: str, *, compressi
             spool.write(engine.finish())
         finally:
             engine.close()
-        return spool.layer(compression, diff_id)
+        return _layer(spool, compression, diff_id)
     except BaseException:
         spool.file.close()
         raise
@@ -137,10 +115,10 @@ def layer_of_directory(
 
     Raises: LayerError, StoreError.
     """
-    spool = _Spool(scratch_dir)
+    spool = Spool(scratch_dir)
     try:
         result = write_layer(diff_trees(None, path), path, spool, compression=compression, clamp_mtime=epoch_s)
-        return spool.layer(compression, result.diff_id)
+        return _layer(spool, compression, result.diff_id)
     except OSError as e:
         spool.file.close()
         raise LayerError(f"cannot read {path}: {e.strerror}") from e

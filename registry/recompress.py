@@ -93,7 +93,7 @@ class SpooledBlob:
 
 def spool_bytes(data: bytes, media_type: str, scratch_dir: Path) -> SpooledBlob:
     """A blob of which all bytes are at hand. The caller closes it. Raises: StoreError."""
-    spool = _Spool(scratch_dir)
+    spool = Spool(scratch_dir)
     spool.write(data)
     return SpooledBlob(spool.file, spool.descriptor(media_type))
 
@@ -105,7 +105,7 @@ def recompress(blob: BlobInput, wanted: LayerFormat, level: int | None, scratch_
     format cannot express, StoreError.
     """
     have = layer_compression(blob.descriptor) or "none"
-    spool = _Spool(scratch_dir)
+    spool = Spool(scratch_dir)
     try:
         with blob.open_verified() as stream:
             plain = decompressor(cast(BinaryIO, stream), kind=have)
@@ -129,7 +129,7 @@ def recompress(blob: BlobInput, wanted: LayerFormat, level: int | None, scratch_
     return SpooledBlob(spool.file, replace(descriptor, annotations=annotations), diff_id)
 
 
-def _compress(plain: BinaryIO, spool: _Spool, wanted: Compression, level: int | None) -> None:
+def _compress(plain: BinaryIO, spool: Spool, wanted: Compression, level: int | None) -> None:
     engine = compressor(wanted, level, os.cpu_count() or 1)
     try:
         while data := plain.read(CHUNK_BYTES):
@@ -139,7 +139,7 @@ def _compress(plain: BinaryIO, spool: _Spool, wanted: Compression, level: int | 
         engine.close()
 
 
-class _Spool:
+class Spool:
     """An anonymous file that is hashed while it is written."""
 
     def __init__(self, directory: Path) -> None:

@@ -78,6 +78,13 @@ def _configure_mutate(parser: ArgumentParser) -> None:
     add("--volume", "-v", action="append", default=[], metavar="DIR", help="a mount point for a volume")
     add("--set-platform", metavar="OS/ARCH", help="the platform that the config names")
     add("--timestamp", type=int, metavar="SECONDS", help="the image's time of creation, in seconds since 1970")
+    add(
+        "--rewrite-timestamp",
+        action="store_true",
+        help="with --timestamp (or SOURCE_DATE_EPOCH): no file of a layer and no line of history is newer, either",
+    )
+    add("--strip-file", action="append", default=[], metavar="PATH",
+        help="take files or directories out of all layers; PATH may have wildcards")  # fmt: skip
     add("--append", action="append", default=[], metavar="TAR|DIR", help="put a layer on top")
 
 
@@ -231,13 +238,22 @@ def _mutation(options: Namespace) -> Editor:
         platform=_platform(options.set_platform),
         created=_time(options.timestamp),
     )
-    if not options.append:
-        return mutation.apply
-    layered = appending(_layers(options.append), created_by="pybuild mutate", created=_created())
+    editors: list[Editor] = []
+    if options.rewrite_timestamp or options.strip_file:
+        from registry.rewrite import LayerChanges, rewriting
+
+        latest = options.timestamp if options.timestamp is not None else _epoch()
+        if options.rewrite_timestamp and latest is None:
+            raise UsageError("--rewrite-timestamp: to what time?", hint="say --timestamp SECONDS")
+        changes = LayerChanges(latest if options.rewrite_timestamp else None, options.strip_file)
+        editors.append(rewriting(changes, Path(_SCRATCH)))
+    if options.append:
+        editors.append(appending(_layers(options.append), created_by="pybuild mutate", created=_created()))
+    editors.append(mutation.apply)
 
     def editor(image: EditedImage) -> None:
-        layered(image)
-        mutation.apply(image)
+        for each in editors:
+            each(image)
 
     return editor
 

@@ -83,6 +83,20 @@ def test_mutate_changes_what_it_is_told(cli: CommandLine, tmp_path: Path, fresh_
     assert cli("mutate", f"{there}:1").text == image.digest, "nothing changed"
 
 
+def test_mutate_rewrites_layers(cli: CommandLine, tmp_path: Path, fresh_registry: RegistryServer) -> None:
+    image = make_image([{"keep": b"1"}, {"etc/secret": b"2", "etc/kept": b"3"}])
+    there = f"docker://{fresh_registry.host}/rewritten"
+    put(cli, tmp_path, image, f"{there}:1")
+    flags = ("--timestamp", "0", "--rewrite-timestamp", "--strip-file", "/etc/secret")
+    cli("mutate", f"{there}:1", "-t", f"{there}:2", *flags)
+    cli("validate", f"{there}:2")
+    cli("unpack", f"{there}:2", str(tmp_path / "tree"))
+    assert sorted(p.name for p in (tmp_path / "tree").rglob("*")) == ["etc", "keep", "kept"]
+    assert (tmp_path / "tree/keep").stat().st_mtime == 0
+    assert fresh_registry.config("rewritten", "2")["created"] == "1970-01-01T00:00:00Z"
+    cli("mutate", f"{there}:1", "--rewrite-timestamp", status=2)
+
+
 def test_mutate_edits_every_image_of_an_index(cli: CommandLine, tmp_path: Path) -> None:
     index = make_index({a: make_image([{"f": a.encode()}], architecture=a) for a in ("amd64", "arm64")})
     put(cli, tmp_path, index, f"oci:{tmp_path}/l:t")
