@@ -84,13 +84,13 @@ _HOMES = {
 }
 
 __all__ = [
-    "Annotation", "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "Capsule", "ContentError",
-    "ContextError", "Descriptor", "Digest", "EventSink", "Image", "ImageError", "LayerError", "Lock", "Output",
-    "OutputResult", "ParseError", "PlanError", "Platform", "PybuildError", "Reason", "RegistryError",
-    "RegistryOptions", "ResourceLimits", "RunMount", "RunOptions", "SandboxError", "SecretLeakError",
-    "SecretSource", "SourceFile", "SourcePolicy", "StepError", "StepPlan", "StepReport", "StoreError", "UsageError", "Vertex",
-    "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy", "inspect", "lock", "plan_build",
-    "prepare_namespaces", "pull", "push", "read_capsule", "unpack",
+    "Annotation", "BuildError", "BuildPlan", "BuildRequest", "BuildResult", "CacheRef", "Cancelled", "Capsule",
+    "ContentError", "ContextError", "Descriptor", "Digest", "EventSink", "Image", "ImageError", "LayerError",
+    "Lock", "Output", "OutputResult", "ParseError", "PlanError", "Platform", "PybuildError", "Reason",
+    "RegistryError", "RegistryOptions", "ResourceLimits", "RunMount", "RunOptions", "SandboxError",
+    "SecretLeakError", "SecretSource", "SourceFile", "SourcePolicy", "StepError", "StepPlan", "StepReport",
+    "StoreError", "UsageError", "Vertex", "VertexLog", "VertexStatus", "VertexWarning", "build", "check", "copy",
+    "inspect", "lock", "plan_build", "prepare_namespaces", "pull", "push", "read_capsule", "unpack",
 ]  # fmt: skip
 
 
