@@ -35,6 +35,7 @@ from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
+    from layers.store import Driver
     from builder.capsule import Capsule
     from builder.difference import Difference
     from builder.frontend.instructions import Containerfile
@@ -91,11 +92,11 @@ def _may_mount() -> bool:
 
 
 @contextmanager
-def open_store(root: Path, *, isolation: str = "auto") -> Iterator[Store]:
+def open_store(root: Path, *, isolation: str = "auto", driver: Driver = "auto") -> Iterator[Store]:
     """The local store, for as long as the block lasts. Raises: StoreError."""
     from layers.store import Store
 
-    store = Store.open(root, driver="native" if isolation == "chroot" else "auto")
+    store = Store.open(root, driver="native" if isolation == "chroot" else driver)
     try:
         yield store
     finally:
@@ -134,7 +135,7 @@ def build(
         )
         return result
     with (
-        open_store(root, isolation=request.run.isolation) as store,
+        open_store(root, isolation=request.run.isolation, driver=request.run.storage_driver) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
             request, store, transports, events=sink, cancelled=stopped, tick=tick, launcher=launcher, on_error=on_error,
@@ -165,7 +166,7 @@ def plan_build(
         plan: BuildPlan = call("plan", request, root=root, registry=registry, events=sink, cancelled=_never)
         return plan
     with (
-        open_store(root, isolation=request.run.isolation) as store,
+        open_store(root, isolation=request.run.isolation, driver=request.run.storage_driver) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
             request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)
@@ -219,7 +220,7 @@ def audit_cache(
     sink = events or NullSink()
     prepare_namespaces()
     with (
-        open_store(root, isolation=request.run.isolation) as store,
+        open_store(root, isolation=request.run.isolation, driver=request.run.storage_driver) as store,
         _lazy_transports(lambda: store, registry) as transports,
         prepared(
             request, store, transports, events=sink, cancelled=_never, check=partial(_enforce_checks, request)

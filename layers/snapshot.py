@@ -30,6 +30,8 @@ class Mount(NamedTuple):
     work: Path | None = None
     readonly: bool = False
     dialect: Dialect = "trusted"
+    program: str | None = None
+    """The path of fuse-overlayfs, which mounts overlays where the kernel does not; see `layers.fusemount`."""
 
 
 class Snapshot(NamedTuple):

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from layers.records import CacheRecord
     from layers.snapshotters.native import NativeSnapshotter
 
-Driver = Literal["auto", "overlay", "native"]
+Driver = Literal["auto", "overlay", "fuse-overlayfs", "native"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "snapshots", "leases", "flights", "trash", "empty")
@@ -190,7 +190,7 @@ class Store:
 
     @property
     def snapshots(self) -> OverlaySnapshotter | NativeSnapshotter:
-        """The driver's snapshotter; overlay where the kernel mounts one here, else native."""
+        """The driver's snapshotter; overlay where the kernel mounts one here, or fuse-overlayfs, else native."""
         if self._snapshots is None:
             driver = self._choose_driver()
             label = "native" if driver == "native" else f"overlay-{self.dialect}"
@@ -202,24 +202,33 @@ class Store:
 
                 self._snapshots = NativeSnapshotter(catalog, self.dialect)
             else:
-                self._snapshots = OverlaySnapshotter(catalog, self.dialect)
+                program = _fuse_program() if driver == "fuse-overlayfs" else None
+                self._snapshots = OverlaySnapshotter(catalog, self.dialect, program=program)
         return self._snapshots
 
     def _label(self) -> str:
         return self.snapshots.label
 
-    def _choose_driver(self) -> Literal["overlay", "native"]:
+    def _choose_driver(self) -> Driver:
         if self._driver != "auto":
             return self._driver
         # A probe takes a mount and some directories: its outcome holds until the next boot.
         key = f"driver:{self.dialect}:{' '.join(_uid_map().split())}"
         row = self.database.row("SELECT value FROM meta WHERE key=?", (key,))
         if row is None:
-            works = overlay_works(self.root / "trash", self.dialect)
-            row = ("overlay" if works else "native",)
+            row = (self._probe_driver(),)
             with self.database.write() as c:
                 c.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, row[0]))
-        return "native" if row[0] == "native" else "overlay"
+        return row[0]  # type: ignore[return-value]
+
+    def _probe_driver(self) -> Driver:
+        place = self.root / "trash"
+        if overlay_works(place, self.dialect):
+            return "overlay"
+        from layers import fusemount
+
+        program = fusemount.find_program()
+        return "fuse-overlayfs" if program and overlay_works(place, self.dialect, program) else "native"
 
     # Names
 
@@ -578,3 +587,15 @@ def _with_name(descriptor: Descriptor, name: str) -> dict[str, object]:
     document: dict[str, object] = descriptor.to_json()
     document["annotations"] = {**descriptor.annotations, REF_NAME: name}
     return document
+
+
+def _fuse_program() -> str:
+    from layers import fusemount
+
+    program = fusemount.find_program()
+    if program is None:
+        raise StoreError(
+            "storage driver fuse-overlayfs: the program or /dev/fuse is not to be had here",
+            hint="install the package fuse-overlayfs; in a container, give it the device: --device /dev/fuse",
+        )
+    return program

@@ -128,6 +128,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     )
     add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "single", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
+    add("--storage-driver", default="auto", choices=["auto", "overlay", "fuse-overlayfs", "native"],
+        help="how layers are stacked: by the kernel, by a program, or as copies (default: the first that works)")
     add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … or a path")
     add(
         "-v",

@@ -62,6 +62,7 @@ def encode_mount(mount: Mount) -> dict[str, Any]:
         "work": None if mount.work is None else str(mount.work),
         "readonly": mount.readonly,
         "dialect": mount.dialect,
+        "program": mount.program,
     }
 
 
@@ -73,6 +74,7 @@ def decode_mount(doc: dict[str, Any]) -> Mount:
         None if doc["work"] is None else Path(doc["work"]),
         doc["readonly"],
         doc["dialect"],
+        doc.get("program"),
     )
 
 

@@ -119,7 +119,7 @@ def readable(record: Record) -> Mount:
     root = codec.decode_mount(record.settings["sandbox"]["root"])
     if root.type == "bind" or root.upper is None:
         return root._replace(readonly=True)
-    return Mount("overlay", (root.upper, *root.lower), readonly=True, dialect=root.dialect)
+    return Mount("overlay", (root.upper, *root.lower), None, None, True, root.dialect, root.program)
 
 
 def changes_of(store: Store, record: Record) -> tuple[Iterator[Change], Path]:
@@ -128,6 +128,10 @@ def changes_of(store: Store, record: Record) -> tuple[Iterator[Change], Path]:
 
     root = codec.decode_mount(record.settings["sandbox"]["root"])
     if root.type == "overlay" and root.upper is not None:
+        if root.program is not None:
+            from layers import fusemount
+
+            fusemount.normalize(str(root.upper), root.dialect)
         return diff_overlay(root.upper, root.lower, root.dialect), root.upper
     parent = record.settings["parent"]
     below = store.snapshots.get(parent) if parent else None

@@ -116,6 +116,8 @@ class RunOptions:
     devices: tuple[str, ...] = ()
     runtime: str | None = None
     """Of isolation "oci": the runtime's name or path; None takes the first that is installed."""
+    storage_driver: Literal["auto", "overlay", "fuse-overlayfs", "native"] = "auto"
+    """How the store's snapshots are mounted; "auto" takes the first of them that works."""
 
 
 _DEFAULT_RUN = RunOptions()

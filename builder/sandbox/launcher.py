@@ -17,12 +17,13 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from builder.errors import SandboxError
-from builder.sandbox.operations import Host, operations, prelude
+from builder.sandbox.operations import Host, Operation, mount_outside, operations, prelude
 from builder.sandbox.spec import SandboxSpec
 from builder.sandbox.userns import threads
 from layers import linux
@@ -274,7 +275,7 @@ class Launcher:
         The caller keeps its descriptors. With `trace`, `Running.trace` tells the time of each setup
         operation. Raises: SandboxError.
         """
-        program = compiled_filter(spec)
+        program = self.filter_of(spec)
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
             number, programs = self._number(program)
@@ -307,16 +308,25 @@ class Launcher:
                 request["network"] = self._network(spec)
                 if supervised is not None:
                     request["supervise"] = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
-            request["operations"] = steps
+            trees: list[int] = []
             try:
-                ours = self._send(letter, json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd)
+                trees = _mounted_outside(steps)
+                request.update(operations=steps, trees=len(trees))
+                ours = self._send(letter, json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd, trees)
             except BaseException:
                 self._programs = {data: known for data, known in self._programs.items() if known not in programs}
                 raise
+            finally:
+                for fd in trees:
+                    os.close(fd)
         try:
             return Running(spec, ours)
         except _ZygoteDied:
             raise self._epitaph() from None
+
+    def filter_of(self, spec: SandboxSpec) -> bytes | None:
+        """The compiled filter of a spec; None for none. Raises: SandboxError."""
+        return compiled_filter(spec)
 
     def _network(self, spec: SandboxSpec) -> str | None:
         """Which helper a private network needs."""
@@ -343,7 +353,13 @@ class Launcher:
         return number, {number: binascii.b2a_base64(program, newline=False).decode()}
 
     def _send(
-        self, letter: bytes, request: bytes, stdin_fd: int | None, stdout_fd: int, stderr_fd: int
+        self,
+        letter: bytes,
+        request: bytes,
+        stdin_fd: int | None,
+        stdout_fd: int,
+        stderr_fd: int,
+        trees: Sequence[int] = (),
     ) -> socket.socket:
         """Send a request, as `zygote` tells it; returns our end of its control socket. Raises: SandboxError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -361,7 +377,7 @@ class Launcher:
                 fds.append(memfd)
                 request = b""
             try:
-                socket.send_fds(self._server, [letter + request], fds)
+                socket.send_fds(self._server, [letter + request], [*fds, *trees])
             except OSError as e:
                 raise self._epitaph() from e
         except BaseException:
@@ -395,6 +411,15 @@ class Launcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _mounted_outside(steps: list[Operation]) -> list[int]:
+    try:
+        return mount_outside(steps)
+    except OSError as e:
+        raise SandboxError(
+            f"cannot mount the image: {e.strerror}", operation="root", errno=e.errno, path=e.filename
+        ) from e
 
 
 def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:

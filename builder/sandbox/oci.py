@@ -19,7 +19,7 @@ from builder.errors import SandboxError
 from builder.sandbox import seccomp, userns
 from builder.sandbox.bare import BareLauncher, BareRunning
 from builder.sandbox.launcher import Running, host_now
-from builder.sandbox.operations import Host, capability_mask, mounts_of, operations
+from builder.sandbox.operations import Host, capability_mask, mounts_of, operations, tree_of
 from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
 from layers import linux
 from layers.snapshot import Mount
@@ -134,14 +134,7 @@ def _source(mount: SandboxMount) -> dict[str, Any]:
         mode = 0o400 if mount.mode is None else mount.mode
         return {"file": binascii.b2a_base64(source).decode(), "mode": mode, "uid": mount.uid, "gid": mount.gid}
     if isinstance(source, Mount):
-        tree = {
-            "type": source.type,
-            "lower": [str(path) for path in source.lower],
-            "upper": None if source.upper is None else str(source.upper),
-            "work": None if source.work is None else str(source.work),
-            "userxattr": source.dialect == "user",
-        }
-        return {"tree": tree, "subpath": mount.subpath}
+        return {"tree": tree_of(source), "subpath": mount.subpath}
     return {} if source is None else {"path": str(source)}
 
 

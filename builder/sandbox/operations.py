@@ -82,7 +82,7 @@ def _is_staged(path: str) -> bool:
 
 
 def _root(spec: SandboxSpec, mounts: list[SandboxMount]) -> dict[str, Any]:
-    root = _tree(spec.root)
+    root = tree_of(spec.root)
     scratch = spec.scratch or (spec.root.upper.parent if spec.root.upper else None)
     targets = [["/proc", False], ["/sys", False], ["/dev", False]]
     targets += [[mount.target, mount.is_file or mount.kind == "file"] for mount in mounts]
@@ -165,7 +165,7 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     arguments = mount._asdict()
     del arguments["optional"], arguments["movable"]
     if isinstance(source, Mount):
-        arguments["source"] = _tree(source)
+        arguments["source"] = tree_of(source)
     elif isinstance(source, bytes):
         arguments["source"] = binascii.b2a_base64(source).decode()
     elif source is not None:
@@ -173,11 +173,34 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     return arguments
 
 
-def _tree(mount: Mount) -> dict[str, Any]:
+def tree_of(mount: Mount) -> dict[str, Any]:
+    """A mount as the arguments of `rootfs.detached`."""
     return {
         "type": mount.type,
         "lower": [str(path) for path in mount.lower],
         "upper": None if mount.upper is None else str(mount.upper),
         "work": None if mount.work is None else str(mount.work),
         "userxattr": mount.dialect == "user",
+        "program": mount.program if mount.type == "overlay" else None,
     }
+
+
+def mount_outside(steps: list[Operation]) -> list[int]:
+    """Mount the trees that a program serves (fuse-overlayfs): it would run in the sandbox otherwise.
+
+    The operations are changed to say which of the returned descriptors is theirs. Raises: OSError.
+    """
+    trees: list[int] = []
+    for name, arguments in steps:
+        tree = arguments if name == "root" else arguments.get("source") if name == "mount" else None
+        if not isinstance(tree, dict) or not tree.get("program"):
+            continue
+        from builder.sandbox import rootfs
+
+        if name == "root":
+            fd, arguments["undo"] = rootfs.grow(**arguments)
+        else:
+            fd = rootfs.detached(**tree)
+        tree["tree"] = len(trees)
+        trees.append(fd)
+    return trees

@@ -36,7 +36,20 @@ class Root:
         self.undo = undo
 
 
-def mount_root(
+def mount_root(*, tree: int | None = None, undo: list[dict[str, Any]] | None = None, **arguments: Any) -> Root:
+    """Mount the root in this process's mount namespace, with every target present.
+
+    `tree` and `undo` are what `grow` returned elsewhere; without them it is done here. Raises: OSError.
+    """
+    if tree is None:
+        tree, undo = grow(**arguments)
+    # Any directory serves as the place: nobody else sees this namespace, and the layers are held open.
+    place = arguments["upper"] or arguments["lower"][0]
+    linux.move_mount(tree, "", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+    return Root(tree, undo or [])
+
+
+def grow(
     *,
     type: str,
     lower: list[str],
@@ -47,8 +60,9 @@ def mount_root(
     scratch: str | None,
     stubs: str | None = None,
     kept: list[Target] | None = None,
-) -> Root:
-    """Mount the root in this process's mount namespace, with every target present.
+    program: str | None = None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """A root, attached nowhere, with every target present; and what `undo` needs to know.
 
     `stubs` is a directory that holds the `kept` targets, or is made to: as the lowest layer of all it
     gives most images all that they lack, by one mount. Raises: OSError.
@@ -57,7 +71,7 @@ def mount_root(
     if stubs is not None:
         _keep_stubs(stubs, kept or [])
         lower = [*lower, stubs]
-    tree = detached(type=type, lower=lower, upper=upper, work=work, userxattr=userxattr)
+    tree = detached(type=type, lower=lower, upper=upper, work=work, userxattr=userxattr, program=program)
     if type == "overlay":
         absent = missing(tree, targets)
         if absent and scratch is not None:
@@ -65,19 +79,28 @@ def mount_root(
             undo.append({"stubs": own})
             build_stubs(own, tree, absent)
             os.close(tree)
-            tree = _overlay([own, *lower], upper, work, userxattr)
+            tree = _overlay([own, *lower], upper, work, userxattr, program)
     absent = missing(tree, targets)
     if absent:
         undo.extend(_make_in_place(tree, lower[0] if type == "bind" else upper, absent))
-    # Any directory serves as the place: nobody else sees this namespace, and the layers are held open.
-    linux.move_mount(tree, "", linux.AT_FDCWD, upper or lower[0], linux.MOVE_MOUNT_F_EMPTY_PATH)
-    return Root(tree, undo)
+    return tree, undo
 
 
-def detached(*, type: str, lower: list[str], upper: str | None, work: str | None, userxattr: bool) -> int:
-    """A tree as a mount that is attached nowhere yet, devices in it shut. Raises: OSError."""
+def detached(
+    *,
+    type: str,
+    lower: list[str],
+    upper: str | None,
+    work: str | None,
+    userxattr: bool,
+    program: str | None = None,
+    tree: int | None = None,
+) -> int:
+    """A tree as a mount that is attached nowhere yet, devices in it shut; `tree` is one already. Raises: OSError."""
+    if tree is not None:
+        return tree
     if type == "overlay":
-        return _overlay(lower, upper, work, userxattr)
+        return _overlay(lower, upper, work, userxattr, program)
     flags = linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE
     try:
         tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags)
@@ -89,7 +112,7 @@ def detached(*, type: str, lower: list[str], upper: str | None, work: str | None
     return tree
 
 
-def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: bool) -> int:
+def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: bool, program: str | None) -> int:
     if work is not None:
         # The mark of an earlier volatile mount in this boot; after a crash the store drops the upper.
         with contextlib.suppress(OSError):
@@ -100,6 +123,10 @@ def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: b
         tree = linux.open_tree(linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE)
         linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
         return tree
+    if program is not None:
+        from layers import fusemount
+
+        return fusemount.mount(program, lower, upper, work, linux.MOUNT_ATTR_NODEV)
     try:
         return linux.fsmount_overlay(
             list(lower), upper=upper, work=work, userxattr=userxattr, attributes=linux.MOUNT_ATTR_NODEV

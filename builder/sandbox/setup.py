@@ -68,8 +68,14 @@ class Sandbox:
         self.gate_fd = gate_fd
         self.supervisor_fd = supervisor_fd
         self.programs = programs or {}
+        self.trees: list[int] = []
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
+
+    def with_tree(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a mount, with the descriptor where it was mounted outside."""
+        number = arguments.get("tree")
+        return arguments if number is None else {**arguments, "tree": self.trees[number]}
 
     def open(self, path: str, flags: int = os.O_PATH) -> int:
         """Open a path of the image. Raises: OSError."""
@@ -302,7 +308,7 @@ def op_readonly(sandbox: Sandbox, paths: list[str]) -> None:
 
 def op_root(sandbox: Sandbox, **arguments: Any) -> None:
     """Mount the root file system privately, with every mount point that it lacks."""
-    root = rootfs.mount_root(**arguments)
+    root = rootfs.mount_root(**sandbox.with_tree(arguments))
     sandbox.root_fd, sandbox.undo = root.fd, root.undo
     if root.undo and sandbox.undo_fd >= 0:
         os.write(sandbox.undo_fd, json.dumps(root.undo).encode())
@@ -361,7 +367,7 @@ def op_mount(
 
 def _tree(sandbox: Sandbox, target_fd: int, source: dict[str, Any], subpath: str, attributes: int) -> None:
     """Bind a part of another tree over the target. Raises: OSError."""
-    tree = rootfs.detached(**source)
+    tree = rootfs.detached(**sandbox.with_tree(source))
     # Kernels before 6.15 bind no part of a mount that is attached nowhere: it gets a place for the while.
     dev = sandbox.open("/dev")
     place = f"{_fd_path(dev)}/.tree"

@@ -10,7 +10,7 @@ request: that saves the clone, the page faults of a fresh copy and half of the s
 All other datagrams are one letter and JSON, S for a request that the spare can take (it brings the
 rest of the operations), P for one of these with a filter that is new to the zygote, and D for one that
 the spare cannot take; the JSON comes in a memfd where it is long; with descriptors
-[control, stdin, stdout, stderr, memfd?].
+[control, stdin, stdout, stderr, memfd?, trees…], the last ones those of `operations.mount_outside`.
 
 What happens is told on the control socket, one JSON object a datagram: `{"started": true}` with a
 pidfd; `{"error": ...}` from the child itself, at most once, when its setup fails; `{"exit": wait
@@ -38,6 +38,7 @@ from layers import linux
 
 MSG_CMSG_CLOEXEC = 0x40000000
 MAX_REQUEST_BYTES = 1 << 17
+MAX_DESCRIPTORS = 64
 STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
 
 
@@ -209,7 +210,7 @@ class _Zygote:
 
     def accept(self) -> bool:
         """Take one request; False at the end of the socket."""
-        data, fds, _flags, _address = socket.recv_fds(self.server, MAX_REQUEST_BYTES, 8, MSG_CMSG_CLOEXEC)
+        data, fds, _flags, _address = socket.recv_fds(self.server, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, MSG_CMSG_CLOEXEC)
         if not fds:
             if data:
                 hello = json.loads(data)
@@ -225,7 +226,7 @@ class _Zygote:
                 request = parse(data, fds)
                 if data[:1] != b"D":
                     request["operations"] = self.prelude + request["operations"]
-                self.start(request, control, fds[1:4])
+                self.start(request, control, fds)
         except cgroup.CgroupError as e:
             tell(control, error_message("cgroup", e.errno, e.filename, e.strerror or str(e), e.hint))
             control.close()
@@ -299,7 +300,7 @@ class _Zygote:
         self.poll.register(child.pidfd, select.POLLIN)
         self.poll.register(child.control, select.POLLIN)
 
-    def start(self, request: dict[str, Any], control: socket.socket, stdio: list[int]) -> None:
+    def start(self, request: dict[str, Any], control: socket.socket, fds: list[int]) -> None:
         self.learn(request)
         if request.get("programs") and self.spare:
             # It was born without, and the next request may want it.
@@ -331,7 +332,8 @@ class _Zygote:
             if gate_write >= 0:
                 os.close(gate_write)
             answerer_fd = answerer.detach() if answerer else -1
-            _run(request, control, stdio, setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd))
+            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd)
+            _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
         if gate_write >= 0:
@@ -418,7 +420,7 @@ def tell(control: socket.socket, message: bytes) -> None:
 
 
 def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
-    if len(fds) > 4:
+    if len(data) == 1:
         os.lseek(fds[4], 0, os.SEEK_SET)  # who handed it on may have read it
         with open(fds[4], "rb", closefd=False) as stream:
             data = b"-" + stream.read()
@@ -436,12 +438,12 @@ def _wait_in_the_wings(requests: socket.socket, sandbox: setup.Sandbox, prelude:
     except setup.SetupError as e:
         failure = e
     try:
-        data, fds, _flags, _address = socket.recv_fds(requests, MAX_REQUEST_BYTES, 8, MSG_CMSG_CLOEXEC)
+        data, fds, _flags, _address = socket.recv_fds(requests, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, MSG_CMSG_CLOEXEC)
         if data:
             request = parse(data, fds)
             for number, program in request.get("programs", {}).items():
                 sandbox.programs[int(number)] = binascii.a2b_base64(program)
-            _run(request, socket.socket(fileno=fds[0]), fds[1:4], sandbox, failure)
+            _run(request, socket.socket(fileno=fds[0]), fds, sandbox, failure)
     finally:
         os._exit(125)
 
@@ -455,7 +457,7 @@ def _reset_signals() -> None:
 def _run(
     request: dict[str, Any],
     control: socket.socket,
-    stdio: list[int],
+    fds: list[int],
     sandbox: setup.Sandbox,
     failure: setup.SetupError | None = None,
 ) -> NoReturn:
@@ -466,8 +468,9 @@ def _run(
             raise failure
         os.setsid()
         _reset_signals()
-        for fd, source in enumerate(stdio):
+        for fd, source in enumerate(fds[1:4]):
             os.dup2(source, fd)
+        sandbox.trees = fds[len(fds) - request["trees"] :]
         if request.get("terminal"):
             # Now: the image has no such module.
             from builder.sandbox import terminal

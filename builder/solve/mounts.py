@@ -56,7 +56,7 @@ def bind_mount(
         copy_root(tree.lower[0], active.path)
         work = active.path.with_name("work")
         work.mkdir(mode=0o700, exist_ok=True)
-        tree = Mount("overlay", tree.lower, active.path, work, False, tree.dialect)
+        tree = Mount("overlay", tree.lower, active.path, work, False, tree.dialect, tree.program)
     return SandboxMount(
         "tree", mount.target, source=tree, subpath=mount.source, readonly=mount.readonly, is_file=is_file
     )

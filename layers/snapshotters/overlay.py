@@ -10,6 +10,7 @@ a longer chain gets its first 500 merged into one directory, once (`_flattened`)
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,8 +31,11 @@ class OverlaySnapshotter:
 
     driver = "overlay"
 
-    def __init__(self, catalog: Catalog, dialect: Dialect, *, max_lower: int = MAX_LOWER) -> None:
+    def __init__(
+        self, catalog: Catalog, dialect: Dialect, *, max_lower: int = MAX_LOWER, program: str | None = None
+    ) -> None:
         self._catalog = catalog
+        self._program = program
         self._dialect: Dialect = dialect
         self._max_lower = max_lower
         # A committed chain never changes while it exists, and a directory's name is never reused.
@@ -82,20 +86,25 @@ class OverlaySnapshotter:
     def _active(self, entry: Entry, lower: tuple[Path, ...]) -> ActiveSnapshot:
         fs, work = self._catalog.fs(entry.dir), self._catalog.work(entry.dir)
         if lower:
-            mount = Mount("overlay", lower, upper=fs, work=work, dialect=self._dialect)
+            mount = Mount("overlay", lower, upper=fs, work=work, dialect=self._dialect, program=self._program)
         else:
-            mount = Mount("bind", (fs,), dialect=self._dialect)
+            mount = Mount("bind", (fs,), dialect=self._dialect, program=self._program)
         return ActiveSnapshot(entry.id, entry.parent, fs, mount)
 
     def view(self, snapshot: str | None) -> Mount:
         if snapshot is None:
-            return Mount("bind", (self._catalog.empty(),), readonly=True, dialect=self._dialect)
+            empty = self._catalog.empty()
+            return Mount("bind", (empty,), readonly=True, dialect=self._dialect, program=self._program)
         lower = self._lower(snapshot)
         # overlayfs wants two lower directories at least.
         kind = "overlay" if len(lower) > 1 else "bind"
-        return Mount(kind, lower, readonly=True, dialect=self._dialect)  # type: ignore[arg-type]
+        return Mount(kind, lower, None, None, True, self._dialect, self._program)  # type: ignore[arg-type]
 
     def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
+        if self._program is not None and active.mount.type == "overlay":
+            from layers import fusemount
+
+            fusemount.normalize(str(active.path), self._dialect)
         return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
 
     def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
@@ -177,7 +186,7 @@ class OverlaySnapshotter:
         if there is None:
             entry = self._catalog.begin(None, work=False)
             try:
-                fd = open_tree(Mount("overlay", stack, readonly=True, dialect=self._dialect))
+                fd = open_tree(Mount("overlay", stack, None, None, True, self._dialect, self._program))
                 try:
                     from layers.trees import copy_tree
 
@@ -209,32 +218,37 @@ def open_tree(mount: Mount) -> int:
             return os.open(mount.lower[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         from layers import linux
 
+        lower = [os.fspath(path) for path in mount.lower]
+        upper = None if mount.upper is None else os.fspath(mount.upper)
+        work = None if mount.work is None else os.fspath(mount.work)
+        attributes = linux.MOUNT_ATTR_RDONLY if mount.readonly else 0
+        if mount.program is not None:
+            from layers import fusemount
+
+            return fusemount.mount(mount.program, lower, upper, work, attributes)
         return linux.fsmount_overlay(
-            [os.fspath(path) for path in mount.lower],
-            upper=None if mount.upper is None else os.fspath(mount.upper),
-            work=None if mount.work is None else os.fspath(mount.work),
-            userxattr=mount.dialect == "user",
-            attributes=linux.MOUNT_ATTR_RDONLY if mount.readonly else 0,
+            list(lower), upper=upper, work=work, userxattr=mount.dialect == "user", attributes=attributes
         )
     except OSError as e:
         raise StoreError(f"cannot mount a snapshot of {len(mount.lower)} layers: {e}") from e
 
 
-def overlay_works(directory: Path, dialect: Dialect) -> bool:
-    """Whether the kernel mounts an overlay with its upper directory here, and whiteouts can be made."""
-    from layers import linux
-
+def overlay_works(directory: Path, dialect: Dialect, program: str | None = None) -> bool:
+    """Whether the kernel, or the program, mounts an overlay with its upper directory here, and makes whiteouts."""
     probe = f"{directory}/probe-{os.urandom(4).hex()}"
     try:
         for name in ("", "/a", "/b", "/u", "/w"):
             os.mkdir(probe + name, 0o700)
-        os.close(
-            linux.fsmount_overlay(
-                [f"{probe}/a", f"{probe}/b"], upper=f"{probe}/u", work=f"{probe}/w", userxattr=dialect == "user"
-            )
-        )
-        return True
-    except OSError:
+        lower, upper, work = (Path(f"{probe}/a"), Path(f"{probe}/b")), Path(f"{probe}/u"), Path(f"{probe}/w")
+        os.close(os.open(f"{probe}/a/x", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        fd = open_tree(Mount("overlay", lower, upper, work, False, dialect, program))
+        try:
+            os.unlink("x", dir_fd=fd)
+            deleted = os.lstat(f"{probe}/u/x")
+        finally:
+            os.close(fd)
+        return stat.S_ISCHR(deleted.st_mode) and deleted.st_rdev == 0
+    except (OSError, StoreError):
         return False
     finally:
         from layers.trees import remove_tree

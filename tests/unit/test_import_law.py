@@ -42,6 +42,7 @@ LAW: dict[str, tuple[str, ...]] = {
         *("builder.errors", "builder.frontend", "builder.plan"),
     ),
     "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),
+    "builder.sandbox.rootfs": ("layers.linux", "layers.fusemount", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
@@ -88,6 +89,7 @@ EAGER_ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 FORKERS = (
+    "layers.fusemount",  # the program that serves an overlay
     "builder.sandbox",  # launcher, zygote, keeper, their helpers
     "builder.container.lifecycle",  # containers outlive the command that started them
     "builder.container.reach",
