@@ -520,6 +520,8 @@ def _hint(operation: str, number: int | None) -> str | None:
         return "the store's file system may not bear an overlay: put it on ext4, xfs or btrfs with --root"
     if operation == "identity" and number == errno.EINVAL:
         return "the user's id is not mapped here: an ordinary user needs subordinate ids, see `pybuild doctor`"
+    if operation == "supervise":
+        return "owners cannot be recorded under a filter that has a supervisor of its own; `pybuild doctor` tells more"
     if operation == "limits":
         return "hard limits go up only with CAP_SYS_RESOURCE"
     if number in {errno.EPERM, errno.EACCES}:

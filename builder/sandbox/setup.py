@@ -471,7 +471,10 @@ def op_supervise(sandbox: Sandbox, program: int) -> None:
     listener = linux.seccomp_listener(sandbox.programs[program])
     with socket.socket(fileno=sandbox.supervisor_fd) as handover:
         socket.send_fds(handover, [b"-"], [listener])
-    os.close(listener)
+        os.close(listener)  # before the answer: of a supervisor that has died nobody would wait for one
+        number, _, words = handover.recv(1024).decode(errors="replace").partition(" ")
+    if number != "ready":
+        raise OSError(int(number or errno.ECHILD), words or "who answers for missing ids has died")
 
 
 def op_identity(

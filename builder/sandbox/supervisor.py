@@ -63,10 +63,15 @@ def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[in
         linux.close_range(keep + 1)
         _data, fds, _flags, _address = socket.recv_fds(handover, 64, 1)
         if fds:
+            try:
+                _enter(pid)
+                chroots = not os.path.samestat(os.stat("/"), os.stat(f"{pid}/root"))
+            except OSError as e:
+                handover.send(f"{e.errno} {e.strerror}: {e.filename or 'proc'}".encode())
+                raise
+            handover.send(b"ready")
             handover.close()
-            _enter(pid)
-            chroots = not os.path.samestat(os.stat("/"), os.stat(f"{pid}/root"))
-            first = Credentials(Ids.all(uid), Ids.all(gid), tuple(groups))
+            first = Credentials(Ids.all(uid), Ids.all(gid), tuple(sorted(groups)))
             Supervisor(fds[0], first, chroots=chroots).loop()
         status = 0
     finally:
@@ -257,7 +262,8 @@ class Supervisor:
         if count > _MAX_GROUPS:
             raise OSError(errno.EINVAL, "setgroups")
         data = linux.read_memory(call.pid, call.args[1], 4 * count) if count else b""
-        return self._become(call, who._replace(supplementary=struct.unpack(f"={len(data) // 4}I", data)))
+        groups = struct.unpack(f"={len(data) // 4}I", data)
+        return self._become(call, who._replace(supplementary=tuple(sorted(groups))))  # as the kernel keeps them
 
     def do_getuid(self, call: Call) -> int:
         return self._who(call).users.real
