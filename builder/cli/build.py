@@ -128,8 +128,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     )
     add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "single", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip
-    add("--storage-driver", default="auto", choices=["auto", "overlay", "fuse-overlayfs", "native"],
-        help="how layers are stacked: by the kernel, by a program, or as copies (default: the first that works)")
+    add(
+        "--storage-driver",
+        default="auto",
+        choices=["auto", "overlay", "fuse-overlayfs", "native"],
+        help="how layers are stacked: by the kernel, by a program, or as copies (default: the first that works)",
+    )
     add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … or a path")
     add(
         "-v",
@@ -138,6 +142,13 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         default=[],
         metavar="HOST:CTR[:ro]",
         help="bind a host directory for every RUN",
+    )
+    add(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="type=TYPE,…",
+        help="a mount for every RUN, as RUN --mount has it",
     )
     add_sandbox_options(parser)
     add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer")

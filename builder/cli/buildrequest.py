@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,21 +16,18 @@ from builder.cli.options import boolean, fields, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+from layers.values import NamedTuple
 
 if TYPE_CHECKING:
+    from builder.frontend.language import RunMount
     from builder.plan.sourcepolicy import SourcePolicy
 
 
 def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     """The request that the flags mean. Raises: UsageError, ContextError."""
-    containerfile, context, ignore = _inputs(options, stack)
+    containerfile, context, ignore, context_epoch = _inputs(options, stack)
     args = _build_args(options)
-    epoch = options.timestamp
-    if epoch is None:
-        text = args.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
-        if text and not text.isdigit():
-            raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
-        epoch = int(text) if text else None
+    epoch = _epoch(options, args, context_epoch)
     from layers.oci import Platform
 
     outputs: tuple[Output, ...] = ()
@@ -53,6 +51,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         ulimits=sandboxflags.ulimits(options),
         shm_size_bytes=options.shm_size,
         volumes=tuple(options.volume),
+        mounts=tuple(map(_mount, options.mount)),
         isolation=_isolation(options),
         storage_driver=options.storage_driver,
         timeout_s=options.timeout,
@@ -155,8 +154,36 @@ def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
-    """The Containerfile, the context directory and the ignore file that belongs to the Containerfile."""
+def _epoch(options: Namespace, args: dict[str, str], of_context: Callable[[], int | None]) -> int | None:
+    """The time of everything new. `SOURCE_DATE_EPOCH=context` is a commit's, a download's; of a directory none.
+
+    The argument that the build sees is then that time, too. Raises: UsageError.
+    """
+    if options.timestamp is not None:
+        return int(options.timestamp)
+    name = "SOURCE_DATE_EPOCH"
+    text = args.get(name, os.environ.get(name, ""))
+    if text == "context":
+        epoch = of_context()
+        args.pop(name, None)
+        if epoch is not None:
+            args[name] = str(epoch)
+        return epoch
+    if text and not text.isdigit():
+        raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is neither a number of seconds nor `context`")
+    return int(text) if text else None
+
+
+class _Inputs(NamedTuple):
+    """The Containerfile, the context directory, the ignore file that belongs to the former, the latter's time."""
+
+    containerfile: SourceFile
+    context: Path | None
+    ignore: Path | None
+    epoch: Callable[[], int | None] = lambda: None
+
+
+def _inputs(options: Namespace, stack: ExitStack) -> _Inputs:
     context = options.context
     if context and _is_remote(context):
         if context == "-" and "-" in options.file:
@@ -164,17 +191,17 @@ def _inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | No
         return _remote_inputs(options, stack)
     explicit = Path(options.ignorefile) if options.ignorefile else None
     if options.file == ["-"]:
-        return read_stdin(), Path(context) if context else None, explicit
+        return _Inputs(read_stdin(), Path(context) if context else None, explicit)
     directory = Path(context or ".")
     if not directory.is_dir():
         raise ContextError(f"the build context {directory} is not a directory")
     source = read_containerfile(options.file, directory, cpp_flags=options.cpp_flag)
     if len(options.file) > 1 or "://" in source.name:
-        return source, directory, explicit
-    return source, directory, ignore_file_for(Path(source.name), options.ignorefile)
+        return _Inputs(source, directory, explicit)
+    return _Inputs(source, directory, ignore_file_for(Path(source.name), options.ignorefile))
 
 
-def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Path | None, Path | None]:
+def _remote_inputs(options: Namespace, stack: ExitStack) -> _Inputs:
     """The same for a tar on stdin, a URL or a repository, fetched into a directory that goes with the command."""
     import tempfile
 
@@ -192,14 +219,14 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> tuple[SourceFile, Pa
     access = ContextAccess(value, Path(agent) if agent else None, environ=os.environ, keep_git_dir=keep)
     remote = open_remote_context(options.context, place, place / "download", stdin=sys.stdin.buffer, access=access)
     if remote.containerfile is not None:
-        return as_source(options.context, remote.containerfile), remote.path, None
+        return _Inputs(as_source(options.context, remote.containerfile), remote.path, None, remote.epoch)
     # Paths of -f are those of the context, which is not where the command runs.
     names = [name if name == "-" or "://" in name else str(remote.path / name) for name in options.file]
     source = read_containerfile(names, remote.path, cpp_flags=options.cpp_flag)
     explicit = Path(options.ignorefile) if options.ignorefile else None
     if len(names) > 1 or "://" in source.name or source.name == "-":
-        return source, remote.path, explicit
-    return source, remote.path, ignore_file_for(Path(source.name), options.ignorefile)
+        return _Inputs(source, remote.path, explicit, remote.epoch)
+    return _Inputs(source, remote.path, ignore_file_for(Path(source.name), options.ignorefile), remote.epoch)
 
 
 def _is_remote(context: str) -> bool:
@@ -308,6 +335,16 @@ def _ssh(text: str) -> tuple[str, Path]:
     if not path.is_socket():
         raise UsageError(f"--ssh {text!r}: {path} is not an agent's socket")
     return id, path
+
+
+def _mount(text: str) -> RunMount:
+    from builder.errors import ParseError
+    from builder.frontend.runoptions import parse_mount
+
+    try:
+        return parse_mount(text, str)
+    except ParseError as e:
+        raise UsageError(f"--mount {text}: {e.message}", hint=e.hint) from e
 
 
 def _isolation(options: Namespace) -> str:

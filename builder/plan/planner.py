@@ -288,7 +288,7 @@ class _PlatformPlan:
                 names = [instruction.from_]
                 self._check_literal(instruction.from_, instruction.range)
             elif isinstance(instruction, ins.Run):
-                names = [m.from_ for m in instruction.mounts if m.from_]
+                names = [m.from_ for m in (*instruction.mounts, *self._request.run.mounts) if m.from_]
             for name in names:
                 at = self._stage_index(name, instruction.range)
                 if at is not None:

@@ -14,6 +14,7 @@ from layers.oci import Platform
 from layers.values import NamedTuple, dataclass, field
 
 if TYPE_CHECKING:
+    from builder.frontend.language import RunMount
     from builder.plan.sourcepolicy import SourcePolicy
 
 PullPolicy = Literal["always", "missing", "never", "newer"]
@@ -105,6 +106,8 @@ class RunOptions:
     ulimits: tuple[tuple[str, int, int], ...] = ()
     shm_size_bytes: int | None = None
     volumes: tuple[str, ...] = ()
+    mounts: tuple[RunMount, ...] = ()
+    """As if each RUN had them as its own `--mount`."""
     isolation: str = "auto"
     timeout_s: float | None = None
     limits: ResourceLimits = _NO_LIMITS

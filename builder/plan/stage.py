@@ -283,7 +283,7 @@ class Dispatcher:
         if i.heredocs and not script.args[0].startswith(i.args[0]):
             lines = i.heredocs[0].content.strip().split("\n", 1)
             summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
-        mounts = [self._mount(state, mount, i.range) for mount in i.mounts]
+        mounts = [self._mount(state, mount, i.range) for mount in (*i.mounts, *self._request.run.mounts)]
         if i.devices:
             raise state.fail(
                 "RUN --device is not supported: there are no CDI devices here", i.range, "use --device PATH of build"

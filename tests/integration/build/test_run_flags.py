@@ -91,3 +91,25 @@ def test_doctor_names_every_tier(pybuild_each: Pybuild) -> None:
     assert all(tier["title"] in text for tier in found["tiers"])
     missing = [tier["missing"] for tier in found["tiers"] if not tier["works"]]
     assert missing and all(words and words in text for words in missing)
+
+
+def test_a_mount_for_every_run(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(
+        tmp_path / "context",
+        f"FROM {busybox_base}\nRUN cp /in/file /one && ! touch /in/file\nRUN cp /in/file /two && touch /cache/x\n"
+        "RUN test -e /cache/x && cat /run/secrets/s > /three\n",
+        {"file": "content"},
+    )
+    (tmp_path / "s").write_text("word")
+    flags = ["--mount=type=bind,target=/in", "--mount=type=cache,target=/cache", "--mount=type=secret,id=s"]
+    pybuild.build(context, *flags, "--secret", f"id=s,src={tmp_path / 's'}", "-t", "app:1")
+    tree = pybuild.unpack("app:1", tmp_path / "tree")
+    assert [(tree / name).read_text() for name in ("one", "two", "three")] == ["content", "content", "word"]
+    assert not (tree / "in").exists()
+    assert not (tree / "cache").exists()
+    # It is part of what a step is.
+    assert "CACHED" in pybuild.build(context, *flags, "--progress=plain").stderr
+    assert pybuild.build(context, check=False).status == 1
+    refused = pybuild.build(context, "--mount=type=nothing,target=/x", check=False)
+    assert refused.status == 2
+    assert "--mount" in refused.stderr
