@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.errors import CacheLostError
 from builder.plan.request import BuildRequest
-from layers.events import EventSink
+from layers.events import EventSink, VertexWarning
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
@@ -171,7 +172,6 @@ def finish(
     on_plan: Callable[[BuildPlan], None] | None = None,
 ) -> BuildResult:
     """Solve, export, name and output a prepared build. Raises: see `builder.api.build`."""
-    from builder.export import Exporter
     from registry.reference import Reference
 
     started = time.monotonic()
@@ -185,7 +185,12 @@ def finish(
         on_plan(solver.forecast())
     early = _begin_push(parts, request, tuple(map(str, names)))
     try:
-        results = solver.solve()
+        try:
+            image = _solve(parts, request)
+        except CacheLostError as e:
+            events.emit(VertexWarning("cache", f"{e.message}; the steps are run"))
+            solver.forget_remote()
+            image = _solve(parts, request)
     except BaseException as e:
         if early is not None:
             early.close(failed=True)
@@ -196,7 +201,6 @@ def finish(
         raise
     finally:
         solver.forget_failed()
-    image = Exporter(store, request, parts.sources, parts.layers, solver).export(parts.graph, results, solver.made_ns)
     parts.layers.finish()
     if parts.gate is not None:
         _search(parts, parts.gate, image)
@@ -211,7 +215,7 @@ def finish(
         from builder.solve.remotecache import export_caches
 
         export_caches(parts, request, image, events)
-    executed = sum(not r.cached for r in results.values())
+    executed = sum(not r.cached for r in solver.results.values())
     return BuildResult(
         image.descriptor,
         image.image_id,
@@ -225,6 +229,17 @@ def finish(
         parts.layers.saved_bytes,
         sum(output.moved_bytes for output in outputs) + (0 if early is None else early.moved_bytes),
         parts.sources.pulls_left(),
+    )
+
+
+def _solve(parts: Parts, request: BuildRequest) -> ExportedImage:
+    """Bring all steps to results, and them into an image; not named yet."""
+    from builder.export import Exporter
+
+    solver = parts.solver
+    results = solver.solve()
+    return Exporter(parts.store, request, parts.sources, parts.layers, solver).export(
+        parts.graph, results, solver.made_ns
     )
 
 

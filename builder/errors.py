@@ -7,6 +7,7 @@ PybuildError
     ├── StepError             a step's command failed; exits with that command's status
     ├── SandboxError          the kernel refused an operation of the sandbox
     ├── SecretLeakError       a secret's value was found in what was built; nothing is named or sent
+    ├── CacheLostError        a remote cache lacks a layer that it has said to have; its steps are run instead
     ├── ContextError          the build context, its ignore file or a source of COPY is not there
     └── UsageError            the command line is wrong; exits with 2
 """
@@ -113,6 +114,10 @@ class SandboxError(BuildError):
 
 class SecretLeakError(BuildError):
     """The value of a `--secret` is in the image, its config or the output of a step."""
+
+
+class CacheLostError(BuildError):
+    """A remote cache lacks a layer that it has said to have, or has other bytes."""
 
 
 class ContextError(BuildError):

@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builder.errors import CacheLostError
 from builder.plan.graph import BuildGraph, RunOp
 from builder.plan.request import BuildRequest, CacheRef
-from layers.errors import ImageError, PybuildError
+from layers.errors import Cancelled, ImageError, PybuildError
 from layers.events import EventSink, Vertex, VertexWarning
 from layers.oci import MAX_CONFIG_BYTES, Descriptor, Digest, ImageConfig, Index, Manifest, encode_json, parse_manifest
 from layers.records import LayerRecord
@@ -143,16 +144,18 @@ class RemoteCache:
         return None
 
     def fetch(self, layer: Descriptor, vertex: str = "cache") -> None:
-        """Make a layer's blob be in the store. Raises: PybuildError if no cache has it any more."""
-        failure: PybuildError | None = None
+        """Make a layer's blob be in the store. Raises: CacheLostError if no cache has it any more; Cancelled."""
         if self._store.stat(layer.digest) is not None:
             return None
+        why = ""
         for source, _ in self._sources:
             try:
                 return self._fetch(source, layer, vertex)
+            except Cancelled:
+                raise
             except PybuildError as e:
-                failure = e
-        raise failure or ImageError(f"no cache has layer {layer.digest}")
+                why = f": {e.message}"
+        raise CacheLostError(f"no cache has layer {layer.digest} any more{why}")
 
     def materialise(self, layer: LayerRecord, parent: str | None, vertex: str) -> str:
         """The snapshot of a layer on `parent`: fetched, unpacked and remembered. Raises: PybuildError."""
@@ -379,7 +382,9 @@ def cache_manifest(
     config = encode_index(rows, mounts)
     blobs = {step.layer.descriptor.digest: step.layer.descriptor for _, step in rows}
     blobs |= {m.descriptor.digest: m.descriptor for m in mounts}
-    parts.solver.fetch_remote([d for d in blobs.values() if parts.store.stat(d.digest) is None])
+    lost = _fetch(parts, blobs.values())
+    if lost:
+        return cache_manifest(parts, [row for row in rows if row[1].layer.descriptor.digest not in lost], mounts)
     parts.store.put(config, CONFIG_TYPE)
     described = Descriptor(
         media_type=CONFIG_TYPE,
@@ -388,6 +393,18 @@ def cache_manifest(
         data=b64encode(config).decode() if len(config) <= _MAX_INLINE_BYTES else None,
     )
     return Manifest.build(config=described, layers=blobs.values(), artifact_type=ARTIFACT_TYPE)
+
+
+def _fetch(parts: Parts, layers: Iterable[Descriptor]) -> set[Digest]:
+    """Get the layers that other caches have; those that they have no more. Raises: PybuildError."""
+    lost: set[Digest] = set()
+    for layer in layers:
+        if parts.store.stat(layer.digest) is None:
+            try:
+                parts.solver.fetch_remote([layer])
+            except CacheLostError:
+                lost.add(layer.digest)
+    return lost
 
 
 def send_manifest(parts: Parts, destination: ImageDestination, manifest: Manifest) -> None:

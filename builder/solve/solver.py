@@ -360,6 +360,13 @@ class Solver:
         """Look into other machines' caches, too. To be called before `solve`."""
         self._remote = remote
 
+    def forget_remote(self) -> None:
+        """Begin again without other machines' caches; what was made meanwhile is found."""
+        self._remote = None
+        self._needed = None
+        self.results = {}
+        self.made_ns = {}
+
     def fetch_remote(self, layers: Sequence[Descriptor]) -> None:
         """Make layers that only a remote cache has be in the store. Raises: PybuildError."""
         for layer in layers:

@@ -160,6 +160,26 @@ def test_a_damaged_cache_is_a_warning(
     assert len(executed(document)) == 4
 
 
+def test_layers_that_a_cache_has_lost_are_made_again(
+    pybuild: Pybuild, other: Pybuild, context: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "cache"
+    pybuild.build(context, "--cache-to", f"type=local,dest={place},mode=max", "-t", "app:1")
+    index = json.loads((place / "index.json").read_text())["manifests"][0]["digest"]
+    manifest = json.loads((place / "blobs" / index.replace(":", "/")).read_text())
+    for layer in manifest["layers"][-1:]:
+        (place / "blobs" / layer["digest"].replace(":", "/")).unlink()
+    again = tmp_path / "again"
+    meta = tmp_path / "meta.json"
+    flags = ("--cache-from", f"type=local,src={place}", "--cache-to", f"type=local,dest={again},mode=max")
+    result = other.build(context, *flags, "-t", "app:1", "--progress", "plain", "--metadata-file", meta)
+    assert "no cache has layer" in result.stderr
+    assert executed(json.loads(meta.read_text()))
+    assert (other.unpack("app:1", tmp_path / "root") / "last").read_text() == "text\n"
+    third = Pybuild(tmp_path / "third")
+    assert executed(metadata(third, context, "--cache-from", f"type=local,src={again}")) == []
+
+
 def test_an_export_that_fails_fails_the_build_unless_told_otherwise(pybuild: Pybuild, context: Path) -> None:
     ref = "type=registry,ref=127.0.0.1:1/nobody/here:1"
     assert pybuild.build(context, "--cache-to", ref, check=False).status != 0
