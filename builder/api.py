@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING
 
 from builder.building import NAMELESS as NAMELESS
 from builder.building import BuildResult as BuildResult
+from builder.opening import may_stay
+from builder.opening import open_store as open_store
+from builder.opening import prepare_namespaces as prepare_namespaces
 from builder.plan.request import BuildRequest
 from layers.errors import PybuildError
 from layers.events import EventSink, NullSink
@@ -35,7 +38,6 @@ from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
-    from layers.store import Driver
     from builder.capsule import Capsule
     from builder.difference import Difference
     from builder.frontend.instructions import Containerfile
@@ -53,54 +55,6 @@ if TYPE_CHECKING:
     from registry.copy import CopyOptions, CopyResult
     from registry.hosts import RegistryOptions
     from registry.transport import RawManifest, TransportContext
-
-
-def prepare_namespaces(isolation: str = "auto") -> None:
-    """Enter the user namespace that an ordinary user's snapshots need; as root, nothing.
-
-    `isolation` forces a tier (`RunOptions.isolation`). To be called while the process has one thread,
-    before the store is opened. Idempotent. Raises: SandboxError naming what is missing.
-    """
-    if isolation in _ANY_ROOT and _may_mount():
-        return
-    from builder.sandbox.tiers import prepare
-
-    prepare(isolation)
-
-
-_ANY_ROOT = ("auto", "pivot")
-"""The kinds of isolation for which CAP_SYS_ADMIN is all that is asked for."""
-
-
-def _may_stay(isolation: str) -> bool:
-    """Whether this process can build as it is."""
-    if isolation in _ANY_ROOT and _may_mount():
-        return True
-    from builder.sandbox.tiers import may_stay
-
-    return may_stay(isolation)
-
-
-def _may_mount() -> bool:
-    """Whether this process has CAP_SYS_ADMIN, as its status in /proc says: without loading ctypes."""
-    try:
-        with open("/proc/self/status", "rb") as f:
-            capabilities = next((line for line in f if line.startswith(b"CapEff:")), b"CapEff: 0")
-    except OSError:
-        return False
-    return bool(int(capabilities.split()[1], 16) >> 21 & 1)
-
-
-@contextmanager
-def open_store(root: Path, *, isolation: str = "auto", driver: Driver = "auto") -> Iterator[Store]:
-    """The local store, for as long as the block lasts. Raises: StoreError."""
-    from layers.store import Store
-
-    store = Store.open(root, driver="native" if isolation == "chroot" else driver)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def build(
@@ -127,7 +81,7 @@ def build(
 
     sink = events or NullSink()
     stopped = cancelled or _never
-    if not _may_stay(request.run.isolation):
+    if not may_stay(request.run.isolation):
         from builder.inchild import call
 
         result: BuildResult = call(
@@ -160,7 +114,7 @@ def plan_build(
     from builder.building import prepared
 
     sink = events or NullSink()
-    if not _may_stay(request.run.isolation):
+    if not may_stay(request.run.isolation):
         from builder.inchild import call
 
         plan: BuildPlan = call("plan", request, root=root, registry=registry, events=sink, cancelled=_never)

@@ -6,7 +6,6 @@ Callers: `builder.cli.archives`, Python programs.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +118,9 @@ class _Tee:
         self._stream = stream
         self._hand_on = hand_on
         self._cancelled = cancelled
-        self.hasher = hashlib.sha256()
+        from hashlib import sha256  # here: `run` does without
+
+        self.hasher = sha256()
         self.size_bytes = 0
 
     def read(self, _size: int = -1) -> bytes:

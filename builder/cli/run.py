@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ from builder.errors import UsageError
 if TYPE_CHECKING:
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
     from builder.container.records import Record
-    from builder.sandbox.launcher import Launcher
+    from layers.oci import Platform
+    from layers.store import Store
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -102,9 +105,9 @@ def run(verb: str, options: Namespace) -> int:
             from builder.cli import working
 
             return working.run(options, _environment(options), _command(options.command))
-    from builder import api
+    from builder.opening import prepare_namespaces
 
-    api.prepare_namespaces()
+    prepare_namespaces()
     if verb == "start":
         return _start(root, options)
     return _run(verb, root, options)
@@ -114,6 +117,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
     from builder.container import lifecycle
     from builder.container.front import Front
     from builder.container.monitor import ContainerLauncher
+    from builder.opening import open_store
 
     wanted = _container_options(options)
     foreground = verb == "run" and not options.detach
@@ -121,62 +125,72 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         raise UsageError("the input is not a terminal", hint="leave out -t")
     if options.cidfile and os.path.exists(options.cidfile):
         raise UsageError(f"--cidfile {options.cidfile} exists already")
-    # Before anything starts a thread, and beside what follows here.
-    launcher = ContainerLauncher.start() if foreground else None
-    try:
-        record = _create(root, options, wanted, launcher)
-        if options.cidfile:
-            Path(options.cidfile).write_text(record.id)
-        if launcher is None:
-            if verb == "run":
-                try:
-                    lifecycle.start_detached(record)
-                except BaseException:
-                    _remove(root, record, wanted.auto_remove)
-                    raise
-            print(record.id)
-            return 0
+    if not foreground:
+        with open_store(root) as store:
+            record = _create(store, options, wanted)
+        return _leave(root, record, options) if verb == "run" else _told(record)
+    with ExitStack() as stack:
+        # Before anything starts a thread, and beside what follows here.
+        launcher = stack.enter_context(ContainerLauncher.start())
+        store = stack.enter_context(open_store(root))
+        record = _create(store, options, wanted)
+        # While the container runs nothing of ours is to be kept from gc, which would wait for us.
+        store.leases.close()
         try:
-            return lifecycle.run_foreground(record, launcher, Front(tty=options.tty, stdin=options.interactive))
+            front = Front(tty=options.tty, stdin=options.interactive)
+            return lifecycle.run_foreground(record, launcher, front)
         finally:
-            _remove(root, record, wanted.auto_remove)
-    finally:
-        if launcher is not None:
-            launcher.close()
+            if wanted.auto_remove:
+                lifecycle.remove_record(store, record, volumes=True)
 
 
-def _remove(root: Path, record: Record, wanted: bool) -> None:
-    if wanted:
-        from builder import api
-        from builder.container.lifecycle import remove_record
+def _leave(root: Path, record: Record, options: Namespace) -> int:
+    """Start a container under a monitor of its own."""
+    from builder.container import lifecycle
+    from builder.opening import open_store
 
-        with api.open_store(root) as store:
-            remove_record(store, record, volumes=True)
+    try:
+        lifecycle.start_detached(record)
+    except BaseException:
+        if options.rm:
+            with open_store(root) as store:
+                lifecycle.remove_record(store, record, volumes=True)
+        raise
+    return _told(record)
 
 
-def _create(root: Path, options: Namespace, wanted: ContainerOptions, launcher: Launcher | None) -> Record:
-    from builder import api
+def _told(record: Record) -> int:
+    print(record.id)
+    return 0
+
+
+def _create(store: Store, options: Namespace, wanted: ContainerOptions) -> Record:
     from builder.container.create import create_container, find_image
-    from layers.oci import Platform
 
-    def pull() -> None:
-        from builder.cli.progress import make_progress
-        from registry.copy import CopyOptions
-        from registry.hosts import RegistryOptions
+    platform = None
+    if options.platform:
+        from layers.oci import Platform
 
-        registry = RegistryOptions(tls_verify=options.tls_verify, authfile=options.authfile)
-        with make_progress("auto", sys.stderr, os.environ) as progress:
-            api.pull(
-                options.image, root=root, source_registry=registry, events=progress,
-                options=CopyOptions(platform=platform),
-            )  # fmt: skip
-
-    platform = Platform.parse(options.platform) if options.platform else None
+        platform = Platform.parse(options.platform)
     if options.pull == "always":
-        pull()
-    with api.open_store(root) as store:
-        image = find_image(store, options.image, None if options.pull == "never" else pull, platform)
-        return create_container(store, image, wanted, warn=_warn)
+        _pull(store.root, options, platform)
+    pull = None if options.pull == "never" else partial(_pull, store.root, options, platform)
+    record = create_container(store, find_image(store, options.image, pull, platform), wanted, warn=_warn)
+    if options.cidfile:
+        Path(options.cidfile).write_text(record.id)
+    return record
+
+
+def _pull(root: Path, options: Namespace, platform: Platform | None) -> None:
+    from builder import api
+    from builder.cli.progress import make_progress
+    from registry.copy import CopyOptions
+    from registry.hosts import RegistryOptions
+
+    registry = RegistryOptions(tls_verify=options.tls_verify, authfile=options.authfile)
+    choice = CopyOptions(platform=platform)
+    with make_progress("auto", sys.stderr, os.environ) as progress:
+        api.pull(options.image, root=root, source_registry=registry, events=progress, options=choice)
 
 
 def _warn(words: str) -> None:

@@ -244,23 +244,20 @@ def _said(fd: int) -> bytes | None:
 
 
 def _filter(record: Record) -> bytes | None:
-    """The compiled seccomp filter; kept beside the settings, as compiling takes longer than all the rest."""
+    """The compiled seccomp filter."""
+    from builder.container import filters
+
     sandbox = record.settings["sandbox"]
     if sandbox["seccomp"] == "unconfined":
         return None
-    kept = record.path("seccomp.bpf")
-    with contextlib.suppress(OSError):
-        return kept.read_bytes()
-    from builder.container import codec
-    from builder.sandbox.launcher import compiled_filter
 
-    program = compiled_filter(codec.decode(sandbox))
-    if program is not None:
-        with contextlib.suppress(OSError):
-            fresh = record.path(f".seccomp.{os.urandom(4).hex()}")
-            fresh.write_bytes(program)
-            fresh.rename(kept)
-    return program
+    def make() -> bytes | None:
+        from builder.container import codec
+        from builder.sandbox.launcher import compiled_filter
+
+        return compiled_filter(codec.decode(sandbox))
+
+    return filters.program(record.root, sandbox["capabilities"], make) if sandbox["seccomp"] == "default" else make()
 
 
 def resolve_user(record: Record, user: str) -> tuple[int, int, tuple[int, ...], str]:

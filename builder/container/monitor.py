@@ -20,12 +20,15 @@ from builder.container.front import Front
 from builder.container.logs import LogWriter
 from builder.container.options import Port, Restart
 from builder.container.records import ContainerError, Record
-from builder.sandbox.launcher import ExitStatus, Launcher, Running
+from builder.sandbox.launcher import ExitStatus, Launcher, Running, compiled_filter
 from layers.errors import PybuildError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from builder.container.health import Health
     from builder.container.reach import Publisher
+    from builder.sandbox.spec import SandboxSpec
 
 _READ_BYTES = 1 << 16
 _BACKOFF_S, _MAX_BACKOFF_S, _STEADY_S = 0.1, 60.0, 10.0
@@ -34,9 +37,18 @@ _DRAIN_S = 1.0
 
 
 class ContainerLauncher(Launcher):
-    """Launches one container, time and again: see `Launcher`."""
+    """Launches one container, time and again: see `Launcher`. `root` is the store's."""
 
     accounting = True
+    root: Path | None = None
+
+    def filter_of(self, spec: SandboxSpec) -> bytes | None:
+        """See `Launcher.filter_of`; the default one is kept in the store."""
+        if self.root is None or spec.privileged or spec.seccomp != "default":
+            return compiled_filter(spec)
+        from builder.container import filters
+
+        return filters.program(self.root, spec.capabilities, lambda: compiled_filter(spec))
 
 
 class Monitor:
@@ -45,6 +57,8 @@ class Monitor:
     def __init__(self, record: Record, launcher: Launcher, front: Front | None = None, ready_fd: int = -1) -> None:
         self._record = record
         self._launcher = launcher
+        if isinstance(launcher, ContainerLauncher):
+            launcher.root = record.root
         self._front = front
         self._ready_fd = ready_fd
         self._log = LogWriter(record.path("log"))

@@ -34,9 +34,7 @@ def private_network_obstacle() -> str | None:
     with open("/proc/self/uid_map", encoding="ascii") as stream:
         rootful = os.geteuid() == 0 and stream.read().split() == ["0", "0", "4294967295"]
     if rootful:
-        if network.find_program("ip") is None:
-            return "a private one needs ip (Debian: apt install iproute2)"
-        if network.find_program("iptables") is None and network.find_program("nft") is None:
+        if network.find_program("iptables-restore") is None and network.find_program("nft") is None:
             return "a private one needs iptables or nft"
         return None
     if network.find_program("slirp4netns") is None and network.find_program("pasta") is None:

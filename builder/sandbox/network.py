@@ -19,6 +19,7 @@ import struct
 import time
 from typing import NoReturn
 
+from builder.sandbox.netlink import Routes
 from layers import linux
 
 INTERFACE = "eth0"
@@ -126,19 +127,19 @@ def _need(name: str, package: str) -> str:
     return path
 
 
-def _run(*args: str, check: bool = True, pass_fds: tuple[int, ...] = ()) -> None:
-    """Run a program to its end. Raises: NetworkError with its words."""
+def _run(*args: str, given: str = "", check: bool = True) -> None:
+    """Run a program to its end, `given` (less than a pipe takes) on its stdin. Raises: NetworkError with its words."""
     read, write = os.pipe()
-    for fd in pass_fds:
-        os.set_inheritable(fd, True)
-    actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
+    stdin, given_to = os.pipe()
+    os.write(given_to, given.encode())
+    os.close(given_to)
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
     pid = os.posix_spawn(args[0], args, {"PATH": ":".join(_DIRECTORIES)}, file_actions=actions)
     os.close(write)
+    os.close(stdin)
     with open(read, "rb") as stream:
         words = stream.read(4096).decode(errors="replace").strip()
     status = os.waitpid(pid, 0)[1]
-    for fd in pass_fds:
-        os.set_inheritable(fd, False)
     if check and status != 0:
         raise NetworkError(f"{' '.join(args)}: {words or f'status {status}'}")
 
@@ -153,18 +154,17 @@ class Rootful:
 
     def up(self) -> None:
         """Raises: NetworkError, OSError."""
-        ip = _need("ip", "iproute2")
         self.subnet, self.lock = _take_subnet()
         subnet = self.subnet
         net = namespace(self.pidfd)
-        names = ("type", "veth", "peer", "name", INTERFACE, "netns", f"/proc/self/fd/{net}")
-        _run(ip, "link", "add", subnet.interface, *names, pass_fds=(net,))
-        _run(ip, "address", "add", f"{subnet.address(1)}/30", "dev", subnet.interface)
-        _run(ip, "link", "set", subnet.interface, "up")
+        with Routes() as routes:
+            routes.add_veth(subnet.interface, INTERFACE, net)
+            routes.add_address(subnet.interface, subnet.address(1), 30)
+            routes.set_up(subnet.interface)
+        _inside(net, subnet)
+        os.close(net)
         _rules(subnet, add=True)
         _forward()
-        _inside(net, ip, subnet)
-        os.close(net)
 
     def down(self) -> None:
         """Remove rules and interface; the latter goes with the sandbox's namespace, but not at once."""
@@ -176,17 +176,33 @@ class Rootful:
         os.close(self.lock)
 
 
-def _inside(net: int, ip: str, subnet: Subnet) -> None:
-    """Configure the sandbox's end, from within its namespace. Raises: NetworkError."""
+def _inside(net: int, subnet: Subnet) -> None:
+    """Configure the sandbox's end, from within its namespace. Raises: OSError."""
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     linux.setns(net, linux.CLONE_NEWNET)
     try:
-        _run(ip, "address", "add", f"{subnet.address(2)}/30", "dev", INTERFACE)
-        _run(ip, "link", "set", INTERFACE, "up")
-        _run(ip, "route", "add", "default", "via", subnet.address(1))
+        with Routes() as routes:
+            routes.add_address(INTERFACE, subnet.address(2), 30)
+            routes.set_up(INTERFACE)
+            routes.add_default_route(INTERFACE, subnet.address(1))
     finally:
         linux.setns(own, linux.CLONE_NEWNET)
         os.close(own)
+
+
+def sweep() -> None:
+    """Remove what killed helpers of this machine's root left. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(_STATE):
+            with contextlib.suppress(OSError, NetworkError, ValueError):
+                lock = os.open(f"{_STATE}/{name}", os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    if os.fstat(lock).st_size:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        _clear(Subnet(int(name)))
+                        os.ftruncate(lock, 0)
+                finally:
+                    os.close(lock)
 
 
 def _take_subnet() -> tuple[Subnet, int]:
@@ -228,21 +244,26 @@ def _routes() -> list[tuple[int, int]]:
 
 def _clear(subnet: Subnet) -> None:
     _rules(subnet, add=False)
-    if ip := find_program("ip"):
-        _run(ip, "link", "delete", subnet.interface, check=False)
+    with Routes() as routes:
+        routes.delete_link(subnet.interface)
 
 
 def _rules(subnet: Subnet, *, add: bool) -> None:
     """NAT for the subnet, and leave to forward. Raises: NetworkError."""
-    if iptables := find_program("iptables"):
+    if restore := find_program("iptables-restore"):
         verb = "-I" if add else "-D"
-        established = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
-        for rule in (
-            ("-t", "nat", verb, "POSTROUTING", "-s", subnet.text, "!", "-o", subnet.interface, "-j", "MASQUERADE"),
-            (verb, "FORWARD", "-i", subnet.interface, "-j", "ACCEPT"),
-            (verb, "FORWARD", "-o", subnet.interface, *established, "-j", "ACCEPT"),
-        ):
-            _run(iptables, "-w", *rule, check=add)
+        post = f"{verb} POSTROUTING -s {subnet.text} ! -o {subnet.interface} -j MASQUERADE"
+        out = f"{verb} FORWARD -i {subnet.interface} -j ACCEPT"
+        back = f"{verb} FORWARD -o {subnet.interface} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+        # One run for all three: each takes its time. Removing, one that is missing must not keep the others.
+        tables = [f"*nat\n{post}\nCOMMIT\n", f"*filter\n{out}\nCOMMIT\n", f"*filter\n{back}\nCOMMIT\n"]
+        try:
+            _run(restore, "-w", "--noflush", given="".join(tables))
+        except NetworkError:
+            if add:
+                raise
+            for table in tables:
+                _run(restore, "-w", "--noflush", given=table, check=False)
         return
     nft = _need("nft", "nftables")
     table = f"pybuild_{subnet.number}"

@@ -51,8 +51,10 @@ class _Child:
         self.control = control
         self.undo_fd = undo_fd
         self.group = group
+        self.network = 0
+        """The process that keeps the private network up, if any."""
         self.helpers: list[int] = []
-        """The processes that keep the private network up, and answer for missing ids."""
+        """The processes that answer for missing ids."""
 
     def kill(self) -> None:
         """Kill everything in the sandbox. What is frozen by v1 would die only when it thaws."""
@@ -342,7 +344,7 @@ class _Zygote:
             if helper == 0:
                 self.let_go({pidfd, gate_write})
                 network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
-            child.helpers.append(helper)
+            child.network = helper
             os.close(gate_write)
         if asked and answerer:
             answerer.close()
@@ -388,6 +390,9 @@ class _Zygote:
             self.poll.unregister(child.control)
         tell(child.control, json.dumps(message).encode())
         child.control.close()
+        if child.network:
+            # It takes the network down, for which nobody has to wait but this process's own end.
+            os.waitpid(child.network, 0)
 
     def listen(self, child: _Child) -> None:
         """A wish about a running sandbox; or the other end is gone, and so goes the sandbox."""
