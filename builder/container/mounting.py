@@ -44,14 +44,15 @@ def mount(container: WorkingContainer) -> Path:
     if is_mounted(place):
         return place
     need_overlay(container.store)
-    _refuse_elsewhere(container.record)
+    refuse_elsewhere(container.record)
     snapshots = container.store.snapshots
-    active = _active(container)
-    if active is None:
-        active = snapshots.prepare(container.top, keep=_keep(container.record))
-    else:
-        snapshots.reset_work(active)
-    attach(active.mount, place, f"working container {container.record.name}")
+    active = snapshots.prepare(container.top, keep=_keep(container.record))
+    try:
+        _write_note(container.record)
+        attach(active.mount, place, f"working container {container.record.name}")
+    except BaseException:
+        snapshots.discard(active)
+        raise
     return place
 
 
@@ -80,12 +81,20 @@ def drop(store: Store, record: Record) -> None:
     store.snapshots.unpin(_keep(record))
 
 
+def settle(container: WorkingContainer) -> None:
+    """Make a layer of what was changed in a mount that is no more, as after a restart or a killed command."""
+    if not is_mounted(mount_point(container.record)):
+        with contextlib.suppress(ContainerError):
+            _seal(container)
+
+
 def _seal(container: WorkingContainer) -> None:
-    _refuse_elsewhere(container.record)
-    detach(mount_point(container.record))
-    active = _active(container)
+    active = container.store.snapshots.kept(_keep(container.record))
     if active is None:
         return
+    refuse_elsewhere(container.record)
+    detach(mount_point(container.record))
+    _note(container.record).unlink(missing_ok=True)
     if _is_changed(active):
         container.advance([Work(active=active)], [Line(CREATED_BY, 0)])
     else:
@@ -100,30 +109,55 @@ def _is_changed(active: ActiveSnapshot) -> bool:
     return next(iter(diff_trees(None, active.path)), None) is not None
 
 
-def _active(container: WorkingContainer) -> ActiveSnapshot | None:
-    return container.store.snapshots.kept(_keep(container.record))
-
-
 def _keep(record: Record) -> str:
     return f"{record.id}.mount"
 
 
-def _refuse_elsewhere(record: Record) -> None:
+def refuse_elsewhere(record: Record) -> None:
     """Two mounts of one upper directory would spoil it. Raises: ContainerError."""
     place = mount_point(record)
-    if not os.path.lexists(place) or is_mounted(place):
+    try:
+        pid, started = _note(record).read_text().split()
+    except (OSError, ValueError):
         return
-    seen = {_namespace("self")}
-    for process in filter(str.isdigit, os.listdir("/proc")):
+    if is_mounted(place) or _started(pid) != started:
+        return
+    try:
+        there = is_mounted(place, pid)
+    except PermissionError:
+        there = True  # of another user namespace: its mounts are not shown
+    except OSError:
+        there = False
+    if there:
+        raise ContainerError(
+            f"working container {record.name} is mounted in another mount namespace, that of process {pid}",
+            hint="work there, or unmount it there",
+        )
+
+
+def _note(record: Record) -> Path:
+    """Says in whose mount namespace it is mounted: the oldest process of that, and when it was started."""
+    return record.path("mounted")
+
+
+def _write_note(record: Record) -> None:
+    ours = _namespace("self")
+    oldest = (0, str(os.getpid()))
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            namespace = _namespace(process)
-            if namespace not in seen and is_mounted(place, process):
-                raise ContainerError(
-                    f"working container {record.name} is mounted in another mount namespace, that of process {process}",
-                    hint="work there, or unmount it there",
-                )
-            seen.add(namespace)
+            if _namespace(pid) == ours:
+                oldest = min(oldest, (int(_started(pid)), pid)) if oldest[0] else (int(_started(pid)), pid)
+    _note(record).write_text(f"{oldest[1]} {_started(oldest[1])}")
 
 
-def _namespace(process: str) -> str:
-    return os.readlink(f"/proc/{process}/ns/mnt")
+def _namespace(pid: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+def _started(pid: str) -> str:
+    """When a process was started, in ticks since the machine was; "0" if there is none. proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"

@@ -302,11 +302,14 @@ def opened(
 
     Raises: NoSuchContainer; ContainerError if it is no working container, or its files are gone.
     """
+    from builder.container import mounting
+
     record = find(store.root, word)
     lock = _lock(record, tell, limit_s)
     try:
         container = WorkingContainer(store, record.load())
         container.recover()
+        mounting.settle(container)
         yield container
     finally:
         release(lock)
@@ -366,11 +369,16 @@ def rename(record: Record, name: str) -> None:
 def remove(store: Store, record: Record, *, force: bool = False) -> None:
     """Remove a working container and its snapshots; what was committed stays.
 
-    One that is in use is refused, with `force` after a wait. Raises: NoSuchContainer, ContainerError.
+    One that is in use, or mounted elsewhere, is refused; with `force`, use is waited for, a mount elsewhere is not
+    minded. Raises: NoSuchContainer, ContainerError.
     """
+    from builder.container import mounting
+
     lock = _lock(record, lambda _words: None, _BUSY_GRACE_S if force else 0.0)
     try:
         record.load()
+        if not force:
+            mounting.refuse_elsewhere(record)
         _discard(store, record)
     finally:
         release(lock)

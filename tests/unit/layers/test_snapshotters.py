@@ -161,6 +161,37 @@ def test_kept_snapshots_are_found_again(store: Store) -> None:
         assert again.snapshots.kept("container") is None
 
 
+def test_a_pin_keeps_a_chain_and_moves(snapshots: OverlaySnapshotter | NativeSnapshotter, store: Store) -> None:
+    lower = commit(snapshots, None, "a", id="a")
+    upper = commit(snapshots, lower, "b", id="b")
+    snapshots.pin("work", upper)
+    with pytest.raises(StoreError, match="absent"):
+        snapshots.pin("work", "absent")
+    assert set_of(store) == {"a", "b", "keep:work"}
+    snapshots.pin("work", lower)
+    snapshots.remove(upper)
+    with pytest.raises(StoreError, match="builds on it"):
+        snapshots.remove(lower)
+    snapshots.unpin("work")
+    snapshots.unpin("work")
+    snapshots.remove(lower)
+    assert set_of(store) == set()
+    assert os.listdir(store.root / "snapshots") == []
+
+
+def test_a_pin_outlives_its_process_and_gc(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", driver="native") as store:
+        store.snapshots.pin("work", commit(store.snapshots, None, "a", id="a"))
+        commit(store.snapshots, None, "b", id="b")
+    with Store.open(tmp_path / "store", driver="native") as store:
+        store.gc()
+        assert set_of(store) == {"a", "keep:work"}
+
+
+def set_of(store: Store) -> set[str]:
+    return {str(row[0]) for row in store.database.rows("SELECT id FROM snapshots")}
+
+
 def test_base_layers_are_shared_by_chain_id(snapshots: OverlaySnapshotter | NativeSnapshotter) -> None:
     first, second = Digest.of(b"1"), Digest.of(b"2")
     calls: list[str] = []
