@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from builder.building import NAMELESS as NAMELESS
 from builder.building import BuildResult as BuildResult
@@ -350,9 +350,18 @@ def push(source: str, destination: str, *, root: Path, **more: object) -> CopyRe
 
 
 def pull(source: str, *, root: Path, name: str | None = None, **more: object) -> CopyResult:
-    """Copy an image from a registry (or another transport) to the store, under its own name or `name`."""
-    from builder.places import pull_name
+    """Copy an image from a registry (or another transport) to the store, under its own name or `name`.
 
+    A name without a registry means what registries.conf says of it.
+    """
+    from builder.places import pull_name
+    from registry.transport import split_transport
+
+    if split_transport(source)[0] is None:
+        from registry.shortnames import find
+
+        with _transports(None, cast("RegistryOptions | None", more.get("source_registry"))) as context:
+            source = f"docker://{find(context.client, source).canonical()}"
     if name is None:
         name = pull_name(source)
     return copy(source, f"storage:{name}", root=root, default_source="docker", default_destination="storage", **more)  # type: ignore[arg-type]
