@@ -61,11 +61,15 @@ _CONFIG = (
 
 
 class GitTree(NamedTuple):
-    """A checkout: `path` is the wanted directory of it, `commit` what it is of, `cache_key` what a step depends on."""
+    """A checkout: `path` is the wanted directory of it, `commit` what it is of, `cache_key` what a step depends on.
+
+    `committed_s` is the commit's time, in seconds since 1970.
+    """
 
     path: Path
     commit: str
     cache_key: str
+    committed_s: int
 
 
 class GitSource(NamedTuple):
@@ -179,12 +183,14 @@ def fetch_git(
         git.run("checkout", "--quiet", "--force", "--detach", commit)
         if ref.submodules is not False and (tree / ".gitmodules").is_file():
             git.run("submodule", "update", "--init", "--recursive", "--depth=1")
+        committed_s = int(git.run("log", "-1", "--format=%ct", commit))
         if keep:
             git.run("remote", "set-url", "origin", _redacted(ref.remote))
             _tidy(tree / ".git")
     if not keep:
         _drop_git_directories(tree)
-    return GitTree(_subdirectory(tree, ref), commit, git_cache_key(commit, ref, keep_git_dir=keep_git_dir))
+    key = git_cache_key(commit, ref, keep_git_dir=keep_git_dir)
+    return GitTree(_subdirectory(tree, ref), commit, key, committed_s)
 
 
 def _check(ref: GitRef, found: _Resolved) -> None:

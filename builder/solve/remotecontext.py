@@ -22,11 +22,23 @@ _CONTAINERFILE_MAX_BYTES = 16 * 1024 * 1024
 
 
 class RemoteContext(NamedTuple):
-    """`containerfile` is the text of one that came instead of an archive; `commit` is that of a repository."""
+    """`containerfile` is the text of one that came instead of an archive; `commit` is that of a repository.
+
+    `time_s` is when that was committed, or when a server says that its file was changed.
+    """
 
     path: Path
     containerfile: bytes | None = None
     commit: str = ""
+    time_s: int | None = None
+
+    def epoch(self) -> int | None:
+        """The time of the context, in seconds since 1970: without `time_s` that of its newest file."""
+        if self.time_s is not None:
+            return self.time_s
+        times = (os.lstat(os.path.join(top, name)).st_mtime for top, _, names in os.walk(self.path) for name in names)
+        newest = max(times, default=None)
+        return None if newest is None else int(newest)
 
 
 class ContextAccess(NamedTuple):
@@ -80,12 +92,13 @@ def open_remote_context(
             access=GitSource(access.secrets, access.ssh_socket, access.known_hosts, access.environ),
             cancelled=cancelled,
         )
-        return RemoteContext(tree.path, commit=tree.commit)
+        return RemoteContext(tree.path, commit=tree.commit, time_s=tree.committed_s)
     from builder.solve.fetch import fetch_http
 
     file = fetch_http(text, cache, secrets=access.secrets, environ=access.environ, cancelled=cancelled)
     with file.path.open("rb", buffering=0) as stream:
-        return _from_stream(stream, dest, cancelled, f"the context {file.name}")
+        context = _from_stream(stream, dest, cancelled, f"the context {file.name}")
+    return context._replace(time_s=file.last_modified_s)
 
 
 class _Rewound(io.RawIOBase):

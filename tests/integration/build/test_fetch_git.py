@@ -362,3 +362,5 @@ def test_cancelled(server: GitServer, tmp_path: Path) -> None:
 def test_as_a_context(server: GitServer, commits: dict[str, str], tmp_path: Path) -> None:
     context = open_remote_context(f"{server.url()}#side:sub", tmp_path, tmp_path)
     assert ([p.name for p in context.path.iterdir()], context.commit) == (["dir"], commits["side"])
+    committed = git(Path(commits["top"]) / "repo.git", "log", "-1", "--format=%ct", commits["side"])
+    assert context.epoch() == int(committed)

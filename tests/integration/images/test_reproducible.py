@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,20 @@ def test_driver_and_tier_do_not_show(
     stock_base(pybuild_rootless, busybox_layout)
     mine = readable_context(pybuild_rootless, context)
     assert manifest(pybuild, context) == manifest(pybuild_rootless, mine)
+
+
+def test_the_epoch_of_a_context(pybuild: Pybuild, tmp_path: Path) -> None:
+    """An archive's newest file; a directory has no time that means anything."""
+    context = write_context(tmp_path / "context", "FROM scratch\nARG SOURCE_DATE_EPOCH\nCOPY f /f\n", {"f": "f"})
+    for name, time_s in (("f", 1_600_000_000), ("Containerfile", 1_500_000_000)):
+        os.utime(context / name, (time_s, time_s))
+    archive = subprocess.run(["tar", "-C", context, "-c", "."], capture_output=True, check=True).stdout
+    flag = ("--build-arg", "SOURCE_DATE_EPOCH=context")
+    pybuild.run("build", "-t", "a:1", *flag, "-", stdin=archive)
+    pybuild.run("build", "-t", "b:1", "--timestamp", "1600000000", "-", stdin=archive)
+    documents = [pybuild.run("inspect", name).json() for name in ("a:1", "b:1")]
+    assert documents[0]["Created"] == documents[1]["Created"] == "2020-09-13T12:26:40Z"
+    assert documents[0]["Layers"] == documents[1]["Layers"]
+    pybuild.build(context, "-t", "c:1", env={"SOURCE_DATE_EPOCH": "context"})
+    assert pybuild.run("inspect", "c:1").json()["Created"] > "2020-09-14"
+    assert pybuild.build(context, "--build-arg", "SOURCE_DATE_EPOCH=now", check=False).status == 2
