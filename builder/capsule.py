@@ -76,7 +76,10 @@ def keep(parts: Parts, request: BuildRequest, events: EventSink) -> None:
         failed.error.hint = f"no capsule could be made: {e.message}"
         events.emit(Vertex("capsule", title, (), started, time.time_ns(), error=e.message))
     else:
-        failed.error.hint = f"what the step left is in {request.capsule}: look into it with `pybuild shell`"
+        failed.error.hint = (
+            f"what the step left is in {request.capsule}: look into it with `pybuild shell`, "
+            "and go on from it with `--cache-from type=local,src=FILE`"
+        )
         events.emit(Vertex("capsule", title, (), started, time.time_ns()))
     finally:
         parts.solver.forget_failed()
