@@ -14,7 +14,7 @@ from builder.errors import SandboxError
 from builder.sandbox import cgroup
 from builder.sandbox.spec import Resources, SandboxSpec
 from tests.integration.sandbox.boxes import RootBox, UserBox
-from tests.integration.sandbox.test_lifecycle import KILLED
+from tests.integration.sandbox.test_lifecycle import KILLED, appears
 from tests.support.machine import CHECKOUT
 
 HOG = "a=x; while true; do a=$a$a; done"
@@ -197,21 +197,34 @@ def test_an_ordinary_user_without_delegation_is_told(user_box: UserBox) -> None:
     assert outcome.error[1] == "cgroup"
 
 
+def runs_in(group: Path, marker: str) -> bool:
+    """Whether a process with this argument is in a group."""
+    for pid in (group / "cgroup.procs").read_text().split():
+        try:
+            if marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def test_the_groups_of_a_killed_zygote_are_cleared_by_the_next_run(root_box: RootBox) -> None:
     need("pids")
     script = KILLED.replace("root=root, env", "root=root, resources=Resources(pids=50), env").replace(
         "import SandboxSpec", "import Resources, SandboxSpec"
     )
     root = root_box.overlay()
+    marker = f"7{os.getpid()}36"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(CHECKOUT), str(root_box.lower), str(root.upper), str(root.work), "1000"],
+        [sys.executable, "-c", script, str(CHECKOUT), str(root_box.lower), str(root.upper), str(root.work), marker],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout
     assert process.stdout.readline() == b"started\n"
     base = next(h.own for h in cgroup.detect() if "pids" in h.controllers)
-    mine = {path for path in Path(base).glob("pybuild-*") if (path / "cgroup.procs").read_text()}
+    assert appears(marker)
+    mine = {path for path in Path(base).glob("pybuild-*") if runs_in(path, marker)}
     assert mine
     zygote = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
     os.kill(int(zygote), 9)

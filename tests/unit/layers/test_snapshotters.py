@@ -121,7 +121,7 @@ def test_a_scratch_snapshot_has_the_mode_of_a_root_directory_whatever_the_umask(
     finally:
         os.umask(before)
     assert stat.S_IMODE(active.path.stat().st_mode) == 0o755
-    assert active.mount == ("bind", (active.path,), None, None, False, snapshots.dialect)
+    assert active.mount == ("bind", (active.path,), None, None, False, snapshots.dialect, None)
 
 
 def test_the_root_directory_keeps_what_the_base_made_of_it(snapshots: OverlaySnapshotter | NativeSnapshotter) -> None:
