@@ -150,6 +150,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         metavar="type=TYPE,…",
         help="a mount for every RUN, as RUN --mount has it",
     )
+    add("--default-mounts-file", metavar="FILE", help="read this instead of mounts.conf")
     add_sandbox_options(parser)
     add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer")
     add_limit_options(parser)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from builder.frontend.language import RunMount
     from builder.plan.sourcepolicy import SourcePolicy
 
+_MOUNTS_CONF = ("/etc/containers/mounts.conf", "/usr/share/containers/mounts.conf")
+
 
 def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     """The request that the flags mean. Raises: UsageError, ContextError."""
@@ -52,6 +54,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         shm_size_bytes=options.shm_size,
         volumes=tuple(options.volume),
         mounts=tuple(map(_mount, options.mount)),
+        host_mounts=_host_mounts(options.default_mounts_file),
         isolation=_isolation(options),
         storage_driver=options.storage_driver,
         timeout_s=options.timeout,
@@ -345,6 +348,32 @@ def _mount(text: str) -> RunMount:
         return parse_mount(text, str)
     except ParseError as e:
         raise UsageError(f"--mount {text}: {e.message}", hint=e.hint) from e
+
+
+def _host_mounts(given: str | None) -> tuple[tuple[str, str], ...]:
+    """What containers-mounts.conf(5) has every RUN see of this machine. Raises: UsageError."""
+    places = [Path(given)] if given else list(map(Path, _MOUNTS_CONF))
+    if not given and os.geteuid() != 0:
+        places.insert(0, Path.home() / ".config" / "containers" / "mounts.conf")
+    for place in places:
+        try:
+            lines = place.read_text("utf-8", "surrogateescape").splitlines()
+        except OSError as e:
+            if given:
+                raise UsageError(f"cannot read {place}: {e.strerror}") from e
+            continue
+        found = []
+        for line in lines:
+            source, _, target = line.strip().partition(":")
+            if not source or source.startswith("#"):
+                continue
+            target = target or source
+            if not source.startswith("/") or not target.startswith("/"):
+                raise UsageError(f"{place}: {line.strip()!r}: expected two absolute paths, /HOST:/CONTAINER")
+            if os.path.isdir(source):
+                found.append((source, target))
+        return tuple(found)
+    return ()
 
 
 def _isolation(options: Namespace) -> str:

@@ -316,6 +316,8 @@ def sandbox_spec(
         host, _, rest = volume.partition(":")
         target, _, mode = rest.partition(":")
         mounts.append(SandboxMount("bind", target, source=Path(host), readonly="ro" in mode.split(","), recursive=True))
+    for directory, target in options.host_mounts:
+        mounts.append(SandboxMount("bind", target, source=Path(directory), readonly=True, recursive=True))
     mounts += [
         SandboxMount("file", path, source=data, readonly=True, mode=0o755, is_file=True) for path, data in op.files
     ]
@@ -423,7 +425,7 @@ def _mount(
 def _secret(ctx: StepContext, mount: MountOp, env: dict[str, str]) -> SandboxMount | None:
     from builder.sandbox.spec import SandboxMount
 
-    id = mount.id or (mount.target.rsplit("/", 1)[-1] if mount.target else "")
+    id = mount.id
     value = ctx.session.secret(id)
     if value is None:
         if mount.required:
@@ -435,7 +437,7 @@ def _secret(ctx: StepContext, mount: MountOp, env: dict[str, str]) -> SandboxMou
         return None
     return SandboxMount(
         "file",
-        mount.target or f"/run/secrets/{id}",
+        mount.target or f"/run/secrets/{id.rsplit('/', 1)[-1]}",
         source=value,
         readonly=True,
         mode=0o400 if mount.mode is None else mount.mode,

@@ -113,3 +113,22 @@ def test_a_mount_for_every_run(pybuild: Pybuild, busybox_base: str, tmp_path: Pa
     refused = pybuild.build(context, "--mount=type=nothing,target=/x", check=False)
     assert refused.status == 2
     assert "--mount" in refused.stderr
+
+
+def test_what_mounts_conf_lets_every_run_see(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    secrets = tmp_path / "subscription"
+    secrets.mkdir()
+    (secrets / "key").write_text("word")
+    conf = tmp_path / "mounts.conf"
+    conf.write_text(f"# of this machine\n{secrets}:/run/secrets\n{tmp_path}/missing:/elsewhere\n")
+    context = write_context(
+        tmp_path / "context", f"FROM {busybox_base}\nRUN cp /run/secrets/key /seen && ! touch /run/secrets/x\n"
+    )
+    pybuild.build(context, "--default-mounts-file", conf, "-t", "app:1")
+    tree = pybuild.unpack("app:1", tmp_path / "tree")
+    assert (tree / "seen").read_text() == "word"
+    assert not (tree / "run").exists() or not (tree / "run" / "secrets").exists()
+    assert "CACHED" in pybuild.build(context, "--progress=plain").stderr, "a machine's own mounts change no step"
+    conf.write_text("relative:/x\n")
+    refused = pybuild.build(context, "--default-mounts-file", conf, check=False)
+    assert refused.status == 2
