@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from builder.cli.options import add_registry_options, boolean, registry_options, store_root
 from builder.errors import UsageError
-from builder.frontend.source import SourceFile
 from layers.errors import NameNotFound, PybuildError
 
 if TYPE_CHECKING:
@@ -141,20 +140,15 @@ def opened(root: Path, name: str) -> Iterator[WorkingContainer]:
 
     working.find(root, name)  # before anything that takes time
     api.prepare_namespaces()
-    with api.open_store(root) as store, working.opened(store, name, tell=tell) as container:
+    with api.open_store(root) as store, working.open_working(store, name, tell=tell) as container:
         yield container
 
 
 def request_of(options: Namespace, **fields: Any) -> BuildRequest:
     """What the steps' own functions are asked with. Raises: UsageError."""
-    from builder.plan.request import BuildRequest
+    from builder.container.byhand import step_request
 
-    return BuildRequest(
-        containerfile=SourceFile("step", ""),
-        source_date_epoch=epoch_of(options),
-        environ=dict(os.environ),
-        **{"context": None, **fields},
-    )
+    return step_request(epoch_s=epoch_of(options), environ=dict(os.environ), **fields)
 
 
 def epoch_of(options: Namespace) -> int | None:
@@ -191,7 +185,7 @@ def _from(root: Path, options: Namespace) -> int:
             triggers = image.config.config.get("OnBuild") or []
             if triggers:
                 tell(f"warning: the image's ONBUILD instructions are not carried out: {'; '.join(map(str, triggers))}")
-        record = working.create(store, image, shown, name=options.name, platform=platform)
+        record = working.create_working(store, image, shown, name=options.name, platform=platform)
     if options.cidfile:
         Path(options.cidfile).write_text(record.id)
     print(record.name)

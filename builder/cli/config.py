@@ -89,13 +89,13 @@ def _changes(options: Namespace) -> list[Change]:
     for field, text in _with_health(options.changes, health):
         match field:
             case "healthcheck":
-                found.append(configuration.healthcheck(text, health))
+                found.append(configuration.healthcheck_change(text, health))
             case "change":
-                found.append(configuration.instruction(str(text)))
+                found.append(configuration.instruction_change(str(text)))
             case "env":
-                found += [configuration.change("env", each) for each in _variable(str(text))]
+                found += [configuration.config_change("env", each) for each in _variable(str(text))]
             case _:
-                found.append(configuration.change(field, str(text)))
+                found.append(configuration.config_change(field, str(text)))
     return found
 
 

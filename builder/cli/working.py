@@ -50,7 +50,7 @@ def run(options: Namespace, env: tuple[tuple[str, str], ...], command: tuple[str
         with opened(root, options.image) as container:
             if launcher.bare and container.store.snapshots.driver == "overlay":
                 raise UsageError("--isolation chroot is not possible: the container's files are overlays")
-            ended = byhand.run(
+            ended = byhand.run_step(
                 container,
                 _command(options, env, command, mounts),
                 request,
@@ -186,9 +186,9 @@ def commit(options: Namespace) -> int:
     root = store_root(options)
     transport, rest = split_transport(options.image) if options.image else (None, "")
     elsewhere = transport not in {None, "storage"}
-    changes = [configuration.instruction(text) for text in options.change]
+    changes = [configuration.instruction_change(text) for text in options.change]
     with opened(root, options.name) as container:
-        made = assemble.commit(
+        made = assemble.commit_working(
             container,
             assemble.ImageOptions(
                 names=_names(rest) if rest and not elsewhere else (),

@@ -9,6 +9,17 @@
     lifecycle   start, stop, kill, pause, wait, remove       inside    further commands in a running one
     volumes     named volumes                                logs      what it said
 
+Images by hand, without a Containerfile:
+
+    record = container.create_working(store, container.find_image(store, "debian", None), "debian")
+    with container.open_working(store, record.name) as work:
+        container.run_step(work, container.Command(("apt-get", "update")), container.step_request(), launcher)
+        container.configure(work, [container.config_change("env", "A=b")], container.step_request())
+        container.commit_working(work, container.ImageOptions(names=("docker.io/library/mine:1",)))
+
+    working     steps that are made whole or not at all      byhand    RUN, COPY, ADD and changes of the config
+    mounting    the tree, for programs of the host           assemble  a working container -> an image
+
 Names are loaded when first used: a command pays for what it needs.
 """
 
@@ -18,6 +29,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from builder.container.assemble import ImageOptions, commit_working
+    from builder.container.byhand import Command, Streams, Transfer, configure, run_step, step_request, transfer
+    from builder.container.configuration import config_change, healthcheck_change, instruction_change
     from builder.container.create import create_container, find_image
     from builder.container.lifecycle import (
         kill,
@@ -31,40 +45,64 @@ if TYPE_CHECKING:
         unpause,
         wait,
     )
+    from builder.container.mounting import mount, unmount
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
     from builder.container.records import ContainerError, NoSuchContainer, Record, every, find
+    from builder.container.working import WorkingContainer, create_working, open_working
 
 _HOMES = {
+    "assemble": ("ImageOptions", "commit_working"),
+    "byhand": ("Command", "Streams", "Transfer", "configure", "run_step", "step_request", "transfer"),
+    "configuration": ("config_change", "healthcheck_change", "instruction_change"),
     "create": ("create_container", "find_image"),
     "lifecycle": (
         *("kill", "pause", "prune", "remove", "rename", "run_foreground", "start_detached", "stop", "unpause", "wait"),
     ),
+    "mounting": ("mount", "unmount"),
     "options": ("ContainerOptions", "Healthcheck", "Port", "Restart", "VolumeMount"),
     "records": ("ContainerError", "NoSuchContainer", "Record", "every", "find"),
+    "working": ("WorkingContainer", "create_working", "open_working"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Command",
     "ContainerError",
     "ContainerOptions",
     "Healthcheck",
+    "ImageOptions",
     "NoSuchContainer",
     "Port",
     "Record",
     "Restart",
+    "Streams",
+    "Transfer",
     "VolumeMount",
+    "WorkingContainer",
+    "commit_working",
+    "config_change",
+    "configure",
     "create_container",
+    "create_working",
     "every",
     "find",
     "find_image",
+    "healthcheck_change",
+    "instruction_change",
     "kill",
+    "mount",
+    "open_working",
     "pause",
     "prune",
     "remove",
     "rename",
     "run_foreground",
+    "run_step",
     "start_detached",
+    "step_request",
     "stop",
+    "transfer",
+    "unmount",
     "unpause",
     "wait",
 ]

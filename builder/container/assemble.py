@@ -45,7 +45,7 @@ class ImageOptions(NamedTuple):
     compression: Literal["gzip", "zstd", "none"] = "gzip"
 
 
-def commit(container: WorkingContainer, options: ImageOptions) -> CommittedImage:
+def commit_working(container: WorkingContainer, options: ImageOptions) -> CommittedImage:
     """Make an image of a working container, which stays as it is. Equal containers give equal images.
 
     `names` are fully spelled references; without one the image is kept under its ID.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from builder.container import mounting
 from builder.container.records import ContainerError, Record
-from builder.container.working import Line, Work, WorkingContainer, opened
+from builder.container.working import Line, Work, WorkingContainer, open_working
 from builder.errors import ContextError
 from builder.frontend import instructions as ins
 from builder.frontend.gitref import is_git_source, is_http_source
@@ -147,7 +147,7 @@ class _Planned:
             if name in {self._container.record.name, self._container.record.id}:
                 return self._leased(self._container.top)
             # Not for ever: it may be waiting for this one. The lease outlives the lock.
-            with opened(store, name, limit_s=_WAIT_FOR_OTHER_S) as other, mounting.set_aside(other):
+            with open_working(store, name, limit_s=_WAIT_FOR_OTHER_S) as other, mounting.set_aside(other):
                 return self._leased(other.top)
         from layers.image import unpack_image
 
@@ -205,6 +205,15 @@ def _no_image(name: str) -> Image:
     raise ContainerError(f"no image {name} can be looked up here")
 
 
+def step_request(*, epoch_s: int | None = None, **fields: Any) -> BuildRequest:
+    """What a step is asked with: the fields of a `BuildRequest` that mean something for one step.
+
+    They are `run`, `secrets`, `ssh`, `build_args` (proxies), `ignore_file` and `environ`. `epoch_s` is
+    SOURCE_DATE_EPOCH.
+    """
+    return BuildRequest(containerfile=SourceFile("step", ""), context=None, source_date_epoch=epoch_s, **fields)
+
+
 def _at(text: str) -> dict[str, Any]:
     return {"range": _WHERE, "original": text, "source": SourceFile("step", text)}
 
@@ -216,7 +225,7 @@ def _lines(state: StageState) -> list[Line]:
 # Steps
 
 
-def run(
+def run_step(
     container: WorkingContainer,
     command: Command,
     request: BuildRequest,

@@ -39,7 +39,7 @@ EXTRA = ("comment", "created-by", "history-comment", "hostname", "domainname")
 """Texts that are kept until the image is made; hostname, domainname and comment are for Docker's format alone."""
 
 
-def change(field: str, text: str) -> Change:
+def config_change(field: str, text: str) -> Change:
     """A change of one field. Raises: UsageError for a field that there is not; later, for a text that means nothing."""
     if field in EXTRA:
         return lambda draft: _extra(draft, field, text)
@@ -49,7 +49,7 @@ def change(field: str, text: str) -> Change:
     return lambda draft: make(draft, text)
 
 
-def healthcheck(test: str | None, options: Mapping[str, str]) -> Change:
+def healthcheck_change(test: str | None, options: Mapping[str, str]) -> Change:
     """HEALTHCHECK: `test` is NONE, `CMD …`, `CMD-SHELL …`, a shell's command, or "" for none at all.
 
     `options` are interval, timeout, start-period, start-interval and retries; without `test` they change what is
@@ -58,7 +58,7 @@ def healthcheck(test: str | None, options: Mapping[str, str]) -> Change:
     return lambda draft: _healthcheck(draft, test, options)
 
 
-def instruction(text: str) -> Change:
+def instruction_change(text: str) -> Change:
     """A change that is written as an instruction. Raises: ParseError; UsageError if it makes files."""
     from builder.changes import check_changes
 

@@ -61,7 +61,7 @@ class Line(NamedTuple):
 
 
 class WorkingContainer:
-    """A working container whose lock is held: see `opened`."""
+    """A working container whose lock is held: see `open_working`."""
 
     def __init__(self, store: Store, record: Record) -> None:
         self.store = store
@@ -204,7 +204,7 @@ def _reach(point: str) -> None:
 # Making, opening, listing
 
 
-def create(
+def create_working(
     store: Store, image: Image | None, shown: str, *, name: str | None = None, platform: Platform | None = None
 ) -> Record:
     """A working container on an image of the store, or on nothing; `shown` is what the image is called.
@@ -295,7 +295,7 @@ def _take_name(root: Path, id: str, name: str | None, shown: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(
+def open_working(
     store: Store, word: str, *, tell: Tell = lambda _words: None, limit_s: float | None = None
 ) -> Iterator[WorkingContainer]:
     """A working container, for the block no other process's. One that is in use is waited for, which is told.
