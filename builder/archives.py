@@ -155,8 +155,9 @@ def _plain_file(path: str, scratch_dir: Path) -> BinaryIO:
 
 def _in_archive(place: Path, shown: str, scratch_dir: Path) -> list[tuple[ImageLocation, list[str]]]:
     """Each image of an archive and its names."""
-    from registry.transports.archive import OciArchiveLocation, TarReader
+    from registry.transports.archive import OciArchiveLocation
     from registry.transports.dockerarchive import DockerArchiveLocation
+    from registry.transports.tarball import TarReader
 
     tar = TarReader(place, scratch_dir)
     try:

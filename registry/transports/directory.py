@@ -11,11 +11,9 @@ followed through a symlink.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,14 +24,13 @@ from registry.errors import InvalidReference
 from registry.transport import (
     CHUNK_BYTES,
     BlobInput,
-    ImageSource,
     RawManifest,
-    Reuse,
     TransportContext,
     check_manifest,
     is_whole,
     path_scopes,
 )
+from registry.transports.local import LocalDestination, LocalSource, open_plain
 
 VERSION_TEXT = b"Directory Transport Version: 1.1\n"
 _OURS = re.compile(r"(?:sha(?:384|512)-)?[0-9a-f]{64,128}(?:\.manifest\.json)?\Z")
@@ -81,15 +78,11 @@ class _Dir:
     def open(self, name: str) -> BinaryIO:
         """Raises: FileNotFoundError; StoreError for what is no plain file."""
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+            return open_plain(name, self.fd)
+        except FileNotFoundError:
+            raise
         except OSError as e:
-            if e.errno == errno.ENOENT:
-                raise
             raise StoreError(f"cannot read {self.path}/{name}: {e.strerror}") from e
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise StoreError(f"{self.path}/{name} is not a regular file")
-        return open(fd, "rb", buffering=0)
 
     def read(self, name: str) -> bytes:
         with self.open(name) as f:
@@ -116,11 +109,8 @@ class _Dir:
             self.fd = -1
 
 
-class DirSource:
+class DirSource(LocalSource):
     """The image in a directory."""
-
-    host = ""
-    synthetic = False
 
     def __init__(self, location: DirLocation) -> None:
         self.name = str(location)
@@ -147,23 +137,13 @@ class DirSource:
         stream.seek(offset)
         return stream
 
-    def blob_path(self, digest: Digest) -> Path | None:
-        return None  # not verified
-
-    def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
-        return ()
-
     def close(self) -> None:
         self._dir.close()
 
 
-class DirDestination:
+class DirDestination(LocalDestination):
     """A directory that will hold the image alone."""
 
-    host = ""
-    single_platform = False
-    holds_indexes = True
-    manifest_types: frozenset[str] | None = None
     compresses = False
 
     def __init__(self, location: DirLocation) -> None:
@@ -211,9 +191,6 @@ class DirDestination:
                 return os.fstat(f.fileno()).st_size == descriptor.size_bytes
         except FileNotFoundError:
             return False
-
-    def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
-        return None
 
     def put_blob(self, blob: BlobInput) -> None:
         name = _file_name(blob.descriptor.digest)

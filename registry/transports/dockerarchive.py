@@ -19,7 +19,6 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -48,13 +47,12 @@ from registry.transport import (
     CHUNK_BYTES,
     BlobInput,
     ByteStream,
-    ImageSource,
     RawManifest,
-    Reuse,
     TransportContext,
     check_manifest,
 )
-from registry.transports.archive import Member, TarReader, TarWriter
+from registry.transports.local import LocalDestination, LocalSource
+from registry.transports.tarball import Member, TarReader, TarWriter
 
 _DIGEST_NAME = re.compile(r"blobs/(sha256)/([0-9a-f]{64})\Z")
 _LAYER_TYPES = {None: MEDIA_DOCKER_LAYER, "gzip": MEDIA_DOCKER_LAYER_GZIP, "zstd": MEDIA_DOCKER_LAYER_ZSTD}
@@ -98,10 +96,9 @@ def parse(transport: str, rest: str) -> DockerArchiveLocation:
     return DockerArchiveLocation(Path(path), ref)
 
 
-class DockerArchiveSource:
+class DockerArchiveSource(LocalSource):
     """An image in a docker-archive."""
 
-    host = ""
     synthetic = True
 
     def __init__(self, location: DockerArchiveLocation, scratch_dir: Path) -> None:
@@ -191,12 +188,6 @@ class DockerArchiveSource:
             raise BlobNotFound(f"{self.name} has no blob {descriptor.digest}")
         return self._tar.open(member, offset)
 
-    def blob_path(self, digest: Digest) -> Path | None:
-        return None
-
-    def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
-        return ()
-
     def close(self) -> None:
         self._tar.close()
 
@@ -212,16 +203,14 @@ def _tags_of(image: dict[str, Any]) -> list[Reference]:
     return found
 
 
-class DockerArchiveDestination:
+class DockerArchiveDestination(LocalDestination):
     """A new docker-archive. It takes several images: `rename` between them, and one commit at the end.
 
     Layers are written one at a time: their sizes and names are known only once they are decompressed.
     """
 
-    host = ""
     single_platform = True
     holds_indexes = False
-    manifest_types: frozenset[str] | None = None
     compresses = False
 
     def __init__(self, location: DockerArchiveLocation, scratch_dir: Path) -> None:
@@ -234,14 +223,8 @@ class DockerArchiveDestination:
         self._members: set[str] = set()
         self._images: list[dict[str, Any]] = []
 
-    def head_manifest(self, digest: Digest | None = None) -> Digest | None:
-        return None
-
     def has_blob(self, descriptor: Descriptor) -> bool:
         return descriptor.digest in self._diff_ids or descriptor.digest in self._configs
-
-    def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
-        return None
 
     def put_blob(self, blob: BlobInput) -> None:
         kind = layer_compression(blob.descriptor)

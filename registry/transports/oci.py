@@ -15,7 +15,6 @@ Spec: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import itertools
 import json
@@ -51,6 +50,7 @@ from registry.transport import (
     is_whole,
     path_scopes,
 )
+from registry.transports.local import LocalDestination, LocalSource, open_plain, write_all
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
@@ -149,10 +149,7 @@ class LayoutDir:
             raise StoreError(f"{self.path} is an OCI layout of version {version!r}; only 1.x is understood")
 
     def _read_file(self, name: str, limit_bytes: int) -> bytes:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
-        with open(fd, "rb") as f:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", name)
+        with open_plain(name, self.fd) as f:
             data = f.read(limit_bytes + 1)
         if len(data) > limit_bytes:
             raise ImageError(f"{self.path}/{name} is larger than the {limit_bytes} bytes allowed")
@@ -170,23 +167,18 @@ class LayoutDir:
         try:
             directory = self._blob_dir(digest)
             try:
-                fd = os.open(
-                    digest.encoded, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory
-                )
+                stream = open_plain(digest.encoded, directory)
             finally:
                 os.close(directory)
         except FileNotFoundError as e:
             raise BlobNotFound(f"{self.path} has no blob {digest}") from e
         except OSError as e:
             raise StoreError(f"cannot read blob {digest} in {self.path}: {e.strerror}") from e
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
-            raise StoreError(f"blob {digest} in {self.path} is not a regular file")
-        if size_bytes is not None and info.st_size != size_bytes:
-            os.close(fd)
-            raise SizeMismatch(f"blob {digest} in {self.path} has {info.st_size} bytes, not {size_bytes}")
-        return open(fd, "rb", buffering=0)
+        size = os.fstat(stream.fileno()).st_size
+        if size_bytes is not None and size != size_bytes:
+            stream.close()
+            raise SizeMismatch(f"blob {digest} in {self.path} has {size} bytes, not {size_bytes}")
+        return stream
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         try:
@@ -364,7 +356,7 @@ class _LayoutIngest:
                     position += len(data)
                     if position > size:
                         break
-                    _write_all(self.fd, data, position - len(data))
+                    write_all(self.fd, data, position - len(data))
         if position < size:
             # Kept: the next try goes on from here.
             raise SizeMismatch(f"blob {self._descriptor.digest} ends after {position} of {size} bytes")
@@ -383,11 +375,8 @@ class _LayoutIngest:
         os.close(self.directory)
 
 
-class OciSource:
+class OciSource(LocalSource):
     """An image in a layout. The layout's `index.json` is read once."""
-
-    host = ""
-    synthetic = False
 
     def __init__(self, location: OciLocation) -> None:
         self.name = str(location)
@@ -411,25 +400,14 @@ class OciSource:
             stream.seek(offset)
         return stream
 
-    def blob_path(self, digest: Digest) -> Path | None:
-        # Nobody has verified a layout's bytes: they must be read.
-        return None
-
-    def mount_candidates(self, digest: Digest, host: str) -> Sequence[str]:
-        return ()
-
     def close(self) -> None:
         self._layout.close()
 
 
-class OciDestination:
+class OciDestination(LocalDestination):
     """A name in a layout, which is made if there is none."""
 
-    host = ""
-    single_platform = False
-    holds_indexes = True
     manifest_types: frozenset[str] | None = frozenset({MEDIA_OCI_MANIFEST, MEDIA_OCI_INDEX})
-    compresses = True
 
     def __init__(self, location: OciLocation) -> None:
         self.name = str(location)
@@ -562,14 +540,6 @@ def _write_new(name: str, data: bytes, dir_fd: int) -> None:
         pass
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
     try:
-        _write_all(fd, data, 0)
+        write_all(fd, data, 0)
     finally:
         os.close(fd)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written

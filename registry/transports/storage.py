@@ -20,13 +20,12 @@ from registry.reference import Reference
 from registry.transport import (
     CHUNK_BYTES,
     BlobInput,
-    ImageSource,
     RawManifest,
-    Reuse,
     TransportContext,
     check_manifest,
     is_whole,
 )
+from registry.transports.local import LocalDestination, LocalSource
 
 if TYPE_CHECKING:
     from layers.store import Store
@@ -120,11 +119,8 @@ def _manifests(store: Store, descriptor: Descriptor) -> list[Manifest]:
     return [document]
 
 
-class StorageSource:
+class StorageSource(LocalSource):
     """An image in the store."""
-
-    host = ""
-    synthetic = False
 
     def __init__(self, name: str, store: Store) -> None:
         self.name = f"storage:{name}"
@@ -173,14 +169,10 @@ class StorageSource:
         return
 
 
-class StorageDestination:
+class StorageDestination(LocalDestination):
     """A name to be in the store."""
 
-    host = ""
     single_platform = True
-    holds_indexes = True
-    manifest_types: frozenset[str] | None = None
-    compresses = True
 
     def __init__(self, name: str, store: Store) -> None:
         self.name = f"storage:{name}"
@@ -202,9 +194,6 @@ class StorageDestination:
     def has_blob(self, descriptor: Descriptor) -> bool:
         info = self._store.blobs.stat(descriptor.digest)
         return info is not None and info.size_bytes == descriptor.size_bytes
-
-    def reuse_blob(self, descriptor: Descriptor, source: ImageSource) -> Reuse | None:
-        return None
 
     def put_blob(self, blob: BlobInput) -> None:
         descriptor = blob.descriptor

@@ -23,9 +23,10 @@ from layers.oci import MAX_MANIFEST_BYTES
 from registry.copy import CopyOptions, CopyResult, copy_image, copy_location
 from registry.reference import Reference
 from registry.transport import TransportContext, parse_location
-from registry.transports.archive import OciArchiveDestination, OciArchiveLocation, TarReader, TarWriter, tar_header
+from registry.transports.archive import OciArchiveDestination, OciArchiveLocation
 from registry.transports.dockerarchive import DockerArchiveDestination, DockerArchiveLocation
 from registry.transports.oci import OciLocation, OciSource
+from registry.transports.tarball import TarReader, TarWriter, tar_header
 from tests.support.extract import extract_all
 from tests.support.images import (
     Image,
@@ -185,7 +186,7 @@ def test_a_negative_base256_size_does_not_loop(tmp_path: Path) -> None:
 
 
 def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.transports.archive._MAX_MEMBERS", 10)
+    monkeypatch.setattr("registry.transports.tarball._MAX_MEMBERS", 10)
     path = write_tar(tmp_path / "a.tar", {f"f{i}": b"" for i in range(11)})
     with pytest.raises(ImageError, match="more than"):
         read_all(path, tmp_path)
