@@ -117,7 +117,14 @@ def prepared(
         stack.callback(zygote.close)
         session = Session(request, store.root)
         stack.callback(session.close)
-        sources = ImageSources(store, transports, policy=request.pull, events=events, cancelled=cancelled)
+        sources = ImageSources(
+            store,
+            transports,
+            policy=request.pull,
+            events=events,
+            cancelled=cancelled,
+            additional=request.additional_stores,
+        )
         remotes = RemoteSources(store.root / "remote")
         stack.callback(remotes.close)
         layers = LayerBook(store, request, cancelled)

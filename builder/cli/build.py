@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from builder.cli.buildrequest import make_request
 from builder.cli.options import (
+    add_additional_stores,
     add_registry_options,
     add_retry_options,
     boolean,
@@ -248,6 +249,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add(
         "--layers", nargs="?", const=True, type=boolean, default=True, help=SUPPRESS
     )  # buildah's default-off cache switch
+    add_additional_stores(parser)
     add_registry_options(parser)
     add_retry_options(parser)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from builder.cli import sandboxflags
 from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
-from builder.cli.options import boolean, fields, key_value
+from builder.cli.options import additional_stores, boolean, fields, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
@@ -113,6 +113,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_ttl_s=options.cache_ttl,
         capsule=_capsule(options.on_error),
         secret_gate=options.secret_gate,
+        additional_stores=additional_stores(options),
         source_policy=_source_policy(options, containerfile),
         environ=dict(os.environ),
     )

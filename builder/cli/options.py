@@ -26,6 +26,20 @@ def store_root(options: Namespace) -> Path:
     return default_root(os.environ, os.geteuid())
 
 
+def add_additional_stores(parser: ArgumentParser) -> None:
+    """`--additional-store`."""
+    parser.add_argument(
+        "--additional-store", action="append", default=[], metavar="DIR",
+        help="another store or OCI layout, read only, to look for images in (also PYBUILD_ADDITIONAL_STORES)",
+    )  # fmt: skip
+
+
+def additional_stores(options: Namespace) -> tuple[Path, ...]:
+    """`--additional-store`, then PYBUILD_ADDITIONAL_STORES, by colons."""
+    environ = os.environ.get("PYBUILD_ADDITIONAL_STORES", "").split(":")
+    return tuple(Path(name) for name in (*options.additional_store, *environ) if name)
+
+
 def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
     """`--tls-verify`, `--authfile`, `--creds` and the like; with prefixes also `--src-tls-verify` and so on."""
     for prefix in ("", *prefixes):

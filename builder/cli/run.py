@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from builder.cli import sandboxflags
 from builder.cli.actions import end_actions
-from builder.cli.options import boolean, duration, size, store_root
+from builder.cli.options import add_additional_stores, additional_stores, boolean, duration, size, store_root
 from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
     from builder.container.records import Record
     from layers.oci import Platform
@@ -47,6 +49,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("command", nargs=REMAINDER, metavar="COMMAND")
         return
     _configure_container(parser)
+    add_additional_stores(parser)
     add_limit_options(parser)
     parser.add_argument("--oom-score-adj", type=int, metavar="N")
     add("image", metavar="IMAGE", help="an image, pulled if it is missing; or a container made by `from`")
@@ -174,11 +177,32 @@ def _create(store: Store, options: Namespace, wanted: ContainerOptions) -> Recor
         platform = Platform.parse(options.platform)
     if options.pull == "always":
         _pull(store.root, options, platform)
-    pull = None if options.pull == "never" else partial(_pull, store.root, options, platform)
+    pull: Callable[[], None] | None = partial(_take_or_pull, store.root, options, platform)
+    if options.pull == "never" and not additional_stores(options):
+        pull = None
     record = create_container(store, find_image(store, options.image, pull, platform), wanted, warn=_warn)
     if options.cidfile:
         Path(options.cidfile).write_text(record.id)
     return record
+
+
+def _take_or_pull(root: Path, options: Namespace, platform: Platform | None) -> None:
+    """Take the image from an additional store, else, if that is allowed, from its registry."""
+    from registry.additional import find_additional
+    from registry.reference import Reference
+
+    place = find_additional(additional_stores(options), Reference.parse(options.image))
+    if place is None:
+        if options.pull != "never":
+            _pull(root, options, platform)
+        return
+    from builder import api
+    from builder.cli.progress import make_progress
+    from registry.copy import CopyOptions
+
+    name = Reference.parse(options.image).with_default_tag().canonical()
+    with make_progress("auto", sys.stderr, os.environ) as progress:
+        api.copy(str(place), f"storage:{name}", root=root, events=progress, options=CopyOptions(platform=platform))
 
 
 def _pull(root: Path, options: Namespace, platform: Platform | None) -> None:

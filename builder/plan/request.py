@@ -193,6 +193,8 @@ class BuildRequest:
     capsule: Path | None = None
     """Where a failing RUN leaves what is needed to look into it, and to go on from it, elsewhere."""
     secret_gate: bool = False
+    additional_stores: tuple[Path, ...] = ()
+    """Stores and layouts, read only, whose images are found before a registry is asked."""
     source_policy: SourcePolicy | None = None
     """Which images, downloads and repositories may be used, and what stands in for them."""
     environ: Mapping[str, str] = field(default_factory=dict)

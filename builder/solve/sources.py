@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.plan.graph import ResolvedImage
@@ -47,8 +48,10 @@ class ImageSources:
         policy: PullPolicy,
         events: EventSink,
         cancelled: Callable[[], bool],
+        additional: Sequence[Path] = (),
     ) -> None:
         self._store = store
+        self._additional = additional
         self._open_context = context
         self._opened: list[TransportContext] = []
         self._guard = threading.Lock()
@@ -82,6 +85,12 @@ class ImageSources:
             reference, local = self._meaning(name, reference, platform)
             if local is not None and self._policy != "newer":
                 return local
+        if self._additional and local is None and self._policy != "always":
+            from registry.additional import find_additional
+
+            place = find_additional(self._additional, reference)
+            if place is not None:
+                return self._load(place, reference.canonical(), platform)
         if self._policy == "never":
             raise NameNotFound(
                 f"image {reference.familiar()} is not in the store and pulling is off", hint="pull it, or use --pull"
