@@ -149,7 +149,7 @@ class _Walk:
     def _mounts(self, run: Run) -> None:
         for mount in run.mounts:
             if mount.type == "secret":
-                name = mount.id or mount.source or mount.target.rstrip("/").rpartition("/")[2]
+                name = mount.source or mount.id or mount.target.rstrip("/").rpartition("/")[2]
                 _require(self.secrets, name, mount.required, run.range)
             elif mount.type == "ssh":
                 _require(self.ssh, mount.id or mount.source or "default", mount.required, run.range)

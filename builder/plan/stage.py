@@ -86,7 +86,9 @@ class StageState:
 
     def start_from_config(self, config: ImageConfig | None) -> None:
         """Begin with what a config says, of files nothing (None: scratch)."""
-        if config is not None:
+        if config is None:
+            self.config = {"WorkingDir": "/"}
+        else:
             self.platform = config.platform
             self.config = _copy_json(config.config)
             author = config.document.get("author")
@@ -330,7 +332,7 @@ class Dispatcher:
             input=step,
             source=source,
             readonly=mount.readonly,
-            id=mount.id or _cache_id(mount),
+            id=_mount_id(mount),
             sharing=mount.sharing or "shared",
             mode=mount.mode,
             uid=mount.uid,
@@ -467,9 +469,13 @@ def _healthcheck(i: ins.Healthcheck) -> dict[str, Any]:
     return {"Test": list(i.test), **{name: value for name, value in fields.items() if value}}
 
 
-def _cache_id(mount: ins.RunMount) -> str:
-    """What a cache mount is known by where no id is given: its target as it is written, whatever the WORKDIR."""
-    return posixpath.normpath(mount.target) if mount.type == "cache" and mount.target else ""
+def _mount_id(mount: ins.RunMount) -> str:
+    """What a mount is known by: a cache by its target as it is written, whatever the WORKDIR, if it has no id."""
+    if mount.type == "secret":
+        return mount.source or mount.id or posixpath.basename(mount.target)
+    if mount.type == "cache" and not mount.id and mount.target:
+        return posixpath.normpath(mount.target)
+    return mount.id
 
 
 def _join(*parts: str) -> str:

@@ -237,8 +237,6 @@ class _Hasher:
         attributes = _attributes(f"/proc/self/fd/{fd}/{name}")
         if stat_.S_ISLNK(mode):
             bits, kind, value = 0o777, "symlink", os.readlink(name, dir_fd=fd)
-        elif stat_.S_ISSOCK(mode) and self.options.reset_owner:
-            return
         else:
             kind = {stat_.S_IFIFO: "fifo", stat_.S_IFSOCK: "socket", stat_.S_IFBLK: "block"}.get(
                 stat_.S_IFMT(mode), "character"

@@ -9,6 +9,7 @@ alike, so that a cache key covers what the copy takes, neither more nor less.
 from __future__ import annotations
 
 import os
+import re
 import stat as stat_
 from collections.abc import Callable, Generator
 
@@ -18,6 +19,8 @@ from builder.solve import rootpath
 from layers import ownership
 from layers.errors import Cancelled
 from layers.values import NamedTuple, Protocol
+
+_ESCAPED = re.compile(r"\\(.)")
 
 # Two descriptors a level stay within the usual 1024 of a process.
 MAX_DEPTH = 400
@@ -146,15 +149,18 @@ class SourceTree:
     def resolve(self, pattern: str, *, wildcards: bool, follow: bool) -> list[str]:
         """The paths that `pattern` names, in walking order; those of wildcards may be none.
 
-        Each is canonical but for its last component, which may be a symlink still to be followed.
+        Each is canonical but for its last component, which may be a symlink still to be followed. Where
+        nothing is a wildcard, a backslash is one of the name as with BuildKit, or else, as with others, an escape.
         Raises: ContextError where the path, or the literal head of the pattern, is not there.
         """
         path = rootpath.clean(pattern)
         head, tail = split_wildcards(path) if wildcards else (path, [])
         if not tail:
-            if self.lstat(rootpath.resolve(self.root_fd, path, follow_last=follow)) is None:
-                raise rootpath.not_found(pattern)
-            return [path]
+            literal = _ESCAPED.sub(r"\1", path)
+            for name in (path, literal) if wildcards and literal != path else (path,):
+                if self.lstat(rootpath.resolve(self.root_fd, name, follow_last=follow)) is not None:
+                    return [name]
+            raise rootpath.not_found(pattern)
         for component in tail:
             check_go_pattern(component)  # it fails even where there is nothing to match
         top = rootpath.resolve(self.root_fd, head, follow_last=follow)

@@ -446,15 +446,15 @@ class TreeCopier:
             os.close(out)
 
     def _put_special(self, source_fd: int, name: str, into: _Target, target: str, status: os.stat_result) -> None:
-        """A symlink, device, fifo or socket. Sockets of a build context are left out: nobody listens."""
+        """A symlink, device, fifo or socket. One of a build context is an empty file: nobody listens."""
         assert into.fd is not None
         if stat_.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(name, dir_fd=source_fd), target, dir_fd=into.fd)
-        elif (stat_.S_ISSOCK(status.st_mode) and self.options.reset_owner) or (
-            self.options.unprivileged and (stat_.S_ISCHR(status.st_mode) or stat_.S_ISBLK(status.st_mode))
-        ):
+        elif self.options.unprivileged and (stat_.S_ISCHR(status.st_mode) or stat_.S_ISBLK(status.st_mode)):
             self.entries -= 1
             return
+        elif stat_.S_ISSOCK(status.st_mode) and self.options.reset_owner:
+            os.mknod(target, stat_.S_IFREG | 0o600, dir_fd=into.fd)
         else:
             ownership.here().mknod(target, status.st_mode, status.st_rdev, dir_fd=into.fd)
         uid, gid = self.owner or (status.st_uid, status.st_gid)

@@ -101,3 +101,19 @@ def test_a_required_secret_that_is_missing_is_an_error_with_its_line(
     assert "nosuch" in result.stderr
     assert "Containerfile:2" in result.stderr
     assert "--secret id=nosuch" in result.stderr
+
+
+def test_a_secret_by_its_source_lies_under_the_last_part_of_its_name(
+    pybuild: Pybuild, tmp_path: Path, busybox_base: str
+) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    text = (
+        f"FROM {busybox_base}\n"
+        "RUN --mount=type=secret,source=a/pass test -s /run/secrets/pass\n"
+        "RUN --mount=type=secret,id=a/pass test -s /run/secrets/pass && test ! -e /run/secrets/a\n"
+        "RUN --mount=type=secret,target=/x/named test -s /x/named\n"
+    )
+    context = write_context(tmp_path / "c", text)
+    pybuild.build(
+        context, "--secret", f"id=a/pass,src={tmp_path}/secret", "--secret", f"id=named,src={tmp_path}/secret"
+    )

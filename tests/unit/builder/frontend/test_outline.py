@@ -20,7 +20,7 @@ ARG UNUSED=1
 FROM $BASE:$TAG AS deps
 # JOBS in parallel
 ARG JOBS=4
-RUN --mount=type=secret,id=token,required --mount=type=ssh make
+RUN --mount=type=secret,id=token,required --mount=type=secret,source=dir/pass --mount=type=ssh make
 FROM --platform=$BUILDPLATFORM scratch AS app
 ARG TAG
 ARG MODE=fast$TAG
@@ -56,7 +56,11 @@ def test_an_outline_follows_what_the_stage_needs() -> None:
     assert names(result["args"]) == ["BASE", "TAG", "JOBS", "MODE"]
     assert [arg.get("value") for arg in result["args"]] == ["debian", "debian-slim", "4", "fastdebian-slim"]
     assert result["args"][2]["description"] == "in parallel"
-    assert [(s["name"], s.get("required", False)) for s in result["secrets"]] == [("token", True), ("key.pem", False)]
+    assert [(s["name"], s.get("required", False)) for s in result["secrets"]] == [
+        ("dir/pass", False),
+        ("token", True),
+        ("key.pem", False),
+    ]
     assert names(result["ssh"]) == ["default", "deploy"]
 
 
@@ -96,4 +100,4 @@ def test_tables() -> None:
     shown = to_text(outline(file_of(), "deps"))
     assert "TARGET: deps" in shown
     assert "JOBS       4            in parallel" in shown
-    assert "token   yes" in shown
+    assert "token     yes" in shown

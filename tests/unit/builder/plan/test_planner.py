@@ -231,6 +231,26 @@ def test_a_workdir_is_kept_as_written_and_made_clean() -> None:
     assert [step.op.path for step in graph.steps if isinstance(step.op, MkdirOp)] == ["/b"]
 
 
+def test_scratch_works_in_the_root() -> None:
+    assert config_of(graph_of("FROM scratch\nCOPY f /\n"))["WorkingDir"] == "/"
+    assert config_of(graph_of("FROM scratch\nWORKDIR b\n"))["WorkingDir"] == "/b"
+
+
+@pytest.mark.parametrize(
+    ("mount", "wanted"),
+    [
+        ("type=secret,source=b,target=/c", "b"),
+        ("type=secret,id=a,target=/c/d", "a"),
+        ("type=secret,target=/c/d", "d"),
+        ("type=cache,target=/c/d/", "/c/d"),
+        ("type=cache,target=/c,id=a", "a"),
+    ],
+)
+def test_what_a_mount_is_known_by(mount: str, wanted: str) -> None:
+    (run,) = runs(graph_of(f"FROM scratch\nRUN --mount={mount} x\n"))
+    assert [made.id for made in run.mounts] == [wanted]
+
+
 @pytest.mark.parametrize(
     ("text", "target", "wanted"),
     [
