@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from builder.sandbox.spec import SandboxMount, SandboxSpec
+from builder.sandbox.spec import DEFAULT_HOSTNAME, SandboxMount, SandboxSpec
 from layers import linux
 from layers.snapshot import Mount
 from layers.values import NamedTuple
@@ -41,7 +41,7 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     host = host or Host()
     mounts = mounts_of(spec, host)
     steps = prelude(spec, host)
-    steps.append(["hostname", {"name": spec.hostname}])
+    steps.append(["hostname", {"name": spec.hostname, "asked": spec.hostname != DEFAULT_HOSTNAME}])
     if spec.network != "host":
         steps.append(["loopback", {}])
     steps += [["root", _root(spec, mounts)], ["place", {}]]

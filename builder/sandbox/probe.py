@@ -7,12 +7,13 @@ launcher find out by doing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from builder.sandbox import cgroup, userns
+from builder.sandbox import cgroup, rootfs, userns
 from layers import linux
 
 TierName = Literal["root", "subordinate", "single", "chroot", "oci"]
@@ -58,7 +59,7 @@ def probe(directory: Path | None = None) -> Report:
     where = None if directory is None else str(directory)
     return Report(
         (_root(where), _subordinate(where), _single(where), _chroot(), _oci()),
-        (_filters(), _security_module(), *_limits(), *_networks(), _kernel()),
+        (_filters(), _security_module(), _storage(where), *_limits(), *_networks(), _kernel()),
     )
 
 
@@ -142,13 +143,18 @@ def _tried(tier: TierName, title: str, function: Callable[[], str | None]) -> Ti
 
 def _try_namespaces(directory: str | None) -> str | None:
     """Clone into all namespaces, and mount and pivot there. Returns what failed first. Raises: OSError."""
+    return _in_directory(directory, _try_clone)
+
+
+def _in_directory(directory: str | None, function: Callable[[str], str | None]) -> str | None:
+    """Call it with a directory that holds what an overlay needs, and is removed again. Raises: OSError."""
     usable = directory is not None and os.access(directory, os.W_OK)
     base = f"{directory if usable else '/dev/shm'}/.probe-{os.urandom(6).hex()}"  # noqa: S108 - random and exclusive
     os.mkdir(base, 0o700)
     try:
         for name in ("lower", "lower/proc", "upper", "work"):
             os.mkdir(f"{base}/{name}")
-        return _try_clone(base)
+        return function(base)
     finally:
         import shutil
 
@@ -193,12 +199,12 @@ def _try_clone(base: str) -> str | None:
 
 
 def _try_mounts(base: str) -> None:
-    """Overlay, /proc and pivot_root, in a mount namespace of our own. Raises: OSError."""
+    """A root, /proc and pivot_root, in a mount namespace of our own. Raises: OSError."""
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
-    userxattr = userns.current().dialect == "user"
-    tree = linux.fsmount_overlay([f"{base}/lower"], upper=f"{base}/upper", work=f"{base}/work", userxattr=userxattr)
+    tree = linux.open_tree(linux.AT_FDCWD, f"{base}/lower", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
     linux.move_mount(tree, "", linux.AT_FDCWD, base, linux.MOVE_MOUNT_F_EMPTY_PATH)
-    linux.mount("proc", f"/proc/self/fd/{tree}/proc", "proc")
+    with contextlib.suppress(PermissionError):  # where the caller's is masked, that one is shown again
+        linux.mount("proc", f"/proc/self/fd/{tree}/proc", "proc")
     os.fchdir(tree)
     linux.pivot_root(".", ".")
     linux.umount2(".", linux.MNT_DETACH)
@@ -225,6 +231,37 @@ def _security_module() -> Fact:
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
         )
     return Fact("security modules", True, modules or "none known")
+
+
+def _storage(directory: str | None) -> Fact:
+    """How layers are stacked where the store is."""
+
+    def attempt() -> str | None:
+        if not userns.has_powers():
+            userns.enter()
+        return _in_directory(directory, _stack)
+
+    words = userns.in_child(attempt) if not userns.chroot_only() else "nothing can be mounted here"
+    driver = {None: "overlay, by the kernel", rootfs.FUSE: "overlay, by fuse-overlayfs"}.get(words)
+    if driver is not None:
+        return Fact("storage", True, driver)
+    grant = "a store on ext4, xfs or btrfs (--root DIR; in a container, a volume), or apt install fuse-overlayfs"
+    return Fact("storage", False, f"each step copies its tree, as no overlay can be had: {words}", grant)
+
+
+def _stack(base: str) -> str | None:
+    """Mount an overlay as the store would. Returns None, or `rootfs.FUSE`. Raises: OSError."""
+    userxattr = userns.current().dialect == "user"
+    arguments: dict[str, Any] = {"lower": [f"{base}/lower"], "upper": f"{base}/upper", "work": f"{base}/work"}
+    try:
+        os.close(rootfs.detached(type="overlay", userxattr=userxattr, **arguments))
+    except OSError:
+        program = rootfs.fuse_program()
+        if program is None:
+            raise
+        os.close(rootfs.detached(type="overlay", userxattr=userxattr, program=program, **arguments))
+        return rootfs.FUSE
+    return None
 
 
 def _limits() -> list[Fact]:

@@ -24,6 +24,8 @@ from layers import linux
 IN_IMAGE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _MAX_LINKS = 40
 
+FUSE = "fuse-overlayfs"
+
 Target = list[Any]
 """`[path, is_file]`."""
 
@@ -110,6 +112,13 @@ def detached(
         tree = linux.open_tree(linux.AT_FDCWD, lower[0], flags | linux.AT_RECURSIVE)
     linux.mount_setattr(tree, "", linux.AT_EMPTY_PATH, attr_set=linux.MOUNT_ATTR_NODEV)
     return tree
+
+
+def fuse_program() -> str | None:
+    """The program that mounts an overlay where the kernel does not, if it is to be had."""
+    from layers import fusemount
+
+    return fusemount.find_program()
 
 
 def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: bool, program: str | None) -> int:

@@ -54,6 +54,7 @@ MASKED_PATHS: tuple[str, ...] = (
 )
 READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+DEFAULT_HOSTNAME = "buildkitsandbox"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -146,7 +147,7 @@ class SandboxSpec:
     files_readonly: bool = True
     add_hosts: tuple[tuple[str, str], ...] = ()
     """(name, address) pairs appended to /etc/hosts."""
-    hostname: str = "buildkitsandbox"
+    hostname: str = DEFAULT_HOSTNAME
     network: Network = "host"
     capabilities: frozenset[str] = DEFAULT_CAPABILITIES
     no_new_privs: bool = False

@@ -3,7 +3,8 @@
 `enter` is called by the main process, once, before it starts a thread or the zygote (unshare(2)
 refuses a process with threads). Root stays where it is. A user with subordinate ids (/etc/subuid,
 /etc/subgid) gets 0 mapped to itself and 1.. to those, by a forked helper that runs the setuid programs
-`newuidmap` and `newgidmap`; without them, 0 alone is mapped. user_namespaces(7), subuid(5).
+`newuidmap` and `newgidmap`; without them, 0 alone is mapped. Root of a container that lacks CAP_SYS_ADMIN
+alone, as podman's has, maps its own ids to themselves. user_namespaces(7), subuid(5).
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ def in_child(function: Callable[[], str | None]) -> str | None:
 
 def subordinate_ids(uid: int) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...], str | None]:
     """(uid ranges, gid ranges, what is missing): ids 1.. inside, by /etc/subuid and /etc/subgid."""
+    if uid == 0 and maps_itself():
+        return _own_ids("uid_map"), _own_ids("gid_map"), None
     import pwd
 
     names = {str(uid)}
@@ -170,6 +173,18 @@ def subordinate_ids(uid: int) -> tuple[tuple[IdRange, ...], tuple[IdRange, ...],
             f"no ids for {name} in {absent} (usermod --add-subuids 100000-165535 --add-subgids 100000-165535)",
         )
     return uids, gids, None
+
+
+def maps_itself() -> bool:
+    """Whether this is root that may map all of its ids into a namespace, without a setuid helper."""
+    needed = sum(1 << linux.CAPABILITIES.index(name) for name in ("SETUID", "SETGID", "SETFCAP"))
+    return os.geteuid() == 0 and linux.capget()[0] & needed == needed
+
+
+def _own_ids(name: str) -> tuple[IdRange, ...]:
+    """Every id of this namespace but 0, each for itself."""
+    rows = ((max(first, 1), count - (first == 0)) for first, _outside, count in read_map(name))
+    return tuple((first, first, count) for first, count in rows if count > 0)
 
 
 def find_program(name: str) -> str | None:
@@ -252,21 +267,34 @@ def _mapper_main(parent: int, go: int, answer: int, maps: tuple[tuple[IdRange, .
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.read(go, 1):
-            for program, ranges in zip(("newuidmap", "newgidmap"), maps, strict=True):
-                numbers = [str(number) for row in ranges for number in row]
-                path = find_program(program) or program
-                # The dup2 clears close-on-exec: the program's complaints are the answer.
-                pid = os.posix_spawn(
-                    path, [program, str(parent), *numbers], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, answer, 2)]
-                )
-                if os.waitpid(pid, 0)[1] != 0:
-                    break
-            else:
-                status = 0
+            map_ids = _write_maps if maps_itself() else _run_helpers
+            status = 0 if map_ids(parent, answer, maps) else 1
     except OSError as e:
         os.write(answer, str(e).encode())
     finally:
         os._exit(status)
+
+
+def _write_maps(parent: int, _answer: int, maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]]) -> bool:
+    """Root's way. Raises: OSError."""
+    for name, ranges in zip(("uid_map", "gid_map"), maps, strict=True):
+        with open(f"/proc/{parent}/{name}", "w", encoding="ascii") as stream:
+            stream.write("".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges))
+    return True
+
+
+def _run_helpers(parent: int, answer: int, maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]]) -> bool:
+    """An ordinary user's way; whether they succeeded. Raises: OSError."""
+    for program, ranges in zip(("newuidmap", "newgidmap"), maps, strict=True):
+        numbers = [str(number) for row in ranges for number in row]
+        path = find_program(program) or program
+        # The dup2 clears close-on-exec: the program's complaints are the answer.
+        pid = os.posix_spawn(
+            path, [program, str(parent), *numbers], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, answer, 2)]
+        )
+        if os.waitpid(pid, 0)[1] != 0:
+            return False
+    return True
 
 
 def _refused(error: OSError) -> SandboxError:
