@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 _CHUNK_BYTES = 1 << 20
+_MANY_CHANGES = 1000
+"""From so many files on, writing them out is begun before their layer is made, and not waited for after it."""
 
 
 class LayerReport(NamedTuple):
@@ -211,7 +213,7 @@ class LayerBook:
 
         began = time.perf_counter()
         changes, root = find()
-        timed = _Timed(changes)
+        timed = _Timed(changes, self._store.flush_ahead)
         write = partial(
             write_layer,
             timed,
@@ -277,10 +279,12 @@ class LayerBook:
 
 
 class _Timed:
-    """Counts the time that an iterator takes of its own."""
+    """Counts the time that an iterator takes of its own, and calls `many` once it has given many changes."""
 
-    def __init__(self, changes: Iterator[Change]) -> None:
+    def __init__(self, changes: Iterator[Change], many: Callable[[], None]) -> None:
         self._changes = changes
+        self._many = many
+        self._left = _MANY_CHANGES
         self.spent_s = 0.0
 
     def __iter__(self) -> Iterator[Change]:
@@ -288,6 +292,9 @@ class _Timed:
 
     def __next__(self) -> Change:
         began = time.perf_counter()
+        self._left -= 1
+        if self._left == 0:
+            self._many()
         try:
             return next(self._changes)
         finally:

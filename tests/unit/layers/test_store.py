@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from layers import linux
 from layers.content import ContentStore
 from layers.errors import BlobNotFound, DigestMismatch, SizeMismatch, StoreError
 from layers.oci import (
@@ -707,3 +708,13 @@ class TestFlights:
         thread.join(10)
         assert order == ["first", "second"]
         assert os.listdir(root / "flights") == []
+
+
+def test_writing_out_is_begun_before_many_files_are_a_layer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(linux, "syncfs", synced.append)
+    store.flush_ahead()
+    for thread in threading.enumerate():
+        if thread.name == "flush":
+            thread.join()
+    assert len(synced) == 1, "in another thread, and once"
