@@ -77,9 +77,6 @@ def command(
     environment.update(env)
     privileged = privileged or bool(sandbox["privileged"])
     mask = (1 << len(linux.CAPABILITIES)) - 1 if privileged else capability_mask(frozenset(sandbox["capabilities"]))
-    with open("/proc/self/setgroups", encoding="ascii") as stream:
-        if stream.read().strip() == "deny":
-            who["groups"] = None
     return enter.Command(
         args=args,
         env=environment,

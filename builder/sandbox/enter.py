@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from builder.errors import SandboxError
-from builder.sandbox import cgroup, setup
+from builder.sandbox import cgroup, setup, userns
 from layers import linux
 from layers.values import NamedTuple
 
@@ -31,6 +31,7 @@ _NAMESPACES = (
     ("mnt", linux.CLONE_NEWNS),
 )
 _MAX_MESSAGE_BYTES = 1 << 14
+_LINGER_S = 0.2
 
 
 class Command(NamedTuple):
@@ -153,6 +154,7 @@ def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio:
         if command.terminal:
             from builder.sandbox import terminal  # noqa: F401 - now: the image has no such module
         box, inner_root = _open(pid, pidfd)
+        supervision = _supervised(pid, command)
         with contextlib.suppress(OSError):
             # Limits count for this process too; where they cannot be joined there are none of ours.
             cgroup.join([path for _hierarchy, path in cgroup.of_process(pid)])
@@ -163,11 +165,14 @@ def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio:
         operation = "fork"
         child = os.fork()
         if child == 0:
-            _become(command, control, stdio, chrooted)
+            _become(command, control, stdio, chrooted, supervision)
         for fd in {*stdio}:
             if fd > 2:
                 os.close(fd)
+        if supervision.fd >= 0:
+            os.close(supervision.fd)
         status = _await(child, None if command.detached else control)
+        supervision.bury()
     except OSError as e:
         _tell(control, operation, e.errno, e.strerror or str(e))
     except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
@@ -202,7 +207,47 @@ def _enter_root(root: int) -> bool:
     return chrooted
 
 
-def _become(command: Command, control: socket.socket, stdio: tuple[int, int, int], chrooted: bool) -> NoReturn:
+class _Supervision(NamedTuple):
+    """Who answers for missing ids, if anybody has to: its process, the socket that leads to it, the filter."""
+
+    pid: int = 0
+    fd: int = -1
+    program: bytes = b""
+
+    def bury(self) -> None:
+        """Reap it, if it has nobody left to wait for."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                select.select([linux.pidfd_open(self.pid)], [], [], _LINGER_S)
+                os.waitpid(self.pid, os.WNOHANG)
+
+
+def _supervised(pid: int, command: Command) -> _Supervision:
+    """Where there is a single id: start who answers for the others.
+
+    Now: the command's root is not ours. The fork is in no PID namespace of the sandbox.
+    """
+    if userns.current().tier != "single":
+        return _Supervision()
+    from builder.sandbox import seccomp, supervisor
+
+    program = seccomp.supervised_program(linux.machine())
+    asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    helper = os.fork()
+    if helper == 0:
+        who = command.identity
+        supervisor.serve(asked, pid, who["uid"], who["gid"], who["groups"])
+    asked.close()
+    return _Supervision(helper, answerer.detach(), program)
+
+
+def _become(
+    command: Command,
+    control: socket.socket,
+    stdio: tuple[int, int, int],
+    chrooted: bool,
+    supervision: _Supervision,
+) -> NoReturn:
     """The command's process. Never returns."""
     status = 125
     operation = "setup"
@@ -218,17 +263,20 @@ def _become(command: Command, control: socket.socket, stdio: tuple[int, int, int
         for fd, copy in enumerate(copies):
             os.dup2(copy, fd)
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
-        sandbox = setup.Sandbox(programs={} if command.seccomp is None else {0: command.seccomp})
+        programs = {} if command.seccomp is None else {0: command.seccomp}
+        programs[1] = supervision.program
+        sandbox = setup.Sandbox(programs=programs, supervisor_fd=supervision.fd)
         sandbox.chrooted = chrooted
         limits = [list(row) for row in command.rlimits]
-        setup.execute(
-            sandbox,
-            [
-                ["limits", {"umask": command.umask, "rlimits": limits, "oom_score_adj": None}],
-                ["identity", {**command.identity, "seccomp": None if command.seccomp is None else 0}],
-                ["cwd", {"path": command.cwd}],
-            ],
-        )
+        identity = {**command.identity, "seccomp": None if command.seccomp is None else 0}
+        if supervision.pid:
+            identity.update(uid=0, gid=0)
+        if _read("/proc/self/setgroups") == "deny":
+            identity["groups"] = None
+        steps: list[list[Any]] = [["limits", {"umask": command.umask, "rlimits": limits, "oom_score_adj": None}]]
+        if supervision.pid:
+            steps.append(["supervise", {"program": 1}])
+        setup.execute(sandbox, [*steps, ["identity", identity], ["cwd", {"path": command.cwd}]])
         if command.terminal:
             from builder.sandbox import terminal
 
@@ -244,6 +292,14 @@ def _become(command: Command, control: socket.socket, stdio: tuple[int, int, int
         _tell(control, operation, None, f"{type(e).__name__}: {e}")
     finally:
         os._exit(status)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""  # the sandbox need not have a /proc
 
 
 def _await(child: int, control: socket.socket | None) -> int:

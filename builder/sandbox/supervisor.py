@@ -58,6 +58,9 @@ def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[in
     status = 1
     try:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
         keep = handover.fileno()
         linux.close_range(3, keep - 1) if keep > 3 else None
         linux.close_range(keep + 1)
@@ -80,10 +83,13 @@ def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[in
 
 def _enter(pid: int) -> None:
     """Go where the sandbox is, with a /proc that shows its processes by our numbers. Raises: OSError."""
-    fs = linux.fsopen("proc")
-    linux.fsconfig_create(fs)
-    proc = linux.fsmount(fs)
-    os.close(fs)
+    if os.readlink("/proc/self") == str(os.getpid()):
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        fs = linux.fsopen("proc")
+        linux.fsconfig_create(fs)
+        proc = linux.fsmount(fs)
+        os.close(fs)
     space = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     linux.setns(space, linux.CLONE_NEWNS)
     os.close(space)

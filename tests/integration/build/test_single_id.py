@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +169,25 @@ def test_it_is_for_ordinary_users(pybuild: Pybuild, busybox_base: str, tmp_path:
 def test_doctor_chooses_it(single: SingleId) -> None:
     found = single.run("doctor", "--json").json()
     assert found["chosen"] == "single"
+
+
+def test_containers_and_what_is_executed_in_them(single: SingleId, busybox_base: str, rootless_user: Account) -> None:
+    script = "touch /made && chown 33:34 /made && stat -c %u:%g /made && id -u"
+    single.run("run", "-d", "--name", "c", "--network", "host", busybox_base, "sleep", "1000")
+    try:
+        assert single.run("exec", "c", "sh", "-c", script).text.split() == ["33:34", "0"]
+        script = "touch /tmp/mine && stat -c %u:%g /tmp/mine && id -G && chown 0 /tmp/mine"
+        found = single.run("exec", "-u", "7:8", "c", "sh", "-c", script, check=False)
+        assert (found.status, found.text.split()) == (1, ["7:8", "8"])
+        single.run("commit", "c", "committed:1")
+    finally:
+        single.run("rm", "-f", "c")
+    context = write_context(rootless_user.home / "e", "FROM committed:1\nRUN stat -c %u:%g /made /tmp/mine > /seen\n")
+    try:
+        single.build(context, "-o", f"type=tar,dest={rootless_user.home}/out.tar")
+        with tarfile.open(rootless_user.home / "out.tar") as tar:
+            seen = tar.extractfile("seen")
+            assert seen is not None and seen.read().split() == [b"33:34", b"7:8"]
+            assert (tar.getmember("made").uid, tar.getmember("tmp/mine").gid) == (33, 8)
+    finally:
+        shutil.rmtree(context)
