@@ -238,10 +238,14 @@ def pull(root: Path, options: Namespace, name: str, platform: Platform | None = 
 
 def finder(container: WorkingContainer, root: Path, options: Namespace) -> FindImage:
     """Finds the images of `--from`, and pulls what is missing."""
-    from builder.container.create import find_image
 
-    platform = container.platform
-    return lambda name: find_image(container.store, name, lambda: pull(root, options, name, platform), platform)
+    def find(name: str) -> Image:
+        from builder.container.create import find_image
+
+        platform = container.platform
+        return find_image(container.store, name, lambda: pull(root, options, name, platform), platform)
+
+    return find
 
 
 # copy, add

@@ -447,12 +447,14 @@ def configure(
         draft, planned = stack.enter_context(drafting(container, request))
         for change in changes:
             change(draft)
+        works: list[Work] = []
         if planned.ops:
             stack.enter_context(mounting.set_aside(container))
-        ctx = stack.enter_context(_step_context(container, request))
+            ctx = stack.enter_context(_step_context(container, request))
+            works = [_work(ctx, op, planned.trees) for op in planned.ops]
         state = draft.state
         container.advance(
-            [_work(ctx, op, planned.trees) for op in planned.ops],
+            works,
             [line for line in _lines(state) if history or line.layer is not None],
             document=_document(state),
             cmd_set=state.cmd_set,
