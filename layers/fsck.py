@@ -53,8 +53,8 @@ class FsckReport(NamedTuple):
         return all(problem.repaired for problem in self.problems)
 
 
-def fsck(root: Path, *, repair: bool = False, driver: Driver = "auto") -> FsckReport:
-    """Check the store at `root`. Reads every blob.
+def fsck(root: Path, *, repair: bool = False, snapshots: bool = False, driver: Driver = "auto") -> FsckReport:
+    """Check the store at `root`. Reads every blob; with `snapshots`, every unpacked file, too.
 
     Raises: StoreError if there is no store, or one that cannot be opened and `repair` is not asked for.
     """
@@ -78,7 +78,7 @@ def fsck(root: Path, *, repair: bool = False, driver: Driver = "auto") -> FsckRe
     assert store is not None
     first.extend(Problem("database", "store.db", line, repair) for line in damage)
     with store:
-        checker = _Checker(store, repair)
+        checker = _Checker(store, repair, snapshots)
         problems = [*first, *checker.run()]
         return FsckReport(tuple(problems), checker.blobs, checker.bytes, checker.snapshots, checker.names)
 
@@ -97,9 +97,10 @@ def _set_aside(root: Path) -> None:
 class _Checker:
     """One run over an open store."""
 
-    def __init__(self, store: Store, repair: bool) -> None:
+    def __init__(self, store: Store, repair: bool, compare: bool) -> None:
         self._store = store
         self._repair = repair
+        self._compare = compare
         self._intact_blobs: set[str] = set()
         self.blobs = self.bytes = self.snapshots = self.names = 0
 
@@ -108,6 +109,8 @@ class _Checker:
         yield from self._blobs()
         yield from self._names()
         yield from self._snapshots()
+        if self._compare:
+            yield from self._trees()
         yield from self._records()
         yield from self._debris()
         if self._repair:
@@ -195,6 +198,17 @@ class _Checker:
             if what is not None:
                 yield self._problem("snapshot", str(row[1]), what)
                 bad.append((str(row[0]), str(row[1])))
+        if bad and self._repair:
+            self._forget(bad)
+
+    def _trees(self) -> Iterator[Problem]:
+        from layers.snapshotcheck import altered_snapshots
+
+        label = self._store.snapshots.label
+        bad: list[tuple[str, str]] = []
+        for found in altered_snapshots(self._store):
+            yield self._problem("snapshot", found.id, found.what)
+            bad.append((label, found.id))
         if bad and self._repair:
             self._forget(bad)
 

@@ -39,6 +39,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--json", action="store_true", help="print JSON")
         case "fsck":
             add("--repair", action="store_true", help="remove what cannot be trusted, derive what can be derived")
+            add("--snapshots", action="store_true", help="also compare unpacked trees with their layers, file by file")
             add("--json", action="store_true", help="print JSON")
             add("-q", "--quiet", action="store_true", help="the exit status alone")
 
@@ -189,7 +190,7 @@ def _du_document(report: UsageReport, images: list[dict[str, object]]) -> dict[s
 def _fsck(options: Namespace) -> int:
     from layers.fsck import fsck
 
-    report = fsck(store_root(options), repair=options.repair)
+    report = fsck(store_root(options), repair=options.repair, snapshots=options.snapshots)
     if options.json:
         document = {**report._asdict(), "problems": [p._asdict() for p in report.problems], "clean": report.clean}
         print(json.dumps(document, indent=2))

@@ -277,6 +277,32 @@ def test_prune_by_age_size_and_labels(pybuild: Pybuild, busybox_layout: Path, tm
     assert pybuild.unpack("app:1", tmp_path / "tree").joinpath("file").read_text() == "hello"
 
 
+def test_fsck_compares_trees_with_layers(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
+    stock_base(pybuild, busybox_layout)
+    text = (
+        "FROM base:1\nRUN echo a > /a && ln /a /b && mkdir /d && echo x > /d/x && chown 7:8 /d/x\n"
+        "RUN rm -r /d && mkdir /d && chmod 4711 /a && ln -s a /l && mkfifo /p\nCOPY f /f\n"
+    )
+    context = write_context(tmp_path / "context", text, {"f": "content"})
+    pybuild.build(context, "-t", "made:1", "--timestamp", "1700000000", "--squash")
+    pybuild.build(context, "-t", "lazy:1", "--compression", "estargz")
+    assert pybuild.run("fsck", "--snapshots", "--json").json()["problems"] == []
+    files = list(pybuild.root.glob("snapshots/*/fs/f"))
+    assert files
+    for file in files:
+        file.write_text("Content")
+    assert pybuild.run("fsck", "--json").json()["clean"], "the fast check reads no trees"
+    found = pybuild.run("fsck", "--snapshots", check=False)
+    assert found.status == 1
+    assert "/f has another content" in found.stdout.decode()
+    pybuild.run("fsck", "--snapshots", "--repair")
+    assert pybuild.run("fsck", "--snapshots", "--json").json()["problems"] == []
+    assert not list(pybuild.root.glob("snapshots/*/fs/f"))
+    # What was removed is made again.
+    pybuild.build(context, "-t", "again:1")
+    assert pybuild.run("run", "--rm", "again:1", "cat", "/f").text == "content"
+
+
 def test_fsck_finds_and_repairs_a_flipped_bit(pybuild: Pybuild, busybox_layout: Path, tmp_path: Path) -> None:
     stock(pybuild, busybox_layout, tmp_path)
     digest = pybuild.run("inspect", "app:1").json()["Layers"][-1]["digest"]
