@@ -84,8 +84,8 @@ def slot_of(request: BuildRequest, graph: BuildGraph) -> list[str]:
     slots: list[str] = []
     for step in graph.steps:
         where = (step.stage, str(step.platform))
-        counts[where] = counts.get(where, 0) + 1
-        text = json.dumps([place, *where, counts[where] if step.stage else step.name])
+        counts[where] = counts.get(where, 0) + (step.range is not None)
+        text = json.dumps([place, *where, step.name if step.range is None else counts[where]])
         slots.append(SLOT + sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
     return slots
 
@@ -202,7 +202,7 @@ class Explainer:
         if last is None:
             return (*_above(above), Reason("new", "it was never built here"))
         if last == self._keys[step.number]:
-            return (Reason("gone", "its result is no longer in the cache"),)
+            return _above(above) or (self._unused(last),)
         record = self._cache.get(INPUTS + last)
         old = None if record is None else decode(record.record)
         if old is None:
@@ -210,6 +210,12 @@ class Explainer:
         new = describe(step, self._graph, self._request, self._entries(step))
         own = tuple(self._differences(old, new))
         return own + _above(above) or (Reason("above", "what it copies from or mounts changed"),)
+
+    def _unused(self, key: str) -> Reason:
+        """Why a step is not found although nothing that it is made of has changed."""
+        if self._request.cache_ttl_s is not None and self._cache.get(key) is not None:
+            return Reason("forced", "--cache-ttl: its result is too old")
+        return Reason("gone", "its result is no longer in the cache")
 
     def _differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[Reason]:
         if old.get("op") != new["op"]:

@@ -98,6 +98,8 @@ class Solver:
         self._lock = threading.Lock()
         self._slots: list[str] | None = None
         self._known: dict[int, StepResult] = {}
+        self._anew: set[int] = set()
+        """Steps that are to run whatever the cache has, and those on top of them."""
         self._remote: RemoteCache | None = None
         ttl_s = ctx.request.cache_ttl_s
         self._not_before_ns = 0 if ttl_s is None else time.time_ns() - int(ttl_s * 1e9)
@@ -195,7 +197,7 @@ class Solver:
             used.update(below)
             return "content", None
         key = self._content_key(step, lambda i: str(keys[i]))[0]
-        record = None if step.ignore_cache else self._ctx.store.cache.get(key)
+        record = None if step.number in self._anew else self._ctx.store.cache.get(key)
         found = None if record is None else _from_record(record.record, record.snapshot_id)
         if found is not None:
             self.made_ns[step.number] = found.created_ns
@@ -309,16 +311,22 @@ class Solver:
         wanted = [self._definition[s.number] for s in steps if not isinstance(s.op, SourceOp) and not s.ignore_cache]
         records = self._ctx.store.cache.get_many(wanted)
         known: dict[int, StepResult] = {}
+        unsure: set[int] = set()
         for step in steps:
+            if isinstance(step.op, SourceOp):
+                continue
             record = records.get(self._definition[step.number])
             result = None if record is None else _from_record(record.record, record.snapshot_id)
-            if result is not None and result.created_ns < self._not_before_ns:
-                result = None
-            if result is not None and not step.ignore_cache and not isinstance(step.op, SourceOp):
+            expired = result is not None and result.created_ns < self._not_before_ns
+            if step.ignore_cache or expired or self._stands_on(step, self._anew):
+                self._anew.add(step.number)
+            elif any(i in self._anew or i in unsure for i in (step.parent, *step.inputs)):
+                unsure.add(step.number)  # until the files that it takes are made: their content decides
+            elif result is not None:
                 known[step.number] = result
                 # Also of steps that need no look themselves: the image's history tells their times.
                 self.made_ns[step.number] = result.created_ns
-            elif self._remote is not None and not step.ignore_cache and not isinstance(step.op, SourceOp):
+            elif self._remote is not None:
                 self._look_afar(step, known)
         self._known = known
         old_ns = time.time_ns() - _TOUCH_AFTER_NS
@@ -345,6 +353,12 @@ class Solver:
             waiting += [i for i in (step.parent, *step.inputs) if i is not None]
         return [steps[i] for i in sorted(needed)]
 
+    @staticmethod
+    def _stands_on(step: Step, steps: set[int]) -> bool:
+        """Whether one of the steps is what this one runs on or mounts, so that its key does not tell its files."""
+        below = (step.parent, *(step.inputs if isinstance(step.op, RunOp) else ()))
+        return any(i in steps for i in below)
+
     def _look_afar(self, step: Step, known: dict[int, StepResult]) -> None:
         """Take a step's result from a remote cache, if those of all steps that it stands on are known as well."""
         assert self._remote is not None
@@ -364,6 +378,7 @@ class Solver:
         """Begin again without other machines' caches; what was made meanwhile is found."""
         self._remote = None
         self._needed = None
+        self._anew = set()
         self.results = {}
         self.made_ns = {}
 
@@ -448,7 +463,7 @@ class Solver:
             raise Cancelled
         key, layer_key = self._content_key(step, lambda i: self.results[i].key)
         store = ctx.store
-        if step.ignore_cache:
+        if step.number in self._anew:
             return self._make(ctx, step, vertex, inputs, key, layer_key), False
         waited = time.perf_counter()
         with self._flight(ctx, key):
@@ -632,7 +647,7 @@ class Solver:
     def _linked(self, ctx: StepContext, step: Step, op: CopyOp, layer_key: str, parent: str | None, vertex: str) -> str:
         """`COPY --link`: a layer made on nothing, found again on whatever parent, stacked without a copy."""
         snapshots = ctx.store.snapshots
-        record = None if step.ignore_cache else ctx.store.cache.get(layer_key)
+        record = None if step.number in self._anew else ctx.store.cache.get(layer_key)
         if record is not None and record.snapshot_id and snapshots.get(record.snapshot_id) is not None:
             layer = record.snapshot_id
         else:

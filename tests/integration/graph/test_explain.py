@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ def test_an_instructions_text(pybuild: Pybuild, context: Path) -> None:
     assert reason["new"].endswith("cat /level /level")
 
 
+def test_a_file_of_one_stage_without_a_name(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "one", f"FROM {busybox_base}\nRUN echo one\nRUN echo two\n")
+    pybuild.build(context)
+    (context / "Containerfile").write_text(f"FROM {busybox_base}\nRUN echo other\nRUN echo two\nRUN echo three\n")
+    first, *_ = misses(plan(pybuild, context)).values()
+    assert [(r["old"], r["new"]) for r in own(first)] == [("/bin/sh -c echo one", "/bin/sh -c echo other")]
+
+
 def test_the_bases_digest(
     pybuild: Pybuild, registry: RegistryServer, busybox_base: str, context: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +180,42 @@ def test_results_older_than_the_ttl_are_not_used(pybuild: Pybuild, context: Path
     pybuild.build(context)
     assert executed(pybuild, context, tmp_path / "a", "--cache-ttl", "1h") == []
     assert executed(pybuild, context, tmp_path / "b", "--cache-ttl", "0s")
+
+
+def test_one_stage_anew(pybuild: Pybuild, context: Path, busybox_base: str, tmp_path: Path) -> None:
+    text = (
+        f"FROM {busybox_base} AS one\nRUN cat /proc/sys/kernel/random/uuid > /now; echo same > /same\n"
+        "FROM one AS two\nRUN cat /now > /seen\n"
+        f"FROM {busybox_base}\nCOPY --from=one /same /same\nCOPY --from=two /seen /seen\nRUN cat /same /seen\n"
+    )
+    context = write_context(tmp_path / "stages", text)
+    pybuild.build(context, "-t", "first:1")
+    ran = executed(pybuild, context, tmp_path / "meta", "--no-cache-filter", "one", "-t", "second:1")
+    assert [name.partition("] ")[2] for name in ran] == [
+        "RUN cat /proc/sys/kernel/random/uuid > /now; echo same > /same",
+        "RUN cat /now > /seen",
+        "COPY --from=two /seen /seen",
+        "RUN cat /same /seen",
+    ], "what stands on the stage is made anew, what takes files from it by their content"
+    first, second = (pybuild.unpack(f"{name}:1", tmp_path / name) / "seen" for name in ("first", "second"))
+    assert first.read_bytes() != second.read_bytes()
+    document = plan(pybuild, context, "--no-cache-filter", "one")
+    assert [s["status"] for s in document["steps"] if "FROM" not in s["name"]] == [
+        *("run", "run", "content", "content", "content")
+    ]
+
+
+def test_what_stands_on_a_result_that_is_too_old_is_made_anew(
+    pybuild: Pybuild, busybox_base: str, tmp_path: Path
+) -> None:
+    context = write_context(tmp_path / "aged", f"FROM {busybox_base}\nRUN echo old > /old\n")
+    pybuild.build(context)
+    time.sleep(2.5)
+    (context / "Containerfile").write_text(f"FROM {busybox_base}\nRUN echo old > /old\nRUN cat /old > /new\n")
+    pybuild.build(context)
+    (reasons,) = [s["reasons"] for s in plan(pybuild, context, "--cache-ttl", "2s")["steps"] if "echo" in s["name"]]
+    assert [r["subject"] for r in reasons] == ["--cache-ttl: its result is too old"]
+    assert len(executed(pybuild, context, tmp_path / "meta", "--cache-ttl", "2s")) == 2
 
 
 def test_what_another_cpu_would_run_is_told_before(pybuild: Pybuild, tmp_path: Path) -> None:
