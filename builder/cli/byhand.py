@@ -181,7 +181,7 @@ def _from(root: Path, options: Namespace) -> int:
         working.sweep(store)
         image, shown = None, "scratch"
         if options.image != "scratch":
-            image, shown = _base_image(store, root, options, platform)
+            image, shown = base_image(store, root, options, platform)
             triggers = image.config.config.get("OnBuild") or []
             if triggers:
                 tell(f"warning: the image's ONBUILD instructions are not carried out: {'; '.join(map(str, triggers))}")
@@ -192,7 +192,7 @@ def _from(root: Path, options: Namespace) -> int:
     return 0
 
 
-def _base_image(store: Store, root: Path, options: Namespace, platform: Platform | None) -> tuple[Image, str]:
+def base_image(store: Store, root: Path, options: Namespace, platform: Platform | None) -> tuple[Image, str]:
     """The image, pulled as `--pull` says, and what it is called."""
     from builder.places import pull_name
     from builder.rootfs import find

@@ -103,6 +103,7 @@ VERBS: dict[str, Verb] = {
     "unmount": Verb("byhand", "undo mount"),
     "umount": Verb("byhand", "undo mount"),
     "containers": Verb("byhand", "list working containers"),
+    "modify": Verb("modify", "make an image of another by a command, or in a shell"),
     "stats": Verb("watch", "show what containers use: processor, memory, I/O"),
     "top": Verb("watch", "list a container's processes"),
     "events": Verb("watch", "tell what happens to containers and volumes"),
@@ -119,7 +120,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("doctor", "tell which kinds of sandbox work here, and what others lack"),
 }
 
-_OWN_FAILURE = {"run": 125, "create": 125, "exec": 125}
+_OWN_FAILURE = {"run": 125, "create": 125, "exec": 125, "modify": 125}
 """Commands whose status is that of what they run: what their own failures give instead, as docker has it."""
 
 

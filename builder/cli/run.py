@@ -107,7 +107,7 @@ def run(verb: str, options: Namespace) -> int:
         if is_working(root, options.image):
             from builder.cli import working
 
-            return working.run(options, _environment(options), _command(options.command))
+            return working.run(options, environment(options), _command(options.command))
     from builder.opening import prepare_namespaces
 
     prepare_namespaces()
@@ -260,7 +260,7 @@ def _exec(root: Path, options: Namespace) -> int:
         words,
         front=front,
         tty=options.tty,
-        env=_environment(options),
+        env=environment(options),
         cwd=options.workdir,
         user=options.user,
         privileged=options.privileged,
@@ -287,7 +287,7 @@ def _container_options(options: Namespace) -> ContainerOptions:
         command=_command(options.command),
         name=options.name,
         entrypoint=entrypoint,
-        env=_environment(options),
+        env=environment(options),
         labels=tuple((k, v) for k, _, v in (text.partition("=") for text in options.label)),
         workdir=options.workdir,
         user=options.user,
@@ -343,7 +343,7 @@ def _entrypoint(text: str) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def _environment(options: Namespace) -> tuple[tuple[str, str], ...]:
+def environment(options: Namespace) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
     for file in options.env_file:
         try:

@@ -56,7 +56,7 @@ def run(options: Namespace, env: tuple[tuple[str, str], ...], command: tuple[str
                 request,
                 launcher,
                 _streams(options),
-                finder(container, root, _registry_flags(options)),
+                finder(container, root, with_registry_flags(options)),
             )
     finally:
         launcher.close()
@@ -98,10 +98,10 @@ def _streams(options: Namespace) -> Streams:
     return Streams(terminal=Front(tty=True, stdin=options.interactive))
 
 
-def _registry_flags(options: Namespace) -> Namespace:
-    """The flags of a pull that `run` has, and those that it has not."""
+def with_registry_flags(options: Namespace) -> Namespace:
+    """The flags of `run`, with those of a pull that it has not."""
     absent = dict.fromkeys(("creds", "cert_dir", "no_creds", "registries_conf", "signature_policy"))
-    return Namespace(**{**absent, "authfile": options.authfile, "tls_verify": options.tls_verify})
+    return Namespace(**{**absent, **vars(options)})
 
 
 def _request(options: Namespace) -> tuple[BuildRequest, tuple[str, ...]]:
