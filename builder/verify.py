@@ -1,8 +1,10 @@
 """`pybuild verify`: build twice under different conditions, and name the first thing that came out differently.
 
-What is changed for the second build: the time (it runs later, in another second), the umask, the host's name,
-the time zone, where the context lies, on which file system, and in which order its directories list. The clock
-itself is the machine's and stays. Caller: `builder.cli.verify`.
+What is changed for the second build: the time (it runs later, in another second), how long the machine has been
+up (where time namespaces are allowed), the times of those files of the context that are newer than the epoch, as
+another checkout has them, the umask, the host's name, the time zone, where the context lies, on which file system,
+and in which order its directories list. The wall clock cannot be another for some processes alone: the kernel's
+time namespaces do not have it. Caller: `builder.cli.verify`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from layers.store import Store
 
 _SMALL_BYTES = 64 << 20
+_DAY_S = 86400
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
 
 
@@ -82,10 +85,12 @@ def build_twice(request: BuildRequest, build: Callable[[BuildRequest], Built]) -
 def _other_conditions(request: BuildRequest) -> Iterator[BuildRequest]:
     zone, umask = os.environ.get("TZ"), os.umask(0o077)
     _other_hostname()
+    _other_uptime()
     os.environ["TZ"] = "XXX-13:45"
     time.tzset()
     try:
-        with _other_place(request.context) as context:
+        epoch = request.source_date_epoch
+        with _other_place(request.context, epoch if request.rewrite_timestamp else None) as context:
             environ = {**request.environ, "TZ": os.environ["TZ"]}
             ignore = request.ignore_file
             if ignore is not None and request.context is not None and context is not None:
@@ -112,9 +117,24 @@ def _other_hostname() -> None:
         pass  # RUN has a name of its own anyway
 
 
+def _other_uptime() -> None:
+    """What processes started from now on are told of the time since the machine's start."""
+    from layers import linux
+
+    try:
+        linux.unshare(linux.CLONE_NEWTIME)
+        with open("/proc/self/timens_offsets", "w", encoding="ascii") as f:
+            f.write(f"monotonic {_DAY_S} 0\nboottime {_DAY_S} 0\n")
+    except OSError:
+        pass  # not allowed here
+
+
 @contextmanager
-def _other_place(context: Path | None) -> Iterator[Path | None]:
-    """A copy of a context at a path of another length, its directories filled in the opposite order."""
+def _other_place(context: Path | None, epoch_s: int | None) -> Iterator[Path | None]:
+    """A copy of a context at a path of another length, its directories filled in the opposite order.
+
+    Files newer than `epoch_s`, whose times no layer has, become newer still.
+    """
     if context is None:
         yield None
         return
@@ -125,7 +145,7 @@ def _other_place(context: Path | None) -> Iterator[Path | None]:
     try:
         target = place / "another" / "context"
         target.parent.mkdir()
-        _copy_backwards(context, target)
+        _copy_backwards(context, target, epoch_s)
         yield target
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -140,7 +160,7 @@ def _size(directory: Path) -> int:
     return total
 
 
-def _copy_backwards(source: Path, target: Path) -> None:
+def _copy_backwards(source: Path, target: Path, epoch_s: int | None) -> None:
     """Copy a tree with modes, times and hard links. Raises: StoreError if something cannot be read."""
     links: dict[tuple[int, int], Path] = {}
 
@@ -163,6 +183,9 @@ def _copy_backwards(source: Path, target: Path) -> None:
         else:
             return  # sockets and devices are in no context
         shutil.copystat(old, new, follow_symlinks=False)
+        if epoch_s is not None and status.st_mtime_ns > epoch_s * 10**9:
+            later_ns = status.st_mtime_ns + _DAY_S * 10**9
+            os.utime(new, ns=(later_ns, later_ns), follow_symlinks=False)
 
     try:
         copy(source, target)

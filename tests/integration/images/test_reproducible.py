@@ -115,3 +115,20 @@ def test_the_epoch_of_a_context(pybuild: Pybuild, tmp_path: Path) -> None:
     pybuild.build(context, "-t", "c:1", env={"SOURCE_DATE_EPOCH": "context"})
     assert pybuild.run("inspect", "c:1").json()["Created"] > "2020-09-14"
     assert pybuild.build(context, "--build-arg", "SOURCE_DATE_EPOCH=now", check=False).status == 2
+
+
+def test_verify_moves_the_times_of_what_is_newer_than_the_epoch(pybuild: Pybuild, context: Path) -> None:
+    flags = ("-q", "--timestamp", "1600000000", context)
+    assert pybuild.run("verify", *flags).text.startswith("reproducible")
+    (context / "Containerfile").write_text("FROM base:1\nRUN --mount=type=bind,target=/c stat -c %Y /c/a/1 > /seen\n")
+    assert "seen" in pybuild.run("verify", *flags, check=False).stdout.decode()
+
+
+def test_verify_moves_the_machines_start(pybuild: Pybuild, context: Path) -> None:
+    """Not by the second that passes between the two builds, but by a day."""
+    (context / "Containerfile").write_text(
+        "FROM base:1\nRUN read up rest < /proc/uptime; echo $((${up%.*} / 20000)) > /up\n"
+    )
+    result = pybuild.run("verify", "-q", context, check=False)
+    if Path("/proc/self/timens_offsets").exists() and os.geteuid() == 0:
+        assert "up:" in result.stdout.decode()
