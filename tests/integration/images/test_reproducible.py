@@ -117,11 +117,11 @@ def test_the_epoch_of_a_context(pybuild: Pybuild, tmp_path: Path) -> None:
     assert pybuild.build(context, "--build-arg", "SOURCE_DATE_EPOCH=now", check=False).status == 2
 
 
-def test_verify_moves_the_times_of_what_is_newer_than_the_epoch(pybuild: Pybuild, context: Path) -> None:
-    flags = ("-q", "--timestamp", "1600000000", context)
-    assert pybuild.run("verify", *flags).text.startswith("reproducible")
-    (context / "Containerfile").write_text("FROM base:1\nRUN --mount=type=bind,target=/c stat -c %Y /c/a/1 > /seen\n")
-    assert "seen" in pybuild.run("verify", *flags, check=False).stdout.decode()
+def test_no_step_sees_a_time_that_is_newer_than_the_epoch(pybuild: Pybuild, context: Path) -> None:
+    """`verify` moves them, so that it would show where one did."""
+    text = "FROM base:1\nCOPY . /a\nRUN --mount=type=bind,target=/c stat -c %Y /c/a/1 /a/a/1 > /seen; ls -l /c > /l\n"
+    (context / "Containerfile").write_text(text)
+    assert pybuild.run("verify", "-q", "--timestamp", str(EPOCH), context).text.startswith("reproducible")
 
 
 def test_verify_moves_the_machines_start(pybuild: Pybuild, context: Path) -> None:
