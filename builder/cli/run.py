@@ -19,10 +19,12 @@ from builder.cli.actions import end_actions
 from builder.cli.options import add_additional_stores, additional_stores, boolean, duration, size, store_root
 from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import UsageError
+from layers.errors import PybuildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from builder.container.front import Front
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount
     from builder.container.records import Record
     from layers.oci import Platform
@@ -35,6 +37,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("names", nargs="+", metavar="CONTAINER", help="containers that do not run")
         add("-a", "--attach", action="store_true", help="stay with it (one container), and show what it says")
         add("-i", "--interactive", action="store_true", help="with --attach, hand on stdin")
+        add("--detach-keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="leave it by these (ctrl-p,ctrl-q)")
         return
     add("-i", "--interactive", action="store_true", help="hand on stdin")
     add("-t", "--tty", action="store_true", help="a terminal")
@@ -62,6 +65,7 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--rm", action="store_true", help="remove the container when it ends")
     add("--name", metavar="NAME")
     add("--cidfile", metavar="FILE", help="write the container's ID there")
+    add("--detach-keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="with -it: leave it running (ctrl-p,ctrl-q)")
     add("--pull", choices=["always", "missing", "never"], default="missing", help="when to pull (default: missing)")
     add("--authfile", metavar="FILE", help="credentials for a pull")
     add("--tls-verify", type=boolean, metavar="BOOL", help="require verified TLS for a pull")
@@ -118,7 +122,6 @@ def run(verb: str, options: Namespace) -> int:
 
 def _run(verb: str, root: Path, options: Namespace) -> int:
     from builder.container import lifecycle
-    from builder.container.front import Front
     from builder.container.monitor import ContainerLauncher
     from builder.opening import open_store
 
@@ -139,12 +142,23 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         record = _create(store, options, wanted)
         # While the container runs nothing of ours is to be kept from gc, which would wait for us.
         store.leases.close()
+        front = _front(options, tty=options.tty, leaving=store.close)
         try:
-            front = Front(tty=options.tty, stdin=options.interactive)
             return lifecycle.run_foreground(record, launcher, front)
         finally:
             if wanted.auto_remove:
+                if front.left:
+                    store = stack.enter_context(open_store(root))
                 lifecycle.remove_record(store, record, volumes=True)
+
+
+def _front(options: Namespace, *, tty: bool, leaving: Callable[[], None] = lambda: None) -> Front:
+    from builder.container.front import DetachKeys, Front
+
+    front = Front(tty=tty, stdin=options.interactive, leaving=leaving)
+    if tty and front.is_terminal:
+        front.keys = DetachKeys(options.detach_keys)
+    return front
 
 
 def _leave(root: Path, record: Record, options: Namespace) -> int:
@@ -225,19 +239,23 @@ def _start(root: Path, options: Namespace) -> int:
     from builder.container import lifecycle, records
 
     if not options.attach:
+        from builder.cli.main import report
+
+        status = 0
         for name in options.names:
-            record = records.find(root, name)
-            lifecycle.start_detached(record)
-            print(name)
-        return 0
+            try:
+                lifecycle.start_detached(records.find(root, name))
+                print(name)
+            except PybuildError as e:
+                status = report(e)
+        return status
     if len(options.names) != 1:
         raise UsageError("--attach takes one container")
-    from builder.container.front import Front
     from builder.container.monitor import ContainerLauncher
 
     record = records.find(root, options.names[0])
     with ContainerLauncher.start() as launcher:
-        front = Front(tty=bool(record.settings["tty"]), stdin=options.interactive)
+        front = _front(options, tty=bool(record.settings["tty"]))
         return lifecycle.run_foreground(record, launcher, front)
 
 

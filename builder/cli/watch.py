@@ -272,9 +272,13 @@ def _attach(root: Path, options: Namespace) -> int:
     from builder.container import events
     from builder.container.attach import attach
     from builder.container.front import DetachKeys, Front
-    from builder.container.records import find
+    from builder.container.records import ContainerError, find
 
     record = find(root, options.name)
+    if not record.running:
+        raise ContainerError(
+            f"container {record.name} is not running", hint=f"`pybuild start -a {record.name}` starts it"
+        )
     tty = bool(record.settings["tty"])
     stdin = (tty or bool(record.settings["stdin"])) and not options.no_stdin
     front = Front(tty=tty, stdin=stdin)

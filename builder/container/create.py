@@ -50,11 +50,13 @@ def create_container(
 
     Raises: ContainerError (name taken, an option that cannot be), ContextError (user unknown), StoreError.
     """
+    from builder.container.lifecycle import sweep
     from layers.image import unpack_image
 
     id = os.urandom(32).hex()
     name = options.name if options.name is not None else _random_name()
     top = unpack_image(store, image)
+    sweep(store)
     record = create(store.root, id, name)
     active: ActiveSnapshot | None = None
     made: list[str] = []

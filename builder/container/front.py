@@ -36,7 +36,21 @@ def write_all(fd: int, data: bytes) -> bool:
 class Front:
     """Where a foreground container's streams go. `tty`: its terminal is shown on ours."""
 
-    def __init__(self, *, tty: bool, stdin: bool, output: tuple[int, int] = (1, 2), input_fd: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        tty: bool,
+        stdin: bool,
+        output: tuple[int, int] = (1, 2),
+        input_fd: int = 0,
+        keys: DetachKeys | None = None,
+        leaving: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.keys = keys
+        """What is to be typed to leave the container running; None: it cannot be left."""
+        self.leaving = leaving
+        """Called before a process that is left goes on as another: what survives no fork is to be closed."""
+        self.left = False
         self.tty = tty
         self.stdin = stdin
         self.input_fd = input_fd

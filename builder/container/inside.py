@@ -104,6 +104,8 @@ def run_inside(
 
     Raises: ContainerError if the container does not run, SandboxError, ContextError.
     """
+    if record.status == "paused":
+        raise ContainerError(f"container {record.name} is paused", hint=f"pybuild unpause {record.name}")
     # An ordinary user's container lies in the namespace of the command that started it.
     enter.join_user_namespace(_pid(record))
     with first_process(record) as (pid, pidfd):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from builder.sandbox.spec import Resources
     from layers.store import Store
 
+_LEFT_BEHIND = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
+"""What a monitor without a terminal ignores."""
+_HALF_MADE_S = 60.0
 _STOP_GRACE_S = 20.0
 """How long a monitor may take to notice that its container was killed."""
 
@@ -107,6 +111,24 @@ def _become_monitor(record: Record, lock: int, ready: int) -> NoReturn:
         os._exit(status)
 
 
+def go_on_alone() -> None:
+    """End this process for who waits for it, with success, and go on as a child of it without its terminal.
+
+    For a process of one thread, with no store open.
+    """
+    # Before the fork: the end of a session's first process hangs up on all others in the foreground.
+    for number in _LEFT_BEHIND:
+        signal.signal(number, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
 def _settle(keep: set[int]) -> None:
     """Leave the caller behind: its directory, its descriptors, its signals."""
     os.chdir("/")
@@ -119,7 +141,7 @@ def _settle(keep: set[int]) -> None:
         if fd > 2 and fd not in keep and fd != sys.stdin.fileno():
             with contextlib.suppress(OSError):
                 os.close(fd)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP):
+    for number in _LEFT_BEHIND:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -169,7 +191,6 @@ def kill(root: Path, word: str, number: int = signal.SIGKILL) -> None:
     """Send a signal to a running container's first process. Raises: NoSuchContainer, ContainerError."""
     record = find(root, word)
     control.ask(record, do="signal", number=int(number), final=number == signal.SIGKILL)
-    events.of_container(record, "kill", signal=int(number))
     if number == signal.SIGKILL:
         record.wait(_STOP_GRACE_S)
 
@@ -291,6 +312,8 @@ def remove_record(store: Store, record: Record, *, volumes: bool, locked: bool =
         with contextlib.suppress(FileNotFoundError):
             remove_tree(str(record.directory))
         events.of_container(record, "destroy")
+        if record.state.get("error"):
+            clear_remains()
         if volumes and anonymous:
             from builder.container import volumes as rooms
 
@@ -303,8 +326,37 @@ def remove_record(store: Store, record: Record, *, volumes: bool, locked: bool =
             os.close(lock)
 
 
+def clear_remains() -> None:
+    """Remove control groups and networks of containers whose processes were all killed. Never raises OSError."""
+    from builder.sandbox import cgroup, network
+
+    cgroup.sweep_all()
+    network.sweep()
+
+
+def sweep(store: Store) -> None:
+    """Remove what a killed `create` or `run` has begun: containers without settings, a minute old. Cheap."""
+    from layers.trees import remove_tree
+
+    for id in records.ids(store.root):
+        record = Record(records.containers_dir(store.root) / id)
+        try:
+            if record.path("settings.json").exists() or time.time() - record.directory.stat().st_mtime < _HALF_MADE_S:
+                continue
+        except OSError:
+            continue
+        active = store.snapshots.kept(id)
+        if active is not None:
+            store.snapshots.discard(active)
+        for name in os.listdir(records.containers_dir(store.root) / "names"):
+            records.drop_name(store.root, name, id)
+        with contextlib.suppress(OSError):
+            remove_tree(str(record.directory))
+
+
 def prune(store: Store, matches: Callable[[Record], bool] = lambda _record: True) -> list[str]:
     """Remove all containers that do not run, working ones excepted; their IDs."""
+    sweep(store)
     gone = []
     for record in records.every(store.root):
         if record.locked() or not matches(record):

@@ -77,6 +77,7 @@ class Monitor:
         self._publisher: Publisher | None = None
         self._health: Health | None = None
         self._signals = -1
+        self._engaged = contextlib.ExitStack()
         self._poller = select.poll()
 
     def run(self) -> int:
@@ -86,6 +87,7 @@ class Monitor:
         try:
             with contextlib.ExitStack() as stack:
                 if self._front is not None:
+                    self._engaged = stack
                     self._signals = stack.enter_context(self._front.engaged(self._caught))
                 while True:
                     began = time.monotonic()
@@ -324,6 +326,15 @@ class Monitor:
             data = b""
         if self._input < 0:
             return False
+        if self._front.keys is not None:
+            data, left = self._front.keys.feed(data)
+            if left:
+                self._typed += data
+                self._hand_on()
+                self._leave()
+                return False
+            if not data:
+                return True  # perhaps the beginning of the keys
         if not data and self._input == self._terminal:
             data, ended = b"\x04", True  # a terminal has a character for the end of a file
         else:
@@ -334,6 +345,21 @@ class Monitor:
             os.close(self._input)
             self._input = -1
         return not ended and self._input >= 0
+
+    def _leave(self) -> None:
+        """Give the caller his terminal back and go on as a process of our own."""
+        from builder.container import lifecycle
+
+        assert self._front is not None
+        events.of_container(self._record, "detach")
+        if self._health is not None:
+            self._health.close()  # a check that runs is a child of this process
+        self._poller.unregister(self._signals)
+        self._engaged.close()
+        self._front.left = True
+        self._front.leaving()
+        lifecycle.go_on_alone()
+        self._front, self._signals = None, -1
 
     def _hand_on(self) -> None:
         """Give the container what it takes of what was typed."""
@@ -397,10 +423,12 @@ class Monitor:
             case "signal":
                 if request.get("final"):
                     self._stopping = True
+                events.of_container(self._record, "kill", signal=int(request["number"]))
                 self._kill(int(request["number"]))
             case "stop":
                 self._stopping = True
                 self._unfreeze()
+                events.of_container(self._record, "kill", signal=int(request["number"]))
                 self._kill(int(request["number"]))
                 self._kill_at = time.monotonic() + float(request["timeout_s"])
             case "pause":

@@ -86,7 +86,8 @@ class Publisher:
             os.close(self._alive)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            with contextlib.suppress(ChildProcessError):  # of the process that we went on from
+                os.waitpid(self._pid, 0)
             self._pid = 0
 
 

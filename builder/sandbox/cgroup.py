@@ -236,6 +236,13 @@ def sweep(base: str) -> None:
                     os.close(fd)
 
 
+def sweep_all() -> None:
+    """`sweep` wherever groups are made. Never raises OSError."""
+    for hierarchy in detect():
+        with contextlib.suppress(OSError):
+            sweep(_base(hierarchy, []))
+
+
 # ---- what to write ----------------------------------------------------------------------------
 
 _ACCOUNTED = ("cpu", "cpuacct", "cpuset", "freezer", "io", "memory", "pids")

@@ -5,52 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
+from tests.integration.containers.boxes import IMAGE, box, parent, pid_of, start, status_of, until
 from tests.support.cli import Pybuild
 
-IMAGE = "base:1"
+__all__ = ["box"]
+
 TICKER = 'trap "echo bye; exit 3" TERM; echo start; echo complaint >&2; while :; do sleep 0.1; done'
-
-
-@pytest.fixture
-def box(pybuild_each: Pybuild, tmp_path: Path) -> Iterator[Pybuild]:
-    """The command line over a store that has an image of busybox; nothing runs any more in the end."""
-    import shutil
-
-    home = pybuild_each.account.home if pybuild_each.account else tmp_path
-    context = home / f"context-{os.getpid()}"
-    context.mkdir(exist_ok=True)
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        pytest.skip("no busybox")
-    shutil.copyfile(busybox, context / "busybox")
-    (context / "busybox").chmod(0o755)
-    (context / "passwd").write_text("root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n")
-    (context / "Containerfile").write_text(
-        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY passwd /etc/passwd\n"
-        'RUN ["/bin/busybox", "--install", "-s", "/bin"]\nENV GREETING=hello\nSTOPSIGNAL TERM\nCMD ["sh"]\n'
-    )
-    pybuild_each.build(context, "-t", IMAGE)
-    yield pybuild_each
-    pybuild_each.run("rm", "-f", "-a")
-    shutil.rmtree(context)
-
-
-def start(box: Pybuild, *words: str) -> str:
-    return box.run("run", "-d", "--network", "host", *words).text.strip()
-
-
-def status_of(box: Pybuild, name: str) -> str:
-    return box.run("ps", "-a", "--filter", f"name={name}", "--format", "{{.State}} {{.ExitCode}}").text.strip()
-
-
-def parent(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("PPid:")).split()[1])
 
 
 def test_a_command_gives_its_status_and_its_output(box: Pybuild) -> None:
@@ -104,12 +66,9 @@ def test_a_name_is_taken_once(box: Pybuild) -> None:
 
 def test_what_was_killed_is_told_truly(box: Pybuild) -> None:
     start(box, "--name", "gone", IMAGE, "sleep", "100")
-    pid = int(box.run("inspect", "--format", "{{.State.Pid}}", "gone").text)
-    os.kill(parent(parent(pid)), signal.SIGKILL)  # its parent is the zygote, whose parent is the monitor
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    pid = pid_of(box, "gone")
+    os.kill(parent(parent(pid)), signal.SIGKILL)  # the monitor
+    until(lambda: not Path(f"/proc/{pid}").exists())
     assert status_of(box, "gone") == "exited 137"
     box.run("start", "gone")
     assert status_of(box, "gone") == "running 0"
@@ -155,7 +114,8 @@ def test_a_commit_is_an_image_that_runs(box: Pybuild) -> None:
 def test_a_health_check_is_run_and_shown(box: Pybuild) -> None:
     start(box, "--name", "ill", "--health-cmd", "echo sick; exit 1", "--health-interval", "100ms",
           "--health-retries", "2", IMAGE, "sleep", "100")  # fmt: skip
-    deadline = time.monotonic() + 20
-    while "(unhealthy)" not in box.run("ps").text and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert "(unhealthy)" in box.run("ps").text
+    until(lambda: "(unhealthy)" in box.run("ps").text)
+    health = box.run("inspect", "--format", "{{json .State.Health}}", "ill").json()
+    assert health["FailingStreak"] >= 2
+    assert health["Log"][-1]["Output"] == "sick\n"
+    assert health["Log"][-1]["ExitCode"] == 1
