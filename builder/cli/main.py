@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "build": Verb("build", "build an image from a Containerfile (also without the verb)"),
     "plan": Verb("plan", "tell what a build would do, and why, before anything runs"),
     "executor": Verb("executor", "build with kaniko's flags, and tell what they mean here"),
+    "bake": Verb("bake", "do all the builds of a bake or compose file"),
     "lock": Verb("lock", "pin every external input of a Containerfile to a digest or commit"),
     "cache": Verb("cache", "list, sum up, draw, empty or audit the step cache"),
     "push": Verb("transfer", "copy an image from the local store to a registry or elsewhere"),

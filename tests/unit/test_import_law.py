@@ -44,7 +44,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),
     "builder.sandbox.rootfs": ("layers.linux", "layers.fusemount", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
-    "builder.sandbox.setup": ("layers.linux", "builder.sandbox"),
+    "builder.sandbox.setup": ("layers.linux", "layers.ownership", "builder.sandbox"),
     "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.sandbox.runtime": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.sandbox.supervisor": ("layers.linux", "layers.ownership", "builder.sandbox"),
@@ -55,6 +55,7 @@ LAW: dict[str, tuple[str, ...]] = {
     # session, export, container and their like: everything but what stands above them (see ABOVE).
     "builder": ("layers", "registry", "builder"),
     "builder.api": ("layers", "registry", "builder"),
+    "builder.bakefile": ("layers.values", "builder.errors", "builder.frontend.spelling", "yaml"),
     "builder.rootfs": ("layers", "registry", "builder.changes", "builder.export"),
     "builder.verify": ("layers", "builder.difference", "builder.plan.request"),
     "builder.inchild": ("layers", "registry", "builder"),
@@ -76,7 +77,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "isal": ("layers.compression", "layers.decompression"),
     "zlib_ng": ("layers.compression",),
     "requests": ("registry",),
-    "yaml": ("registry.syncfile",),
+    "yaml": ("builder.bakefile", "registry.syncfile"),
     "jsonschema": (),  # comes with oras, costs 93 ms
 }
 

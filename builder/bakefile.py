@@ -1,0 +1,357 @@
+"""Build files: several builds described in one document, as `docker buildx bake` and compose files have them.
+
+Read are bake's JSON (what `docker buildx bake --print` writes, or by hand, with `${NAME}` of its variables)
+and the `build` sections of compose files, `x-bake` included. Several files are laid over one another.
+Everything becomes `Target`s with all that they inherit; nothing is built here, and nothing read but the
+documents.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from builder.errors import UsageError
+from layers.values import NamedTuple
+
+MAX_FILE_BYTES = 8 << 20
+_MAX_TARGETS = 1000
+_MAPS = ("args", "contexts", "extra-hosts", "labels")
+_LISTS = (
+    "annotations", "cache-from", "cache-to", "entitlements", "no-cache-filter", "output", "platforms", "secret", "ssh",
+    "tags", "ulimits",
+)  # fmt: skip
+_SINGLE = ("call", "context", "dockerfile", "dockerfile-inline", "network", "shm-size", "target")
+_SWITCHES = ("no-cache", "pull")
+_ADDED = ("annotations", "cache-from", "cache-to")
+"""Lists of which a later file's entries come to the earlier ones; other lists are replaced."""
+_UNBUILT = ("description", "inherits", "matrix", "name")
+_COMPOSE = {
+    "additional_contexts": "contexts", "args": "args", "cache_from": "cache-from", "cache_to": "cache-to",
+    "context": "context", "dockerfile": "dockerfile", "dockerfile_inline": "dockerfile-inline",
+    "entitlements": "entitlements", "extra_hosts": "extra-hosts", "labels": "labels", "network": "network",
+    "no_cache": "no-cache", "platforms": "platforms", "pull": "pull", "secrets": "secret", "shm_size": "shm-size",
+    "ssh": "ssh", "tags": "tags", "target": "target", "ulimits": "ulimits",
+}  # fmt: skip
+_VARIABLE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-?+])([^{}]*))?\})")
+
+
+class Target(NamedTuple):
+    """One build: bake's attributes by their names, each a string, a bool, a list or a map of strings."""
+
+    name: str
+    attributes: Mapping[str, Any]
+
+    def needs(self) -> list[str]:
+        """The targets whose images are contexts of this one."""
+        values = self.attributes.get("contexts", {}).values()
+        return [value.removeprefix("target:") for value in values if value.startswith("target:")]
+
+
+class BakeFile(NamedTuple):
+    """Everything that the documents describe, not yet resolved."""
+
+    targets: dict[str, dict[str, Any]]
+    groups: dict[str, list[str]]
+
+    def selected(self, names: Sequence[str], overrides: Sequence[str] = ()) -> list[Target]:
+        """The targets that `names` (default: "default") stand for, and what those build upon, which comes first.
+
+        `overrides` are `TARGET.KEY[.NAME]=VALUE`. Raises: UsageError (unknown, circular).
+        """
+        found: dict[str, Target] = {}
+        for name in names or ["default"]:
+            for member in self._members(name, ()):
+                self._add(member, overrides, found, ())
+        return list(found.values())
+
+    def _members(self, name: str, above: tuple[str, ...]) -> list[str]:
+        if name in above:
+            raise UsageError(f"group {name} contains itself")
+        if name in self.groups:
+            members = [m for member in self.groups[name] for m in self._members(member, (*above, name))]
+            return list(dict.fromkeys(members))
+        if name not in self.targets:
+            from builder.frontend.spelling import did_you_mean
+
+            known = [*self.targets, *self.groups]
+            raise UsageError(f"there is no target {name!r}{did_you_mean(name, known)}", hint="`pybuild bake --list`")
+        return [name]
+
+    def _add(self, name: str, overrides: Sequence[str], found: dict[str, Target], above: tuple[str, ...]) -> None:
+        if name in found:
+            return
+        if name in above:
+            raise UsageError(f"target {name} needs itself: {' -> '.join((*above, name))}")
+        attributes = self._inherited(name, ())
+        for text in overrides:
+            _override(name, attributes, text)
+        target = Target(name, {k: v for k, v in attributes.items() if k not in _UNBUILT})
+        for other in target.needs():
+            if other not in self.targets:
+                raise UsageError(f"target {name}: its context target:{other} is no target")
+            self._add(other, overrides, found, (*above, name))
+        found[name] = target
+
+    def _inherited(self, name: str, above: tuple[str, ...]) -> dict[str, Any]:
+        if name in above:
+            raise UsageError(f"target {name} inherits from itself: {' -> '.join((*above, name))}")
+        if name not in self.targets:
+            raise UsageError(f"target {above[-1]} inherits from {name!r}, which is no target")
+        own = self.targets[name]
+        merged: dict[str, Any] = {}
+        for parent in own.get("inherits", []):
+            _lay_over(merged, self._inherited(parent, (*above, name)))
+        _lay_over(merged, own)
+        return merged
+
+
+def parse_files(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> BakeFile:
+    """The documents as one, later ones over earlier ones; each is (name, text).
+
+    Variables have the values of `environ`, else their defaults. Raises: UsageError.
+    """
+    whole = BakeFile({}, {})
+    for name, text in texts:
+        try:
+            document = json.loads(text) if name.endswith(".json") else _yaml(text)
+            if not isinstance(document, dict):
+                raise TypeError("expected a map at the top")
+            part = _compose(document, environ) if "services" in document else _bake(document, environ)
+        except (ValueError, TypeError, AttributeError, RecursionError) as e:
+            raise UsageError(f"{name} is no build file: {e}") from e
+        for target, attributes in part.targets.items():
+            _lay_over(whole.targets.setdefault(target, {}), attributes)
+        whole.groups.update(part.groups)
+        if len(whole.targets) > _MAX_TARGETS:
+            raise UsageError(f"{name}: more than {_MAX_TARGETS} targets")
+    return whole
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ValueError(str(e).replace("\n", " ")) from e
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if key in _MAPS:
+            below[key] = {**below.get(key, {}), **value}
+        elif key in _ADDED:
+            below[key] = list(dict.fromkeys([*below.get(key, []), *value]))
+        else:
+            below[key] = value
+
+
+# bake's JSON
+
+
+def _bake(document: Mapping[str, Any], environ: Mapping[str, str]) -> BakeFile:
+    unknown = set(document) - {"target", "group", "variable"}
+    if unknown:
+        raise ValueError(f"unknown section {sorted(unknown)[0]!r}: there are target, group and variable")
+    variables: dict[str, str] = {}
+    for name, entry in (document.get("variable") or {}).items():
+        default = (entry or {}).get("default")
+        variables[name] = environ.get(name, "" if default is None else _text(_replaced(_text(default), variables.get)))
+    targets: dict[str, dict[str, Any]] = {}
+    for name, entry in (document.get("target") or {}).items():
+        for number, combination in enumerate(_matrix(entry.get("matrix") or {})):
+            scope = {**variables, **combination}
+            attributes = _attributes(name, _resolved(entry, scope.get))
+            full = attributes.get("name") or (name if not combination else f"{name}-{number}")
+            targets[full] = attributes
+    groups = {
+        name: [str(member) for member in entry.get("targets", [])]
+        for name, entry in (document.get("group") or {}).items()
+    }
+    for name, entry in (document.get("target") or {}).items():
+        if entry.get("matrix"):
+            # The plain name stands for all of them.
+            scopes = [{**variables, **c} for c in _matrix(entry["matrix"])]
+            groups[name] = [
+                str(_resolved(entry, s.get).get("name") or f"{name}-{number}") for number, s in enumerate(scopes)
+            ]
+    return BakeFile(targets, groups)
+
+
+def _matrix(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, str]]:
+    total = 1
+    for values in axes.values():
+        total *= len(values)
+    if total > _MAX_TARGETS:
+        raise ValueError(f"a matrix of {total} targets")
+    return [dict(zip(axes, map(_text, values), strict=True)) for values in product(*axes.values())]
+
+
+def _attributes(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        spelled = {"cache_from": "cache-from", "cache_to": "cache-to", "no_cache": "no-cache", "secrets": "secret"}
+        key = spelled.get(key, key)
+        if value is None:
+            continue
+        if key in _MAPS:
+            found[key] = {str(k): _text(v) for k, v in value.items() if v is not None}
+        elif key in _LISTS:
+            found[key] = [_fields(v) for v in ([value] if isinstance(value, str) else value)]
+        elif key in _SWITCHES:
+            found[key] = _switch(value)
+        elif key in (*_SINGLE, "name", "description"):
+            found[key] = _text(value)
+        elif key == "inherits":
+            found[key] = list(map(str, value))
+        elif key == "attest" and not value:
+            continue
+        elif key != "matrix":
+            raise ValueError(f"target {name}: {key!r} is not possible")
+    return found
+
+
+def _fields(value: Any) -> str:
+    """An entry of a list: a text, or an object of fields, as `type=registry,ref=...`."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_text(v)}" for key, v in value.items())
+    return _text(value)
+
+
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in {"true", "1", "false", "0"}:
+        return str(value).lower() in {"true", "1"}
+    raise ValueError(f"{value!r}: expected true or false")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise ValueError(f"{value!r}: expected a text")
+
+
+# compose files
+
+
+def _compose(document: Mapping[str, Any], environ: Mapping[str, str]) -> BakeFile:
+    targets: dict[str, dict[str, Any]] = {}
+    for service, entry in (document.get("services") or {}).items():
+        if not isinstance(entry, Mapping) or entry.get("build") is None:
+            continue
+        values = _resolved(entry, environ.get)
+        build = values["build"] if isinstance(values["build"], Mapping) else {"context": values["build"]}
+        attributes: dict[str, Any] = {}
+        for key, value in build.items():
+            if key in {"x-bake", "privileged", "provenance", "sbom"} or value is None:
+                continue
+            if key not in _COMPOSE:
+                raise ValueError(f"service {service}: build.{key} is not possible")
+            attributes[_COMPOSE[key]] = _compose_value(_COMPOSE[key], value, environ, document)
+        if values.get("image"):
+            attributes["tags"] = [str(values["image"]), *attributes.get("tags", [])]
+        attributes = _attributes(service, attributes)
+        _lay_over(attributes, _attributes(service, build.get("x-bake") or {}))
+        targets[service.replace(".", "_")] = attributes
+    return BakeFile(targets, {"default": list(targets)})
+
+
+def _compose_value(key: str, value: Any, environ: Mapping[str, str], document: Mapping[str, Any]) -> Any:
+    """What compose allows besides what bake does: lists for maps, names of the document's secrets."""
+    if key in _MAPS and isinstance(value, list):
+        pairs = [str(text).partition(":" if key == "extra-hosts" and "=" not in str(text) else "=") for text in value]
+        return {name: text if sign else environ.get(name) for name, sign, text in pairs}
+    if key == "args":
+        return {name: environ.get(name) if text is None else text for name, text in value.items()}
+    if key == "secret":
+        return [_compose_secret(item, document) for item in value]
+    if key == "ssh" and isinstance(value, Mapping):
+        return [f"{name}={path}" if path else name for name, path in value.items()]
+    if key == "ulimits":
+        return [
+            f"{name}={v['soft']}:{v['hard']}" if isinstance(v, Mapping) else f"{name}={v}" for name, v in value.items()
+        ]
+    return value
+
+
+def _compose_secret(item: Any, document: Mapping[str, Any]) -> str:
+    source = str(item["source"] if isinstance(item, Mapping) else item)
+    id = str(item.get("target") or source) if isinstance(item, Mapping) else source
+    known = (document.get("secrets") or {}).get(source)
+    if not isinstance(known, Mapping):
+        raise TypeError(f"secret {source!r} is not among the document's secrets")
+    if known.get("environment"):
+        return f"id={id},env={known['environment']}"
+    if known.get("file"):
+        return f"id={id},src={known['file']}"
+    raise ValueError(f"secret {source!r} has neither file nor environment")
+
+
+# Variables and overrides
+
+
+def _resolved(value: Any, lookup: Callable[[str], str | None]) -> Any:
+    """A copy in which the variables of all texts have their values."""
+    if isinstance(value, str):
+        return _replaced(value, lookup)
+    if isinstance(value, Mapping):
+        return {key: _resolved(item, lookup) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, lookup) for item in value]
+    return value
+
+
+def _replaced(text: str, lookup: Callable[[str], str | None]) -> str:
+    def one(match: re.Match[str]) -> str:
+        if match[1]:
+            return "$"
+        name, operator, word = match[2] or match[3], match[4] or "", match[5] or ""
+        value = lookup(name)
+        missing = value is None or (operator.startswith(":") and not value)
+        match operator[-1:]:
+            case "-":
+                return word if missing else str(value)
+            case "+":
+                return "" if missing else word
+            case "?" if missing:
+                raise ValueError(f"variable {name}: {word or 'is not set'}")
+        return value or ""
+
+    if "${" in text and not _VARIABLE.search(text):
+        raise ValueError(f"{text!r}: such an expression is not possible; `docker buildx bake --print` resolves it")
+    for found in re.finditer(r"\$\{[^}]*\}", text):
+        if not _VARIABLE.fullmatch(found[0]):
+            raise ValueError(f"{found[0]}: not possible; `docker buildx bake --print` resolves it")
+    return _VARIABLE.sub(one, text)
+
+
+def _override(name: str, attributes: dict[str, Any], text: str) -> None:
+    """Apply `PATTERN.KEY[.NAME]=VALUE` if it is about this target. Raises: UsageError."""
+    path, separator, value = text.partition("=")
+    pattern, _, rest = path.partition(".")
+    key, _, entry = rest.partition(".")
+    key = {"platform": "platforms", "secrets": "secret", "no_cache": "no-cache"}.get(key, key)
+    append = key.endswith("+") or path.endswith("+")
+    key, entry = key.rstrip("+"), entry.rstrip("+")
+    known = (*_MAPS, *_LISTS, *_SINGLE, *_SWITCHES, "push", "load")
+    if not separator or key not in known or (key in _MAPS) != bool(entry):
+        raise UsageError(f"--set {text}: expected TARGET.KEY=VALUE", hint="such as --set '*.args.VERSION=2'")
+    if not fnmatch.fnmatchcase(name, pattern):
+        return
+    if key in _MAPS:
+        attributes[key] = {**attributes.get(key, {}), entry: value}
+    elif key in _LISTS:
+        values = value.split(",") if key in {"tags", "platforms"} else [value]
+        attributes[key] = [*(attributes.get(key, []) if append else []), *values]
+    elif key in {"push", "load"}:
+        attributes["output"] = [f"type={'registry' if key == 'push' else 'docker'}"] if _switch(value) else []
+    else:
+        attributes[key] = _switch(value) if key in _SWITCHES else value
