@@ -28,9 +28,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from layers.errors import StoreError
+from layers.errors import ForeignStore, StoreError
 
 SCHEMA_VERSION = 1
+"""Of the tables beneath and of what their columns mean; a test holds both against each other."""
 EPOCH = "(SELECT value FROM meta WHERE key='epoch')"
 """The SQL of the current epoch, read in the writing transaction itself."""
 
@@ -85,14 +86,24 @@ class Database:
                 version = self._connection.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     version = self._create()
-                if version != SCHEMA_VERSION:
-                    raise StoreError(
-                        f"{path}: the store has format {version}, this pybuild reads format {SCHEMA_VERSION}",
-                        hint="use the pybuild that made it, or another --root",
-                    )
+                self._check(int(version))
             except BaseException:
                 self._connection.close()
                 raise
+
+    def _check(self, version: int) -> None:
+        """Raises: StoreError for a database of something else, or a store of another format."""
+        if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            raise ForeignStore(f"{self.path} is a database of something else, not of a pybuild store")
+        if version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
+            raise ForeignStore(
+                f"{self.path}: the store has format {version}, {'newer' if newer else 'older'} than this pybuild's,"
+                f" which is {SCHEMA_VERSION}",
+                hint="use a newer pybuild, or another --root"
+                if newer
+                else "save its images with the pybuild that made it, and load them into another --root",
+            )
 
     def _create(self) -> int:
         execute = self._connection.execute
@@ -102,7 +113,7 @@ class Database:
         if version == 0:
             if execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 execute("ROLLBACK")
-                raise StoreError(f"{self.path} is a database of something else, not of a pybuild store")
+                raise ForeignStore(f"{self.path} is a database of something else, not of a pybuild store")
             for statement in _SCHEMA.split(";"):
                 if statement.strip():
                     execute(statement)

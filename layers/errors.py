@@ -9,6 +9,7 @@
     ├── LayerError                a tar stream is malformed or hostile, or a tree cannot be expressed
     ├── ImageError                a manifest, index or config is malformed or unsupported
     └── StoreError                the local store is damaged, busy, full or of another version
+        ├── ForeignStore
         └── NameNotFound
 
 `registry.errors` and `builder.errors` hang their own trees under `PybuildError`. Errors are raised
@@ -75,6 +76,10 @@ class ImageError(PybuildError):
 
 class StoreError(PybuildError):
     """The local store cannot do what was asked: damaged, full, locked or of another version."""
+
+
+class ForeignStore(StoreError):
+    """What is there is no store, or one in a format that this pybuild does not read; it is not to be repaired."""
 
 
 class NameNotFound(StoreError):

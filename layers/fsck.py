@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from layers.blobs import hash_file
 from layers.database import Row, Value
-from layers.errors import BlobNotFound, ContentError, ImageError, StoreError
+from layers.errors import BlobNotFound, ContentError, ForeignStore, ImageError, StoreError
 from layers.gc import drop_broken_chains
 from layers.leases import StoreLock
 from layers.oci import Digest
@@ -68,6 +68,8 @@ def fsck(root: Path, *, repair: bool = False, snapshots: bool = False, driver: D
         damage = store.database.check()
         if damage and repair:
             store.close()
+    except ForeignStore:
+        raise
     except StoreError as e:
         if not repair:
             raise

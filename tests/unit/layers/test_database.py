@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from layers import database as database_module
 from layers.database import Database, boot_id
-from layers.errors import StoreError
+from layers.errors import ForeignStore, StoreError
 
 
 @pytest.fixture
@@ -98,3 +99,19 @@ def test_integrity(database: Database, tmp_path: Path) -> None:
 
 def test_the_boot_has_a_name() -> None:
     assert boot_id() == boot_id() != ""
+
+
+def test_a_changed_schema_has_a_version_of_its_own() -> None:
+    """Whoever changes the tables, or what is in them, counts SCHEMA_VERSION up and puts the new digest here."""
+    digests = {1: "e8ebd67f8c7aa56b312dc608ba8d780a118ca3ffdd7a1ad00d2f3a6cab482ab5"}
+    words = " ".join(database_module._SCHEMA.split())
+    assert hashlib.sha256(words.encode()).hexdigest() == digests[database_module.SCHEMA_VERSION]
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("CREATE TABLE cats(name)")
+    connection.execute("PRAGMA user_version=1")
+    connection.close()
+    with pytest.raises(ForeignStore, match="something else"):
+        Database(tmp_path / "store.db")

@@ -13,7 +13,8 @@ import pytest
 
 from layers import linux
 from layers.content import ContentStore
-from layers.errors import BlobNotFound, DigestMismatch, SizeMismatch, StoreError
+from layers.errors import BlobNotFound, DigestMismatch, ForeignStore, SizeMismatch, StoreError
+from layers.fsck import fsck
 from layers.oci import (
     MEDIA_OCI_CONFIG,
     MEDIA_OCI_LAYER_GZIP,
@@ -104,7 +105,15 @@ class TestOpen:
         connection = sqlite3.connect(root / "store.db")
         connection.execute("PRAGMA user_version=99")
         connection.close()
-        with pytest.raises(StoreError, match="format 99"):
+        with pytest.raises(ForeignStore, match="format 99, newer than"):
+            reopen(root)
+        with pytest.raises(ForeignStore, match="format 99"):
+            fsck(root, repair=True)
+        connection = sqlite3.connect(root / "store.db")
+        assert connection.execute("PRAGMA user_version").fetchone() == (99,), "a repair leaves it alone"
+        connection.execute("PRAGMA user_version=-1")
+        connection.close()
+        with pytest.raises(ForeignStore, match="older than"):
             reopen(root)
 
     def test_a_foreign_database(self, root: Path) -> None:
