@@ -7,6 +7,8 @@ nanoseconds since the epoch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from layers.values import NamedTuple, Protocol
 
 
@@ -20,6 +22,8 @@ class Vertex(NamedTuple):
     completed_ns: int | None = None
     cached: bool = False
     error: str | None = None
+    usage: Mapping[str, float] | None = None
+    """Of a command that has run: user_s, system_s, max_rss_bytes, read_bytes, written_bytes."""
 
 
 class VertexStatus(NamedTuple):

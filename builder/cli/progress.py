@@ -338,7 +338,7 @@ class _Plain(Progress):
 class _RawJson(Progress):
     """One JSON object a line, each with one of BuildKit's four lists, each list with one record.
 
-        {"vertexes": [{"digest", "name", "inputs"?, "started"?, "completed"?, "cached"?, "error"?}]}
+        {"vertexes": [{"digest", "name", "inputs"?, "started"?, "completed"?, "cached"?, "error"?, "usage"?}]}
         {"statuses": [{"id", "vertex", "name", "current", "total"?, "timestamp", "started"?, "completed"?}]}
         {"logs":     [{"vertex", "stream", "data", "timestamp"}]}        data in base64
         {"warnings": [{"vertex", "level", "short", "detail"?}]}          short and detail's items in base64
@@ -365,6 +365,7 @@ class _RawJson(Progress):
                 "completed": _rfc3339(vertex.completed_ns),
                 "cached": vertex.cached or None,
                 "error": vertex.error,
+                "usage": vertex.usage,
             },
         )
 

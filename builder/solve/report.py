@@ -34,6 +34,9 @@ class StepReport(NamedTuple):
     user_s: float = 0.0
     system_s: float = 0.0
     max_rss_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    """By the command: what was not in the page cache, and what it changed there."""
     layer_bytes: int = 0
 
     @property
@@ -52,6 +55,8 @@ class StepReport(NamedTuple):
                 "user_s": round(self.user_s, 4),
                 "system_s": round(self.system_s, 4),
                 "max_rss_bytes": self.max_rss_bytes,
+                "read_bytes": self.read_bytes,
+                "written_bytes": self.written_bytes,
                 "layer_bytes": self.layer_bytes,
             }
         return doc
@@ -73,6 +78,8 @@ def summary(
         usage = ""
         if r.max_rss_bytes:
             usage = f"; cpu {r.user_s + r.system_s:.2f} s, {r.max_rss_bytes >> 20} MiB"
+            if r.read_bytes + r.written_bytes >= 1 << 20:
+                usage += f", disk {r.read_bytes >> 20} MiB read, {r.written_bytes >> 20} MiB written"
         size = f"; layer {r.layer_bytes} bytes" if r.layer_bytes else ""
         lines.append(f"  {_name(r):<{width}}  {r.wall_s:7.2f} s  ({phases or 'nothing to speak of'}{usage}{size})")
     if fetched_bytes or moved_bytes:

@@ -448,7 +448,9 @@ class Solver:
             raise
         completed = time.time_ns()
         self._times[step.number] = (started, completed)
-        ctx.events.emit(Vertex(vertex, step.name, inputs, started, completed, cached=cached))
+        used = self._usage.get(step.number)
+        usage = None if used is None else used._asdict()
+        ctx.events.emit(Vertex(vertex, step.name, inputs, started, completed, cached=cached, usage=usage))
         return result
 
     def _locate(self, error: PybuildError, step: Step) -> None:
@@ -609,6 +611,8 @@ class Solver:
                     user_s=0.0 if usage is None else usage.user_s,
                     system_s=0.0 if usage is None else usage.system_s,
                     max_rss_bytes=0 if usage is None else usage.max_rss_bytes,
+                    read_bytes=0 if usage is None else usage.read_bytes,
+                    written_bytes=0 if usage is None else usage.written_bytes,
                     layer_bytes=layer.size_bytes,
                 )
             )  # fmt: skip

@@ -49,6 +49,8 @@ def trace(reports: Sequence[StepReport], version: str, *, random: Callable[[int]
             "process.cpu.user_s": report.user_s,
             "process.cpu.system_s": report.system_s,
             "process.memory.max_rss": report.max_rss_bytes,
+            "process.io.read_bytes": report.read_bytes,
+            "process.io.written_bytes": report.written_bytes,
             "pybuild.layer.size": report.layer_bytes,
         }
         spans.append(span(report.name, step_id, build_id, report.started_ns, report.completed_ns, attributes))

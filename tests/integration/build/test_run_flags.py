@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -132,3 +133,20 @@ def test_what_mounts_conf_lets_every_run_see(pybuild: Pybuild, busybox_base: str
     conf.write_text("relative:/x\n")
     refused = pybuild.build(context, "--default-mounts-file", conf, check=False)
     assert refused.status == 2
+
+
+def test_what_a_step_used_is_told(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    """In its event, in the metadata and in the summary: processor, memory, input and output."""
+    spin = "i=0; while test $i -lt 30000; do i=$((i+1)); done; dd if=/dev/zero of=/file bs=1M count=8 2>/dev/null; sync"
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN {spin}\n")
+    metadata = tmp_path / "metadata.json"
+    log = pybuild.build(context, "--no-cache", "--progress=rawjson", f"--metadata-file={metadata}").stderr
+    records = [json.loads(line) for line in log.splitlines() if line.startswith('{"vertexes"')]
+    found = [vertex["usage"] for record in records for vertex in record["vertexes"] if "usage" in vertex]
+    assert len(found) == 1
+    assert found[0]["user_s"] + found[0]["system_s"] > 0.005
+    assert found[0]["max_rss_bytes"] > 100_000 and found[0]["written_bytes"] >= 8 << 20
+    step = json.loads(metadata.read_text())["pybuild.steps"]["list"][-1]
+    assert step["written_bytes"] == found[0]["written_bytes"] and step["read_bytes"] == found[0]["read_bytes"]
+    summary = pybuild.build(context, "--no-cache", "--summary").stderr
+    assert "cpu 0." in summary and "MiB written" in summary
