@@ -28,15 +28,15 @@ _ACTIONS = {
     "inspect": Action("NAME", "prints a manifest in readable form", frozenset({"platform"})),
     "put": Action("NAME [FILE]", "writes a manifest from a file or stdin", frozenset({"media_type", "quiet"}), 1, 2),
     "create": Action(
-        "LIST [IMAGE…]", "makes an index of images", _WRITES | {"platform", "annotation", "nested", "amend", "format"},
-        1, None,
+        "LIST [IMAGE…]", "makes an index of images",
+        _WRITES | {"platform", "all", "annotation", "nested", "amend", "format"}, 1, None,
     ),
-    "add": Action("LIST IMAGE…", "adds images to an index", _ENTRY | _WRITES | {"platform", "nested"}, 2, None),
+    "add": Action("LIST IMAGE…", "adds images to an index", _ENTRY | _WRITES | {"platform", "all", "nested"}, 2, None),
     "annotate": Action(
         "LIST ENTRY…", "changes entries, or with --index the index", _ENTRY | _WRITES | {"index"}, 1, None
     ),
-    "remove": Action("LIST ENTRY…", "removes entries by digest or platform", _WRITES, 2, None),
-    "push": Action("LIST [DEST]", "copies an index with all its images", _WRITES | {"rm", "format"}, 1, 2),
+    "remove": Action("LIST ENTRY…", "removes entries by digest, platform or image", _WRITES, 2, None),
+    "push": Action("LIST [DEST]", "copies an index with all its images", _WRITES | {"all", "rm", "format"}, 1, 2),
     "exists": Action("NAME", "ends with 0 if there is such an image or index, with 1 if not"),
     "rm": Action("LIST…", "removes indexes from the store", frozenset(), 1, None),
 }  # fmt: skip
@@ -47,6 +47,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--platform", action="append", default=[], metavar="OS/ARCH",
         help="of an index only the image for this platform; repeat for several")  # fmt: skip
+    add("--all", action="store_true", help="all images of an index: so it is without this flag, too")
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the entry")
     add("--index", action="store_true", help="annotate: the annotations are the index's own")
     add("--os", metavar="OS", help="the entry's operating system")
@@ -208,6 +209,8 @@ def _change(options: Namespace, places: Places) -> int:
 def _edit(options: Namespace, draft: IndexDraft, places: Places, opened: ExitStack) -> None:
     from registry.transport import parse_location
 
+    if options.all and (options.platform or options.nested):
+        raise UsageError("--all excludes --platform and --nested")
     match options.action:
         case "create" | "add":
             change = _entry_change(options) if options.action == "add" else None
@@ -226,10 +229,29 @@ def _edit(options: Namespace, draft: IndexDraft, places: Places, opened: ExitSta
             elif len(options.names) < 2:
                 raise UsageError("which entry?", hint="name a digest or a platform, or annotate the index with --index")
             for text in options.names[1:]:
-                draft.annotate(text, change)
+                draft.annotate(_entry(draft, text, places), change)
         case "remove":
             for text in options.names[1:]:
-                draft.remove(text)
+                draft.remove(_entry(draft, text, places))
+
+
+def _entry(draft: IndexDraft, text: str, places: Places) -> str:
+    """What names an entry to the draft; an image stands for the entry that has its digest. Raises: ImageError."""
+    from layers.errors import ImageError, PybuildError
+    from registry.transport import check_manifest, parse_location
+
+    try:
+        draft.find(text)
+        return text
+    except ImageError as e:
+        try:
+            source = parse_location(text).source(places.source)
+        except PybuildError:
+            raise e from None
+    try:
+        return check_manifest(source.get_manifest(), None).digest
+    finally:
+        source.close()
 
 
 def _entry_change(options: Namespace) -> EntryChange:

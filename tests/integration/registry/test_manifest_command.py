@@ -64,6 +64,16 @@ def test_an_index_in_a_registry_grows_and_shrinks(
     }  # fmt: skip
     cli("manifest", "annotate", there, "--index", "--annotation", "whole=yes")
     assert fresh_registry.manifest("grow", "1")["annotations"] == {"whole": "yes"}
+    put(cli, tmp_path, images["arm64"], f"docker://{fresh_registry.host}/arm:1")
+    # An image stands for its entry, in a registry or in the store; one that has none is told as such.
+    cli("manifest", "annotate", there, f"docker://{fresh_registry.host}/arm:1", "--os-version", "8")
+    cli("manifest", "annotate", there, "extra:1", "--variant", "z16")
+    changed = [e["platform"] for e in fresh_registry.manifest("grow", "1")["manifests"]]
+    assert (changed[1]["os.version"], changed[2]["variant"]) == ("8", "z16")
+    put(cli, tmp_path, make_image(), "other:1")
+    for absent in ("other:1", "nothing:1", f"docker://{fresh_registry.host}/nothing:1"):
+        cli("manifest", "annotate", there, absent, "--variant", "x", status=None if ":/" in absent else 1)
+    assert [e["platform"] for e in fresh_registry.manifest("grow", "1")["manifests"]] == changed
     cli("manifest", "remove", there, images["amd64"].digest, images["s390x"].digest[7:20])
     assert [e["digest"] for e in fresh_registry.manifest("grow", "1")["manifests"]] == [images["arm64"].digest]
     missing = cli("manifest", "remove", there, "linux/ppc64le", status=1)
