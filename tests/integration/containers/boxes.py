@@ -92,12 +92,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def fetch(port: int, path: str = "/") -> str:
+def fetch(port: int, path: str = "/", timeout_s: float = 5.0) -> str:
     """What a web server on the loopback answers; "" where nobody does."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as s:
+        with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as s:
             s.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-            s.settimeout(5)
             data = b""
             while piece := s.recv(4096):
                 data += piece
@@ -106,11 +105,22 @@ def fetch(port: int, path: str = "/") -> str:
         return ""
 
 
-def networks() -> set[str]:
-    """Interfaces and firewall rules of private networks that there are now."""
-    found = {name for name in os.listdir("/sys/class/net") if name.startswith("pybuild")}
-    for program in (["iptables-save"], ["nft", "list", "ruleset"]):
+def subnet_of(box: Pybuild, name: str) -> str:
+    """The host's end of a container's private network: the beginning of its addresses."""
+    words = box.run("exec", name, "ip", "-4", "-o", "addr", "show", "dev", "eth0").text.split()
+    address = words[words.index("inet") + 1].partition("/")[0]
+    head, _, last = address.rpartition(".")
+    return f"{head}.{int(last) & ~3}"
+
+
+def remains_of_network(subnet: str) -> list[str]:
+    """Interfaces, addresses and firewall rules of a private network that are still there."""
+    head, _, last = subnet.rpartition(".")
+    found = []
+    for program in (["ip", "-o", "addr"], ["iptables-save"], ["nft", "list", "ruleset"]):
         if shutil.which(program[0]):
             done = subprocess.run(program, check=False, capture_output=True, text=True)
-            found |= {line.strip() for line in done.stdout.splitlines() if "10.213." in line or "pybuild" in line}
+            found += [
+                line for line in done.stdout.splitlines() if f"{subnet}/" in line or f"{head}.{int(last) + 1}/" in line
+            ]
     return found
