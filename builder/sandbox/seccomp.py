@@ -182,7 +182,8 @@ def default_program(capabilities: frozenset[str], machine: str) -> bytes:
 SUPERVISED = (
     "chown lchown fchown fchownat mknod mknodat mkdir mkdirat symlink symlinkat creat chroot execve execveat "
     "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups "
-    "getuid geteuid getgid getegid getresuid getresgid getgroups stat lstat fstat newfstatat statx"
+    "getuid geteuid getgid getegid getresuid getresgid getgroups stat lstat fstat newfstatat statx "
+    "openat2 listxattr llistxattr flistxattr"
 )
 """The calls whose answer depends on ids that a single-id namespace has not; open and openat where they create."""
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from builder.sandbox import cgroup, rootfs, springboard
-from layers import linux
+from layers import linux, ownership
 
 _MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 _MS_PRIVATE_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
@@ -396,16 +396,30 @@ def _tree(sandbox: Sandbox, target_fd: int, source: dict[str, Any], subpath: str
 def _tmpfs(target_fd: int, attributes: int, mode: int, uid: int, gid: int, size_bytes: int | None) -> None:
     fs = linux.fsopen("tmpfs")
     linux.fsconfig_set_string(fs, "mode", f"{mode:o}")
-    if uid or gid:
+    recorded = (uid or gid) and ownership.here().recording
+    if (uid or gid) and not recorded:
         linux.fsconfig_set_string(fs, "uid", str(uid))
         linux.fsconfig_set_string(fs, "gid", str(gid))
     if size_bytes is not None:
         linux.fsconfig_set_string(fs, "size", str(size_bytes))
     linux.fsconfig_create(fs)
     tree = linux.fsmount(fs, attributes)
+    if recorded:
+        top = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=tree)
+        _own(top, uid, gid)
+        os.close(top)
     _attach(tree, target_fd)
     os.close(tree)
     os.close(fs)
+
+
+def _own(fd: int, uid: int, gid: int) -> None:
+    """Give something on a tmpfs an owner; before Linux 6.6 there is no place for the record of one."""
+    try:
+        ownership.here().fchown(fd, uid, gid)
+    except OSError as e:
+        if e.errno != errno.ENOTSUP:
+            raise
 
 
 def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mode: int, uid: int, gid: int) -> None:
@@ -417,7 +431,7 @@ def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mod
     while left:
         left = left[os.write(fd, left) :]
     if uid or gid:
-        os.fchown(fd, uid, gid)
+        _own(fd, uid, gid)
     os.fchmod(fd, mode)
     os.close(fd)
     _bind(name, dev, target_fd, attributes)

@@ -35,6 +35,7 @@ _CONTINUE_FLAG, _SYNC_WAKE_UP, _ADDFD_SEND = 1, 1, 2
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 _ADDITION = struct.Struct("=QIIII")
+_HOW = struct.Struct("=QQQ")
 _EMPTY = bytes(_NOTIFICATION.size)
 
 _FIRST_NUMBER = 1 << 40
@@ -427,6 +428,31 @@ class Supervisor:
             return _CONTINUE
         return 0
 
+    def do_listxattr(self, call: Call) -> Any:
+        return self._tell_attributes(call, self._place(call, None, 0), True)
+
+    def do_llistxattr(self, call: Call) -> Any:
+        return self._tell_attributes(call, self._place(call, None, 0), False)
+
+    def do_flistxattr(self, call: Call) -> Any:
+        return self._tell_attributes(call, call.base(0), True)
+
+    def _tell_attributes(self, call: Call, place: bytes, follow: bool) -> Any:
+        """Records are nobody's to see: a program that copies attributes would copy owners by them."""
+        names = os.listxattr(place, follow_symlinks=follow)
+        if ownership.ATTRIBUTE not in names and ownership.CAPABILITY not in names:
+            return _CONTINUE
+        mode = os.stat(place, follow_symlinks=follow).st_mode
+        data = b"".join(os.fsencode(name) + b"\0" for name in names if not ownership.is_record(name, mode))
+        room = call.args[2]
+        if room:
+            if room < len(data):
+                raise OSError(errno.ERANGE, "listxattr")
+            self._check(call)
+            if data:
+                linux.write_memory(call.pid, call.args[1], data)
+        return len(data)
+
     # ---- owners -------------------------------------------------------------------------------
 
     def do_chown(self, call: Call) -> int:
@@ -494,21 +520,40 @@ class Supervisor:
     def do_openat(self, call: Call) -> Any:
         return self._open(call, 0, 1, call.number(2), call.number(3))
 
-    def _open(self, call: Call, directory: int | None, index: int, flags: int, mode: int) -> Any:
+    def do_openat2(self, call: Call) -> Any:
+        how = linux.read_memory(call.pid, call.args[2], _HOW.size)
+        if len(how) < _HOW.size:
+            return _CONTINUE
+        flags, mode, resolve = _HOW.unpack(how)
+        if not flags & (os.O_CREAT | _TMPFILE):
+            return _CONTINUE
+        return self._open(call, 0, 1, flags, mode, resolve)
+
+    def _open(
+        self, call: Call, directory: int | None, index: int, flags: int, mode: int, resolve: int | None = None
+    ) -> Any:
         """Make the file here if it is not there, and hand its descriptor over: the kernel would own it to 0."""
         try:
             place = self._place(call, directory, index)
-            unnamed = flags & _TMPFILE
+            unnamed, inherited = flags & _TMPFILE, flags & os.O_CLOEXEC
             owner = self._owner_of_new(self._who(call), place + b"/-" if unnamed else place)
             if owner == Record():
                 return _CONTINUE
             self._as_if_by(call)
-            fd = os.open(place, flags | (os.O_CLOEXEC if unnamed else _CREATE_FLAGS), mode & 0o7777)
+            flags |= os.O_CLOEXEC if unnamed else _CREATE_FLAGS
+            if resolve is None:
+                fd = os.open(place, flags, mode & 0o7777)
+            else:
+                base = os.open(call.base(0), os.O_PATH | os.O_CLOEXEC)
+                try:
+                    fd = linux.openat2(base, call.string(index), flags, mode, resolve)
+                finally:
+                    os.close(base)
         except OSError:
             return _CONTINUE  # it is there already, or the kernel tells why not
         try:
             _keep(b"self/fd/%d" % fd, stat.S_IFREG, owner, follow=True)
-            addition = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, flags & os.O_CLOEXEC)
+            addition = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, inherited)
             fcntl.ioctl(self._listener, _ADD_FD, addition)
         finally:
             os.close(fd)
