@@ -29,7 +29,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     """The request that the flags mean. Raises: UsageError, ContextError."""
     containerfile, context, ignore, context_epoch = _inputs(options, stack)
     args = _build_args(options)
-    epoch = _epoch(options, args, context_epoch)
+    epoch = _epoch(options, args, containerfile, context_epoch)
     from layers.oci import Platform
 
     outputs: tuple[Output, ...] = ()
@@ -158,24 +158,42 @@ def lock_file(options: Namespace, containerfile: SourceFile) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _epoch(options: Namespace, args: dict[str, str], of_context: Callable[[], int | None]) -> int | None:
-    """The time of everything new. `SOURCE_DATE_EPOCH=context` is a commit's, a download's; of a directory none.
+def _epoch(
+    options: Namespace, args: dict[str, str], containerfile: SourceFile, of_context: Callable[[], int | None]
+) -> int | None:
+    """The time of everything new: of a flag, an argument, the environment, or an ARG before the first FROM.
 
-    The argument that the build sees is then that time, too. Raises: UsageError.
+    `SOURCE_DATE_EPOCH=context` is a commit's, a download's; of a directory none. The argument that the
+    build sees is that time, too, but for the flag's. Raises: UsageError, ParseError.
     """
     if options.timestamp is not None:
         return int(options.timestamp)
     name = "SOURCE_DATE_EPOCH"
-    text = args.get(name, os.environ.get(name, ""))
+    if name not in args and os.environ.get(name):
+        args[name] = os.environ[name]
+    text = args.get(name)
+    if text is None:
+        text = _declared(containerfile, name, args)
     if text == "context":
         epoch = of_context()
-        args.pop(name, None)
-        if epoch is not None:
-            args[name] = str(epoch)
+        args[name] = "" if epoch is None else str(epoch)
         return epoch
     if text and not text.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is neither a number of seconds nor `context`")
+        raise UsageError(f"invalid SOURCE_DATE_EPOCH: {text!r} is neither a number of seconds nor `context`")
     return int(text) if text else None
+
+
+def _declared(containerfile: SourceFile, name: str, args: dict[str, str]) -> str:
+    """The value of an ARG before the first FROM, "" where there is none. Raises: ParseError."""
+    if name not in containerfile.text:
+        return ""
+    from builder.frontend.instructions import parse_containerfile
+    from builder.frontend.scope import automatic_args, global_scope
+    from layers.oci import Platform
+
+    host = Platform.host()
+    scope = global_scope(parse_containerfile(containerfile), args, automatic_args(host, host, ""))
+    return scope.values.get(name, "")
 
 
 class _Inputs(NamedTuple):

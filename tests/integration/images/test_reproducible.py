@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,36 @@ def test_the_epoch_of_a_context(pybuild: Pybuild, tmp_path: Path) -> None:
     pybuild.build(context, "-t", "c:1", env={"SOURCE_DATE_EPOCH": "context"})
     assert pybuild.run("inspect", "c:1").json()["Created"] > "2020-09-14"
     assert pybuild.build(context, "--build-arg", "SOURCE_DATE_EPOCH=now", check=False).status == 2
+
+
+@pytest.mark.parametrize(
+    ("declared", "flags", "env", "wanted"),
+    [
+        ("ARG SOURCE_DATE_EPOCH=1600000000\n", (), {}, 1_600_000_000),
+        ("ARG T=160000\nARG SOURCE_DATE_EPOCH=${T}0000\n", (), {}, 1_600_000_000),
+        ("ARG SOURCE_DATE_EPOCH=1\n", ("--build-arg", "SOURCE_DATE_EPOCH=2"), {"SOURCE_DATE_EPOCH": "3"}, 2),
+        ("ARG SOURCE_DATE_EPOCH=1\n", (), {"SOURCE_DATE_EPOCH": "3"}, 3),
+        ("ARG SOURCE_DATE_EPOCH=1\n", ("--build-arg", "SOURCE_DATE_EPOCH="), {}, None),
+        ("ARG SOURCE_DATE_EPOCH=context\n", (), {}, None),
+    ],
+)
+def test_the_epoch_that_a_containerfile_declares(
+    pybuild: Pybuild, tmp_path: Path, declared: str, flags: tuple[str, ...], env: dict[str, str], wanted: int | None
+) -> None:
+    text = f"{declared}FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL epoch=$SOURCE_DATE_EPOCH\nCOPY f /f\n"
+    context = write_context(tmp_path / "context", text, {"f": "f"})
+    pybuild.build(context, "-t", "e:1", *flags, env=env)
+    document = pybuild.run("inspect", "--config", "e:1").json()
+    created = datetime.fromisoformat(document["created"]).timestamp()
+    assert created == wanted if wanted is not None else created > 1_700_000_000
+    assert document["config"]["Labels"]["epoch"] == ("" if wanted is None else str(wanted))
+
+
+def test_an_epoch_that_is_none(pybuild: Pybuild, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "context", "ARG SOURCE_DATE_EPOCH=noon\nFROM scratch\nCOPY f /f\n", {"f": "f"})
+    result = pybuild.build(context, check=False)
+    assert result.status == 2
+    assert "invalid SOURCE_DATE_EPOCH: 'noon'" in result.stderr
 
 
 def test_no_step_sees_a_time_that_is_newer_than_the_epoch(pybuild: Pybuild, context: Path) -> None:
