@@ -301,7 +301,7 @@ class Wire:
         if found is None:
             return f"log in with `pybuild login {endpoint.registry}`"
         verb = "do not suffice" if status == 403 else "were not accepted"
-        return f"the credentials in {found.origin} {verb}"
+        return f"the credentials {f'in {found.origin}' if found.origin else 'given'} {verb}"
 
 
 class _TokenHttp:

@@ -282,6 +282,8 @@ def test_login_explained(
 ) -> None:
     """Each place and what it gave, the helper's own words, the registry's verdict; and no secret."""
     host = password_registry.host
+    given = cli("tags", "ls", "--creds", "tester:wr0ng", f"{host}/any", status=3)
+    assert "the credentials given were not accepted" in given.err
     anonymous = cli("login", "--explain", host, status=3)
     assert "is not there" in anonymous.text
     assert f"{host}: " in anonymous.text.splitlines()[-1]
