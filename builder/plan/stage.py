@@ -273,7 +273,7 @@ class Dispatcher:
 
     def _run(self, state: StageState, i: ins.Run) -> None:
         script = i.script()
-        if not script.args:
+        if not script.args and not script.shell:
             raise state.fail("RUN has no command: its list is empty", i.range)
         files: tuple[tuple[str, bytes], ...] = ()
         args = script.args

@@ -355,3 +355,10 @@ def test_steps_share_the_environment_of_thousands_of_arguments() -> None:
     blocks = {id(block) for run in runs(graph) for block in run.env._blocks}
     assert len(blocks) < 3 * 2000
     assert graph.images[0].history[-1].created_by.startswith("RUN |2000 A0=x A1=x")
+
+
+def test_a_run_without_words_is_the_shells_and_one_of_no_program_nobodys() -> None:
+    (empty,) = runs(graph_of("FROM scratch\nRUN\n"))
+    assert empty.args == ("/bin/sh", "-c", "")
+    with pytest.raises(PlanError, match="RUN has no command"):
+        graph_of("FROM scratch\nRUN []\n")
