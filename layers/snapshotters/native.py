@@ -8,32 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from layers.errors import StoreError
-from layers.oci import Digest, chain_id
-from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
-from layers.snapshotters.catalog import Catalog, Entry, disk_error
-from layers.snapshotters.overlay import LayerApplier, rebased_id
+from layers.snapshot import ActiveSnapshot, Mount, Snapshot
+from layers.snapshotters.catalog import Entry, disk_error
+from layers.snapshotters.catalogued import CataloguedSnapshotter
 from layers.trees import copy_tree
 
 
-class NativeSnapshotter:
+class NativeSnapshotter(CataloguedSnapshotter):
     """See `layers.snapshot.Snapshotter`."""
 
     driver = "native"
-
-    def __init__(self, catalog: Catalog, dialect: Dialect) -> None:
-        self._catalog = catalog
-        self._dialect: Dialect = dialect
-
-    @property
-    def dialect(self) -> Dialect:
-        return self._dialect
-
-    @property
-    def label(self) -> str:
-        """Driver and dialect in one: snapshots of another label are not seen."""
-        return self._catalog.label
 
     def prepare(self, parent: str | None, *, keep: str | None = None) -> ActiveSnapshot:
         """See Snapshotter.prepare. With `keep`, the snapshot outlives this process under that name."""
@@ -56,19 +43,6 @@ class NativeSnapshotter:
                 raise
         return active
 
-    def kept(self, keep: str) -> ActiveSnapshot | None:
-        """An active snapshot that was prepared with this `keep`, by whatever process."""
-        entry = self._catalog.get(f"keep:{keep}", active=True)
-        return None if entry is None else self._active(entry)
-
-    def pin(self, keep: str, snapshot: str) -> None:
-        """See Catalog.pin."""
-        self._catalog.pin(keep, snapshot)
-
-    def unpin(self, keep: str) -> None:
-        """See Catalog.unpin."""
-        self._catalog.unpin(keep)
-
     def reset_work(self, active: ActiveSnapshot) -> None:
         """Nothing: there is no mount that would mind."""
 
@@ -84,20 +58,8 @@ class NativeSnapshotter:
             raise StoreError(f"snapshot {snapshot} is not in the store")
         return Mount("bind", (self._catalog.fs(entry.dir),), readonly=True, dialect=self._dialect)
 
-    def commit(self, active: ActiveSnapshot, *, id: str | None = None) -> Snapshot:
-        return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
-
-    def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
-        """See Snapshotter.rebase: what the snapshot changed is packed as a layer and unpacked onto the other parent."""
-        source = self._catalog.get(snapshot)
-        if source is None:
-            raise StoreError(f"snapshot {snapshot} is not in the store")
-        if source.parent == parent:
-            return self._snapshot(source)
-        id = rebased_id(snapshot, parent)
-        there = self._catalog.get(id)
-        if there is not None:
-            return self._snapshot(there)
+    def _rebased(self, source: Entry, id: str, parent: str | None) -> Snapshot:
+        # What the snapshot changed is packed as a layer and unpacked onto the other parent.
         active = self.prepare(parent)
         try:
             self._replay(source, active)
@@ -122,32 +84,5 @@ class NativeSnapshotter:
             layer.seek(0)
             apply_layer(layer, active.path, whiteouts="delete", dialect=self._dialect)
 
-    def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
-        """See OverlaySnapshotter.import_layer; `apply` changes a copy of the parent's tree."""
-        name = chain_id([Digest(parent), diff_id] if parent is not None else [diff_id])
-        there = self._catalog.get(name)
-        if there is not None:
-            return self._snapshot(there)
-        active = self.prepare(parent)
-        try:
-            apply(active, ())
-        except BaseException:
-            self.discard(active)
-            raise
-        return self.commit(active, id=name)
-
-    def get(self, id: str) -> Snapshot | None:
-        entry = self._catalog.get(id)
-        return None if entry is None else self._snapshot(entry)
-
-    def chain(self, id: str) -> Sequence[Snapshot]:
-        return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
-
-    def discard(self, active: ActiveSnapshot) -> None:
-        self._catalog.abandon(active.id)
-
-    def remove(self, id: str) -> None:
-        self._catalog.drop(id)
-
-    def _snapshot(self, entry: Entry) -> Snapshot:
-        return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)
+    def _beneath(self, active: ActiveSnapshot) -> Sequence[Path]:
+        return ()  # the layer changes a copy of the parent's tree

@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from layers.errors import StoreError
-from layers.oci import Digest, chain_id
 from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
+from layers.snapshotters.catalogued import CataloguedSnapshotter
 
 MAX_LOWER = 500
 """OVL_MAX_STACK of the kernel."""
 
-LayerApplier = Callable[[ActiveSnapshot, Sequence[Path]], None]
-"""Fills an active snapshot with a layer; the paths are the layers beneath, topmost first."""
 
-
-class OverlaySnapshotter:
+class OverlaySnapshotter(CataloguedSnapshotter):
     """See `layers.snapshot.Snapshotter`."""
 
     driver = "overlay"
@@ -34,45 +31,20 @@ class OverlaySnapshotter:
     def __init__(
         self, catalog: Catalog, dialect: Dialect, *, max_lower: int = MAX_LOWER, program: str | None = None
     ) -> None:
-        self._catalog = catalog
+        super().__init__(catalog, dialect)
         self._program = program
-        self._dialect: Dialect = dialect
         self._max_lower = max_lower
         # A committed chain never changes while it exists, and a directory's name is never reused.
         self._lowers: dict[str, tuple[str, tuple[Path, ...]]] = {}
-
-    @property
-    def dialect(self) -> Dialect:
-        return self._dialect
-
-    @property
-    def label(self) -> str:
-        """Driver and dialect in one: snapshots of another label are not seen."""
-        return self._catalog.label
 
     def prepare(self, parent: str | None, *, keep: str | None = None) -> ActiveSnapshot:
         """See Snapshotter.prepare. With `keep`, the snapshot outlives this process under that name."""
         lower = self._lower(parent) if parent is not None else ()
         entry = self._catalog.begin(parent, work=parent is not None, keep=keep)
-        active = self._active(entry, lower)
+        active = self._active(entry)
         if lower:
             copy_root(lower[0], active.path)
         return active
-
-    def kept(self, keep: str) -> ActiveSnapshot | None:
-        """An active snapshot that was prepared with this `keep`, by whatever process."""
-        entry = self._catalog.get(f"keep:{keep}", active=True)
-        if entry is None:
-            return None
-        return self._active(entry, self._lower(entry.parent) if entry.parent is not None else ())
-
-    def pin(self, keep: str, snapshot: str) -> None:
-        """See Catalog.pin."""
-        self._catalog.pin(keep, snapshot)
-
-    def unpin(self, keep: str) -> None:
-        """See Catalog.unpin."""
-        self._catalog.unpin(keep)
 
     def reset_work(self, active: ActiveSnapshot) -> None:
         """Before an active snapshot is mounted once more: a volatile mount refuses a used work directory."""
@@ -83,7 +55,8 @@ class OverlaySnapshotter:
             remove_tree(str(work))
             os.mkdir(work, 0o700)
 
-    def _active(self, entry: Entry, lower: tuple[Path, ...]) -> ActiveSnapshot:
+    def _active(self, entry: Entry) -> ActiveSnapshot:
+        lower = self._lower(entry.parent) if entry.parent is not None else ()
         fs, work = self._catalog.fs(entry.dir), self._catalog.work(entry.dir)
         if lower:
             mount = Mount("overlay", lower, upper=fs, work=work, dialect=self._dialect, program=self._program)
@@ -105,55 +78,21 @@ class OverlaySnapshotter:
             from layers import fusemount
 
             fusemount.normalize(str(active.path), self._dialect)
-        return self._snapshot(self._catalog.commit(active.id, id=id, parent=active.parent))
+        return super().commit(active, id=id)
 
-    def rebase(self, snapshot: str, parent: str | None) -> Snapshot:
-        """See Snapshotter.rebase: shares the directory."""
-        source = self._catalog.get(snapshot)
-        if source is None:
-            raise StoreError(f"snapshot {snapshot} is not in the store")
-        if source.parent == parent:
-            return self._snapshot(source)
-        return self._snapshot(self._catalog.share(rebased_id(snapshot, parent), source, parent))
+    def _rebased(self, source: Entry, id: str, parent: str | None) -> Snapshot:
+        return self._snapshot(self._catalog.share(id, source, parent))
 
-    def import_layer(self, parent: str | None, diff_id: Digest, apply: LayerApplier) -> Snapshot:
-        """The snapshot of a base layer on `parent`, a chain ID; `apply` fills it if it is not there.
-
-        Snapshots of base layers are called by their chain ID, so that images share them. When two
-        processes import one, the second to finish drops its own.
-        """
-        name = chain_id([Digest(parent), diff_id] if parent is not None else [diff_id])
-        there = self._catalog.get(name)
-        if there is not None:
-            return self._snapshot(there)
-        active = self.prepare(parent)
-        try:
-            apply(active, active.mount.lower if active.mount.type == "overlay" else ())
-        except BaseException:
-            self.discard(active)
-            raise
-        return self.commit(active, id=name)
+    def _beneath(self, active: ActiveSnapshot) -> Sequence[Path]:
+        return active.mount.lower if active.mount.type == "overlay" else ()
 
     def adopt(self, active: ActiveSnapshot, id: str, parent: str | None) -> Snapshot:
         """Commit on another parent than it was prepared on: layers unpack side by side, then are stacked."""
         return self._snapshot(self._catalog.commit(active.id, id=id, parent=parent))
 
-    def get(self, id: str) -> Snapshot | None:
-        entry = self._catalog.get(id)
-        return None if entry is None else self._snapshot(entry)
-
-    def chain(self, id: str) -> Sequence[Snapshot]:
-        return [self._snapshot(entry) for entry in reversed(self._catalog.chain(id))]
-
-    def discard(self, active: ActiveSnapshot) -> None:
-        self._catalog.abandon(active.id)
-
     def remove(self, id: str) -> None:
         self._lowers.pop(id, None)
-        self._catalog.drop(id)
-
-    def _snapshot(self, entry: Entry) -> Snapshot:
-        return Snapshot(entry.id, entry.parent, self._catalog.fs(entry.dir), self.driver)
+        super().remove(id)
 
     def _lower(self, id: str) -> tuple[Path, ...]:
         """A chain's directories, topmost first, no more than the kernel stacks."""
@@ -200,11 +139,6 @@ class OverlaySnapshotter:
                 raise
             there = self._catalog.commit(entry.id, id=name, parent=None)
         return self._catalog.fs(there.dir)
-
-
-def rebased_id(snapshot: str, parent: str | None) -> str:
-    """The name of a snapshot's changes on another parent: the same for whoever asks."""
-    return "rebased:" + Digest.of(f"{snapshot}\n{parent or ''}".encode()).encoded
 
 
 def open_tree(mount: Mount) -> int:
