@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,3 +348,48 @@ def test_what_a_container_is_built_of_survives_a_prune(hand: Pybuild) -> None:
     hand.run("commit", c, "after:1")
     assert hand.run("run", "--rm", "--network", "host", "after:1", "cat", "/kept").text == "kept\n"
     assert "problem" not in hand.run("fsck", check=False).text.lower()
+
+
+def test_modify_makes_an_image_of_another(hand: Pybuild) -> None:
+    hand.run("modify", "--change", "CMD x", "-e", "A=a", BASE, "made:1", "--", "sh", "-c", "echo $A > /made")
+    assert hand.run("run", "--rm", "--network", "host", "made:1", "cat", "/made").text == "a\n"
+    assert config_of(hand, "made:1")["config"]["Cmd"] == ["/bin/sh", "-c", "x"]
+    failed = hand.run("modify", BASE, "never:1", "--", "sh", "-c", "exit 4", check=False)
+    assert failed.status == 4
+    # Without a command: a shell, which reads what is typed.
+    hand.run("modify", BASE, "typed:1", stdin=b"echo typed > /made\n")
+    assert hand.run("run", "--rm", "--network", "host", "typed:1", "cat", "/made").text == "typed\n"
+    assert hand.run("modify", BASE, check=False).status == 125
+    assert hand.run("modify", "-d", BASE, "never:1", "--", "true", check=False).status == 125
+    assert "never" not in hand.run("images").text
+    assert hand.run("containers", "-q").text == ""
+
+
+def test_a_terminal_session_is_a_step_whatever_its_status(hand: Pybuild) -> None:
+    import pty
+
+    c = begin(hand)
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        hand.argv("run", "-it", c, "--", "sh"), stdin=slave, stdout=slave, stderr=subprocess.PIPE, env=hand.environ(),
+        cwd=hand.account.home if hand.account else None, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        said = b""
+        while not said.rstrip().endswith((b"#", b"[6n")):  # the prompt: the terminal is raw, and theirs
+            said += os.read(master, 4096)
+        os.write(master, b"tty > /tty; exit 5\n")
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            # Restoring the terminal waits until all is read.
+            with contextlib.suppress(OSError):
+                if select.select([master], [], [], 0.1)[0]:
+                    os.read(master, 4096)
+        _, errors = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        os.close(master)
+    assert process.returncode == 5, errors
+    assert b"its changes are kept" in errors
+    assert hand.run("run", c, "--", "cat", "/tty").text.startswith("/dev/pts/")
