@@ -57,7 +57,8 @@ class SetupError(Exception):
 
 class Sandbox:
     """What the operations share: the root's descriptor, compiled filters by number, where the zygote
-    reads what it must undo, the gate that opens when the network is up, and who answers for missing ids."""
+    reads what it must undo, the gate that opens when the network is up, who answers for missing ids, and the
+    springboard into the image."""
 
     def __init__(
         self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, supervisor_fd: int = -1
@@ -69,6 +70,7 @@ class Sandbox:
         self.supervisor_fd = supervisor_fd
         self.programs = programs or {}
         self.trees: list[int] = []
+        self.board: springboard.Springboard | None = None
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
 
@@ -551,7 +553,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def become(args: list[str], environment: dict[str, str]) -> int:
+def become(args: list[str], environment: dict[str, str], board: springboard.Springboard | None = None) -> int:
     """execve(2) the command, found on its own PATH; on failure say why on stderr as a shell does.
 
     Returns only on failure: 127 where nothing was found, 126 where it cannot be run. Raises: SetupError.
@@ -560,12 +562,11 @@ def become(args: list[str], environment: dict[str, str]) -> int:
     try:
         path = _find(name, environment)
     except OSError as e:
-        status = 127 if e.errno == errno.ENOENT else 126
         with contextlib.suppress(OSError):
             os.write(2, os.fsencode(f"{name}: {e.strerror}\n"))
-        return status
+        return 127 if e.errno in {errno.ENOENT, errno.ENOTDIR} else 126
     try:
-        springboard.jump(path, args, environment, _failures(name, os.path.exists(path)))
+        (board or springboard.prepare()).jump(path, args, environment)
     except OSError as e:
         raise SetupError("exec", e.errno, None, e.strerror or str(e)) from e
     return 126
@@ -573,32 +574,18 @@ def become(args: list[str], environment: dict[str, str]) -> int:
 
 def _find(name: str, environment: dict[str, str]) -> str:
     """Where a command is, as a shell looks for it. Raises: OSError with words for people."""
-    if "/" in name:
-        return name
     failure = OSError(errno.ENOENT, "not found")
-    for directory in environment.get("PATH", "/usr/bin:/bin").split(":"):
-        path = os.path.join(directory or ".", name)
+    directories = [""] if "/" in name else environment.get("PATH", "/usr/bin:/bin").split(":")
+    for directory in directories:
+        path = name if "/" in name else os.path.join(directory or ".", name)
         try:
             status = os.stat(path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            failure = e
             continue
         if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK):
             return path
         failure = OSError(errno.EACCES, os.strerror(errno.EACCES))
     raise failure
-
-
-_TOLD = (errno.EACCES, errno.EPERM, errno.E2BIG, errno.ENOMEM, errno.ETXTBSY, errno.ELOOP, errno.EINVAL, errno.EISDIR)
-
-
-def _failures(name: str, exists: bool) -> list[springboard.Failure]:
-    """What is said of each way in which execve(2) may fail."""
-    absent = "not found: its interpreter or its dynamic loader is missing in the image" if exists else "not found"
-    rows = [
-        (errno.ENOENT, absent, 127),
-        (errno.ENOTDIR, "not found", 127),
-        (errno.ENOEXEC, "Exec format error: a program for another architecture, or a script without #!", 126),
-        *((number, os.strerror(number), 126) for number in _TOLD),
-        (0, "cannot be executed", 126),
-    ]
-    return [springboard.Failure(number, os.fsencode(f"{name}: {text}\n"), status) for number, text, status in rows]

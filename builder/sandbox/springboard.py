@@ -3,8 +3,8 @@
 A script of a hostile image may name `/proc/self/exe` as its interpreter, or be it. Executed by the
 interpreter that set the sandbox up, it would be that interpreter again, inside, with the host's own file
 to be opened for writing at /proc/self/exe (CVE-2019-5736). So nothing of an image is executed by the
-interpreter: it becomes the springboard, which is all that /proc/self/exe can name, and which belongs to
-this sandbox alone. That takes 0.1 ms. An init (`--init`) is such a program, too, and so PID 1 holds none
+interpreter: it becomes the springboard, which is all that /proc/self/exe can name then, and which nobody
+can change. That takes 0.1 ms. An init (`--init`) is such a program, too, and so PID 1 holds none
 of the launcher's memory.
 
 Each program is an ELF file of one segment: header, code, data. Where an architecture has no code here
@@ -14,6 +14,7 @@ there are no sandboxes either (`layers.linux` and `seccomp` know no other). `set
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 
@@ -27,19 +28,21 @@ _MFD_EXEC = 0x10
 _TOKEN = struct.pack("<Q", 0x1122334455667788)
 _CHILD = struct.pack("<I", 0x11223344)
 
-# if argv[0] begins with TOKEN: error = -execve(argv[1], argv + 2, envp)
+# name = NULL
+# if argv[0] begins with TOKEN: name = argv[2]; error = -execve(argv[1], argv + 2, envp)
 # else: error = ELOOP                                       an image's program came here by /proc/self/exe
-# for row in table: if row.error in {error, 0}: write(2, row.text, row.length); exit_group(row.status)
+# for row in table: if row.error in {error, 0}: write(2, name), write(2, row.text); exit_group(row.status)
 _JUMP = {
     "x86_64": bytes.fromhex(
-        "488b7c240848b88877665544332211483907b828000000751c488b7c2410488b0c24488d742418488d54cc10b83b0000000f05f7d8"
-        "488d35300000008b0e8b560485c9740b39c17407488d74160cebec8b5e084883c60cbf02000000b8010000000f0589dfb8e7000000"
-        "0f05"
+        "4531e4488b7c240848b88877665544332211483907b8280000007521488b7c24104c8b642418488b0c24488d742418488d54cc10"
+        "b83b0000000f05f7d8488d1d520000008b0b8b530485c9740b39c17407488d5c130cebec4c89e64885f6741931d2803c16008d52"
+        "0175f7ffcabf02000000b8010000000f05488d730c8b5304bf02000000b8010000000f058b7b08b8e70000000f05"
     ),
     "aarch64": bytes.fromhex(
-        "e00740f9010040f9c20300583f0002eb0005805241010054e00b40f9e30340f9e1630091e2030091420c038b42400091a81b80d201"
-        "0000d4e003004b61020010220c4029c20000345f00006b800000542100038b21300091faffff17330840b9e203032a21300091"
-        "400080d2080880d2010000d4e003132ac80b80d2010000d48877665544332211"
+        "150080d2e00740f9010040f9020500583f0002eb0005805261010054e00b40f9f50f40f9e30340f9e1630091e2030091420c038b"
+        "42400091a81b80d2010000d4e003004b93030010620e4029c20000345f00006b800000547302038b73320091faffff17550100b4"
+        "e10315aa020080d22368623842040091c3ffff35420400d1400080d2080880d2010000d461320091620640b9400080d2080880d2"
+        "010000d4600a40b9c80b80d2010000d48877665544332211"
     ),
 }
 # options = WNOHANG
@@ -62,22 +65,24 @@ _INIT = {
 }
 
 
-class Failure(NamedTuple):
-    """What is said, and the exit status, where execve(2) fails with `number`; 0 stands for all others."""
-
-    number: int
-    text: bytes
-    status: int
+_TOLD = (errno.EACCES, errno.EPERM, errno.E2BIG, errno.ENOMEM, errno.ETXTBSY, errno.ELOOP, errno.EINVAL, errno.EISDIR)
 
 
-def jump(path: str, args: list[str], environment: dict[str, str], failures: list[Failure]) -> None:
-    """Execute `path` by way of the springboard, which tells its failures on stderr. Returns never.
+class Springboard(NamedTuple):
+    """A springboard that many sandboxes may use: nobody can change it. It obeys who names the token."""
 
-    Raises: OSError where not even the springboard can be executed.
-    """
+    fd: int
+    token: str
+
+    def jump(self, path: str, args: list[str], environment: dict[str, str]) -> None:
+        """Execute `path`, which exists; failures are told on stderr. Returns never. Raises: OSError."""
+        _execute(self.fd, [self.token, path, *args], environment)
+
+
+def prepare() -> Springboard:
+    """Raises: OSError."""
     token = os.urandom(4).hex()
-    program = jump_program(linux.machine(), token, failures)
-    _execute(program, "pybuild", [token, path, *args], environment)
+    return Springboard(_in_memory(jump_program(linux.machine(), token), "pybuild"), token)
 
 
 def become_init(child: int) -> None:
@@ -85,13 +90,19 @@ def become_init(child: int) -> None:
 
     Returns never. Raises: OSError.
     """
-    _execute(init_program(linux.machine(), child), "pybuild-init", ["pybuild-init"], {})
+    _execute(_in_memory(init_program(linux.machine(), child), "pybuild-init"), ["pybuild-init"], {})
 
 
-def jump_program(machine: str, token: str, failures: list[Failure]) -> bytes:
+def jump_program(machine: str, token: str) -> bytes:
     """The springboard that obeys an argv[0] of these eight characters alone."""
-    table = b"".join(_row(failure) for failure in [*(f for f in failures if f.number), _other(failures)])
-    return _elf(machine, _JUMP[machine].replace(_TOKEN, token.encode()) + table)
+    rows = [
+        (errno.ENOENT, "not found: its interpreter or its dynamic loader is missing in the image", 127),
+        (errno.ENOTDIR, "not found", 127),
+        (errno.ENOEXEC, "Exec format error: a program for another architecture, or a script without #!", 126),
+        *((number, os.strerror(number), 126) for number in _TOLD),
+        (0, "cannot be executed", 126),
+    ]
+    return _elf(machine, _JUMP[machine].replace(_TOKEN, token.encode()) + b"".join(_row(*row) for row in rows))
 
 
 def init_program(machine: str, child: int) -> bytes:
@@ -99,12 +110,9 @@ def init_program(machine: str, child: int) -> bytes:
     return _elf(machine, _INIT[machine].replace(_CHILD, struct.pack("<I", child)))
 
 
-def _other(failures: list[Failure]) -> Failure:
-    return next((failure for failure in failures if not failure.number), Failure(0, b"", 126))
-
-
-def _row(failure: Failure) -> bytes:
-    return struct.pack("<III", failure.number, len(failure.text), failure.status) + failure.text
+def _row(number: int, words: str, status: int) -> bytes:
+    text = f": {words}\n".encode()
+    return struct.pack("<III", number, len(text), status) + text
 
 
 def _elf(machine: str, body: bytes) -> bytes:
@@ -115,22 +123,27 @@ def _elf(machine: str, body: bytes) -> bytes:
     return ident + header + segment + body
 
 
-def _execute(program: bytes, name: str, args: list[str], environment: dict[str, str]) -> None:
+def _in_memory(program: bytes, name: str) -> int:
+    """A file that can be executed, and changed by nobody. Raises: OSError."""
     try:
         try:
-            fd = os.memfd_create(name, os.MFD_CLOEXEC | _MFD_EXEC)
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_EXEC)
         except OSError as e:
             if e.errno != errno.EINVAL:  # before Linux 6.3 all of them can be executed, and none says so
                 raise
-            fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.write(fd, program)
-        try:
-            os.execve(fd, args, environment)  # noqa: S606 - by execveat(2), without a /proc
-        except OSError as e:
-            if e.errno not in {errno.EPERM, errno.ENOSYS}:
-                raise
-            os.execve(f"/proc/self/fd/{fd}", args, environment)  # noqa: S606 - a filter of the user's refuses that call
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as e:
         hint = " (sysctl vm.memfd_noexec is 2)" if e.errno == errno.EACCES else ""
-        words = f"cannot execute a program in memory: {e.strerror}{hint}"
-        raise OSError(e.errno, words) from e
+        raise OSError(e.errno, f"cannot make a program in memory: {e.strerror}{hint}") from e
+    os.write(fd, program)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return fd
+
+
+def _execute(fd: int, args: list[str], environment: dict[str, str]) -> None:
+    try:
+        os.execve(fd, args, environment)  # noqa: S606 - by execveat(2), without a /proc
+    except OSError as e:
+        if e.errno not in {errno.EPERM, errno.ENOSYS}:
+            raise
+        os.execve(f"/proc/self/fd/{fd}", args, environment)  # noqa: S606 - a filter of the user's refuses that call

@@ -184,6 +184,9 @@ class _Zygote:
         self.spare_flags = 0
         self.accounting = False
         self.spare: _Spare | None = None
+        self.board: springboard.Springboard | None = None
+        with contextlib.suppress(OSError):  # told by the sandbox that tries it again
+            self.board = springboard.prepare()
         self.programs: dict[int, bytes] = {}
         self.by_pidfd: dict[int, _Child] = {}
         self.by_control: dict[int, _Child] = {}
@@ -268,7 +271,9 @@ class _Zygote:
             if pid == 0:
                 requests.close()
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
-                _wait_in_the_wings(theirs, setup.Sandbox(undo_write, self.programs), ahead + self.prelude)
+                sandbox = setup.Sandbox(undo_write, self.programs)
+                sandbox.board = self.board
+                _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
             self.spare = _Spare(pid, pidfd, requests, undo_read, group)
         theirs.close()
         os.close(undo_write)
@@ -335,6 +340,7 @@ class _Zygote:
                 os.close(gate_write)
             answerer_fd = answerer.detach() if answerer else -1
             sandbox = setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd)
+            sandbox.board = self.board
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
@@ -491,7 +497,7 @@ def _run(
                 terminal.give(control, *request["terminal"])
             except OSError as e:
                 raise setup.SetupError("terminal", e.errno, None, e.strerror or str(e)) from e
-        status = setup.become(request["args"], request["env"])
+        status = setup.become(request["args"], request["env"], sandbox.board)
     except setup.SetupError as e:
         tell(control, error_message(e.operation, e.errno, e.path, e.words))
     except BaseException as e:  # noqa: BLE001 - the process boundary: whatever it is, it must be told
