@@ -23,16 +23,7 @@ from layers.compression import BLOCK_BYTES, Compression, compressor, media_type
 from layers.errors import Cancelled, LayerError
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change, diff_overlay, diff_trees
 from layers.oci import Digest
-from layers.tarstream import (
-    BLOCK_DEVICE,
-    CHARACTER_DEVICE,
-    DIRECTORY,
-    FIFO,
-    HARDLINK,
-    REGULAR,
-    SYMLINK,
-    TarWriter,
-)
+from layers.tarstream import BLOCK_DEVICE, CHARACTER_DEVICE, HARDLINK, REGULAR, SYMLINK, TYPES_BY_FORMAT, TarWriter
 from layers.values import NamedTuple, Protocol
 
 __all__ = [
@@ -48,14 +39,6 @@ __all__ = [
 _QUEUED_BLOCKS = 4
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _OPEN_PARENT = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_KINDS = {
-    stat.S_IFREG: REGULAR,
-    stat.S_IFDIR: DIRECTORY,
-    stat.S_IFLNK: SYMLINK,
-    stat.S_IFCHR: CHARACTER_DEVICE,
-    stat.S_IFBLK: BLOCK_DEVICE,
-    stat.S_IFIFO: FIFO,
-}
 
 
 class Sink(Protocol):
@@ -201,7 +184,7 @@ class _Entries:
     def _other(self, change: Change, name: bytes, st: os.stat_result) -> None:
         """Links, directories, special files."""
         mode, uid, gid, attributes = st.st_mode, st.st_uid, st.st_gid, change.xattrs
-        kind = _KINDS.get(stat.S_IFMT(mode))
+        kind = TYPES_BY_FORMAT.get(stat.S_IFMT(mode))
         if kind is None:
             raise LayerError(f"{os.fsdecode(change.path)!r} is of a type that layers cannot hold")
         if change.link is not None:

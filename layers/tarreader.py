@@ -11,6 +11,7 @@ Specs: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format" and "Storing Sparse 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
@@ -29,6 +30,15 @@ CHARACTER_DEVICE = b"3"
 BLOCK_DEVICE = b"4"
 DIRECTORY = b"5"
 FIFO = b"6"
+TYPES_BY_FORMAT = {
+    stat.S_IFREG: REGULAR,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFCHR: CHARACTER_DEVICE,
+    stat.S_IFBLK: BLOCK_DEVICE,
+    stat.S_IFIFO: FIFO,
+}
+"""The entry's type for what S_IFMT gives; sockets have none."""
 
 MAX_HEADER_BYTES = 1 << 20
 """The largest extended header, as in Go: larger ones are refused."""

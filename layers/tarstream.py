@@ -24,6 +24,7 @@ from layers.tarreader import (
     MAX_HEADER_BYTES,
     REGULAR,
     SYMLINK,
+    TYPES_BY_FORMAT,
     TarEntry,
     TarReader,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "HARDLINK",
     "REGULAR",
     "SYMLINK",
+    "TYPES_BY_FORMAT",
     "TarEntry",
     "TarReader",
     "TarWriter",

@@ -23,22 +23,14 @@ from layers.tarreader import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
     DIRECTORY,
-    FIFO,
     HARDLINK,
     REGULAR,
     SYMLINK,
+    TYPES_BY_FORMAT,
     TarEntry,
     TarReader,
 )
 
-_KINDS = {
-    stat.S_IFREG: REGULAR,
-    stat.S_IFDIR: DIRECTORY,
-    stat.S_IFLNK: SYMLINK,
-    stat.S_IFCHR: CHARACTER_DEVICE,
-    stat.S_IFBLK: BLOCK_DEVICE,
-    stat.S_IFIFO: FIFO,
-}
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -113,7 +105,7 @@ def _expected(change: Change, base: bytes) -> tuple[TarEntry, bytes]:
         return TarEntry(whiteout, REGULAR, 0, 0, 0, 0, 0, b"", 0, 0, xattrs.NONE), place
     mode, uid, gid, rdev = st.st_mode, st.st_uid, st.st_gid, st.st_rdev
     device = (os.major(rdev), os.minor(rdev))
-    kind = _KINDS.get(stat.S_IFMT(mode), b"?")
+    kind = TYPES_BY_FORMAT.get(stat.S_IFMT(mode), b"?")
     if change.link is not None:
         entry = TarEntry(path, HARDLINK, mode & 0o7777, uid, gid, 0, st.st_mtime_ns, change.link, 0, 0, xattrs.NONE)
         return entry, place
