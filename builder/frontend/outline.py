@@ -135,16 +135,16 @@ class _Walk:
             if pair.value is None and pair.name not in self.build_args and declared:
                 self.used_globals.add(pair.name)  # described where it is declared
                 continue
-            self._note(arg, pair.name, scope.env.get(pair.name) or "")
+            self.args[pair.name] = self._entry(arg, pair.name, scope.env.get(pair.name) or "")
 
-    def _note(self, arg: Instruction, name: str, value: str) -> None:
+    def _entry(self, arg: Instruction, name: str, value: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": name}
         if description := description_of(arg.comments, name):
             entry["description"] = description
         if value:
             entry["value"] = value
         entry["location"] = _location(arg.range)
-        self.args.setdefault(name, entry)
+        return entry
 
     def _mounts(self, run: Run) -> None:
         for mount in run.mounts:
@@ -164,7 +164,7 @@ class _Walk:
             if declared is None or name in seen:
                 continue
             seen.add(name)
-            self._note(declared.arg, name, declared.value or "")
+            self.args.setdefault(name, self._entry(declared.arg, name, declared.value or ""))
             pending += sorted(declared.uses)
 
 

@@ -68,7 +68,8 @@ def global_scope(file: Containerfile, build_args: Mapping[str, str], automatic: 
                 value, uses = expansion.text, expansion.used
             if value is not None:
                 values[pair.name] = value
-            declared[pair.name] = GlobalArg(arg, pair, value, uses)
+            known = declared.get(pair.name)
+            declared[pair.name] = GlobalArg(arg, pair, value, uses | known.uses if known else uses)
     return Globals(values, declared)
 
 

@@ -64,6 +64,20 @@ def test_an_outline_follows_what_the_stage_needs() -> None:
     assert names(result["ssh"]) == ["default", "deploy"]
 
 
+def test_what_is_declared_again_has_its_last_value() -> None:
+    text = (
+        "ARG FOO=123\nARG ABC=abc\nARG DEF=def\nARG FOO=${FOO}${ABC}\nARG BAR=${FOO}456\nARG FOO=${FOO}456${BAR}\n"
+        "FROM scratch\nARG FOO\nARG IN=123\nARG INBAR=${IN}456\nARG IN=${IN}456${INBAR}\n"
+    )
+    assert [(arg["name"], arg["value"]) for arg in outline(file_of(text))["args"]] == [
+        ("ABC", "abc"),
+        ("BAR", "123abc456"),
+        ("FOO", "123abc456123abc456"),
+        ("INBAR", "123456"),
+        ("IN", "123456123456"),
+    ]
+
+
 def test_by_number_and_by_default() -> None:
     assert outline(file_of(), "0")["name"] == "deps"
     assert outline(file_of())["name"] == "other"
