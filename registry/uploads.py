@@ -1,8 +1,9 @@
 """Sending a blob to a registry: mount, monolithic, chunked, and resumed after a break or a death.
 
-A known digest goes in one PUT. Blobs larger than `CHUNK_BYTES` whose caller keeps sessions, and
-blobs of unknown digest, go in PATCHes. After a break the registry is asked how much it has; one that
-forgot (distribution before 3.0 refuses an upload that broke within a request) gets the blob anew.
+A known digest goes in one PUT. Blobs larger than `CHUNK_BYTES` whose caller keeps sessions, blobs of
+unknown digest, and what is too large for a proxy on the way go in PATCHes. After a break the registry
+is asked how much it has; one that forgot (distribution before 3.0 refuses an upload that broke within
+a request) gets the blob anew.
 
 Spec: distribution-spec, Pushing blobs (POST then PUT; chunked; cancel; get upload status)
 """
@@ -32,7 +33,12 @@ _PROGRESS_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _RANGE = re.compile(r"(?:bytes=)?(\d{1,18})-(\d{1,18})\Z")
 _LOST_SESSION = frozenset({400, 404, 416})
-_NO_CHUNKS = frozenset({400, 404, 405, 411, 413, 415, 416, 501})
+_TOO_LARGE = 413
+_NO_CHUNKS = frozenset({400, 404, 405, 411, 415, 416, 501})
+_SMALLER = (16 << 20, 4 << 20, 1 << 20)
+"""Sizes of PATCHes to fall back to where larger bodies do not get through: nginx takes 1 MiB unless told otherwise."""
+_BREAKS_WHOLE = 2
+"""Connections that may break under one large PUT before it is sent in pieces."""
 
 Source = Callable[[int], "BinaryIO | Iterable[bytes]"]
 """Opens the blob's bytes at an offset: a binary file, which is closed after use, or an iterable of chunks."""
@@ -122,6 +128,8 @@ class Uploader:
                 # forgets what it was sent must not be fed for ever.
                 if session is not None and session.offset >= best + _PROGRESS_BYTES:
                     failures, best = 0, session.offset
+                elif failures + 1 == _BREAKS_WHOLE and not self._wants_chunks():
+                    self._smaller()
             except _Present as present:
                 self._forget()
                 return present.descriptor
@@ -129,6 +137,8 @@ class Uploader:
                 # Errors of the location itself have been retried by the wire.
                 if session is not None and e.status in _LOST_SESSION:
                     error, session = e, None
+                elif e.status == _TOO_LARGE and self._smaller():
+                    error, session, failures = e, None, 0
                 elif self._chunk_bytes != 0 and self._chunked(e):
                     self._chunk_bytes, error, session = 0, e, None
                 else:
@@ -144,6 +154,17 @@ class Uploader:
         if self._chunk_bytes is not None:
             return self._chunk_bytes > 0
         return self._save is not None and self._descriptor.size_bytes > CHUNK_BYTES
+
+    def _smaller(self) -> bool:
+        """Let smaller pieces be sent from now on; False if they are as small as can be, or chunks are ruled out."""
+        if self._descriptor is None or self._chunk_bytes == 0:
+            return False
+        now = (self._chunk_bytes or CHUNK_BYTES) if self._wants_chunks() else self._descriptor.size_bytes
+        following = next((size for size in _SMALLER if max(size, self._minimum) < now), None)
+        if following is None:
+            return False
+        self._chunk_bytes = following
+        return True
 
     def _chunked(self, error: RegistryError) -> bool:
         """Whether the registry dislikes chunks (GAR has none, GHCR small ones), so that one PUT is worth a try."""

@@ -550,3 +550,50 @@ def test_nothing_secret_is_shown(upstream: RunningRegistry, conf: dict[str, str]
         api.open_blob(Reference.parse(f"{proxy.host}/faults/secret"), described).read()
     shown = "".join(traceback.format_exception(caught.value))
     assert "sesame" not in shown and "hunter2" not in shown and "refused" in shown
+
+
+def too_large(limit: int, fault: Fault) -> Rule:
+    """A proxy that lets no larger body through."""
+    return lambda e: fault if int(e.headers.get("content-length", "0")) > limit else None
+
+
+@pytest.mark.parametrize(
+    ("limit", "fault", "chunks"),
+    [
+        (4 << 20, Fault(status=413), None),
+        (1 << 20, Fault(status=413, headers={"Connection": "close"}), None),
+        (1 << 20, Fault(status=413), 3 << 20),
+        (4 << 20, Fault(cut_request_at=100_000), None),
+        (1 << 20, Fault(status=502), None),
+    ],
+)
+def test_what_is_too_large_for_a_proxy_goes_in_pieces(
+    upstream: RunningRegistry, conf: dict[str, str], limit: int, fault: Fault, chunks: int | None
+) -> None:
+    data = os.urandom(9 << 20)
+    described = Descriptor.of(data, MEDIA_OCI_LAYER_GZIP)
+    with FaultProxy(upstream.host, too_large(limit, fault)) as proxy, client(conf) as api:
+        ref = Reference.parse(f"{proxy.host}/faults/large-{limit}")
+        if fault.status == 502:
+            # A gateway that cannot is not told apart from one that will not: one smaller size is tried, no more.
+            with pytest.raises(ServerError):
+                api.upload_blob(ref, lambda o: io.BytesIO(data[o:]), described)
+            return
+        api.upload_blob(ref, lambda o: io.BytesIO(data[o:]), described, chunk_bytes=chunks)
+        sent = [int(e.headers["content-length"]) for e in proxy.log if e.method == "PATCH"]
+        assert len(sent) >= 3
+        assert sent[-1] <= limit
+        assert api.open_blob(Reference.parse(f"{upstream.host}/faults/large-{limit}"), described).read() == data
+
+
+def test_pieces_are_not_tried_where_they_were_ruled_out_or_do_not_help(
+    upstream: RunningRegistry, conf: dict[str, str]
+) -> None:
+    data = os.urandom(3 << 20)
+    described = Descriptor.of(data, MEDIA_OCI_LAYER_GZIP)
+    for limit, chunks, patches in ((0, 0, 0), (1000, None, 1)):
+        with FaultProxy(upstream.host, too_large(limit, Fault(status=413))) as proxy, client(conf) as api:
+            ref = Reference.parse(f"{proxy.host}/faults/never")
+            with pytest.raises(RegistryError, match="413"):
+                api.upload_blob(ref, lambda o: io.BytesIO(data[o:]), described, chunk_bytes=chunks)
+            assert proxy.count("PATCH") == patches
