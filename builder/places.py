@@ -91,6 +91,7 @@ def pull_name(source: str) -> str:
         return str(Reference.parse(rest).with_default_tag())
     if transport == "docker-archive" and rest.partition(":")[2]:
         return rest.partition(":")[2]  # the archive says its own name
-    path, colon, tag = rest.rpartition(":")
-    name = Path(path if colon else rest).name.lower()
-    return f"{name}:{tag if colon else 'latest'}"
+    path, _, tag = rest.partition(":")
+    if ":" in tag or "/" in tag:  # a whole name, as `skopeo copy … oci:DIR:NAME:TAG` writes it
+        return str(Reference.parse(tag).with_default_tag())
+    return f"{Path(path).name.lower()}:{tag or 'latest'}"

@@ -202,24 +202,31 @@ def base_image(store: Store, root: Path, options: Namespace, platform: Platform 
     if policy not in {"always", "missing", "never", "newer", "ifmissing", "ifnewer"}:
         raise UsageError(f"--pull {policy!r}: there are always, missing, never and newer")
     policy = policy.removeprefix("if")
-    elsewhere = split_transport(options.image)[0] not in {None, "docker", "storage", "containers-storage"}
-    name = pull_name(options.image) if split_transport(options.image)[0] is not None else options.image
-    if split_transport(options.image)[0] == "storage":
-        name, policy = options.image.partition(":")[2], "never"
-    if policy == "always" or elsewhere:
+    transport, rest = split_transport(options.image)
+    name = options.image if transport is None else pull_name(options.image)
+    if transport == "storage":
+        name, policy = rest, "never"
+
+    def here() -> Image:
+        image = find(store, name, platform)
+        if platform is not None and not platform.runs(image.config.platform):
+            raise NameNotFound(f"{name} is there for {image.config.platform}, not for {platform}", hint="pull it")
+        return image
+
+    if policy == "always" or transport not in {None, "docker", "storage"}:
         pull(root, options, options.image, platform)
     elif policy == "newer":
         try:
             pull(root, options, options.image, platform)
         except PybuildError:
-            find(store, name, platform)  # good enough, if it is there
+            here()  # good enough, if it is there
     try:
-        return find(store, name, platform), name
+        return here(), name
     except NameNotFound:
         if policy == "never":
             raise
         pull(root, options, options.image, platform)
-    return find(store, name, platform), name
+    return here(), name
 
 
 def pull(root: Path, options: Namespace, name: str, platform: Platform | None = None) -> None:

@@ -393,3 +393,27 @@ def test_a_terminal_session_is_a_step_whatever_its_status(hand: Pybuild) -> None
     assert process.returncode == 5, errors
     assert b"its changes are kept" in errors
     assert hand.run("run", c, "--", "cat", "/tty").text.startswith("/dev/pts/")
+
+
+def test_bases_of_every_transport_and_platform(hand: Pybuild, place: Path) -> None:
+    home = hand.account.home if hand.account else place
+    for target in (f"oci:{home}/o:t", f"oci-archive:{home}/a.tar:other/name:2", f"docker-archive:{home}/d.tar:third:3"):
+        hand.run("copy", f"storage:{BASE}", target)
+        assert hand.run("from", target).text.strip() in hand.run("containers").text
+    named = {row["imagename"] for row in hand.run("containers", "--json").json()}
+    assert {name.rpartition("library/")[2].removeprefix("docker.io/") for name in named} == {
+        "o:t",
+        "other/name:2",
+        "third:3",
+    }
+    for path in ("o", "a.tar", "d.tar"):
+        shutil.rmtree(home / path) if (home / path).is_dir() else (home / path).unlink()
+    id = hand.run("images", "-q", BASE).text.split()[0]
+    assert hand.run("from", f"storage:{BASE}").status == hand.run("from", id).status == 0
+    other = "linux/riscv64"
+    absent = hand.run("from", "--pull=never", "--platform", other, BASE, check=False)
+    assert absent.status == 1 and "not for linux/riscv64" in absent.stderr
+    assert hand.run("from", "--pull=never", "absent:1", check=False).status == 1
+    assert hand.run("from", "--pull=perhaps", BASE, check=False).status == 2
+    c = hand.run("from", "--platform", other, "scratch").text.strip()
+    assert hand.run("inspect", "--format", "{{.architecture}}", c).text == "riscv64\n"
