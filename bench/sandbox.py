@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Measure one sandbox, `true` on a busybox root, in parts, beside `runc run` of the same root.
+"""Measure one sandbox, `true` on a busybox root, in parts, beside `runc run` of the same root; then one RUN.
 
-  bench/sandbox.py [--rounds N] [--network host|none] [--image full|empty] [--user]
+  bench/sandbox.py [--rounds N] [--builds N] [--network host|none] [--image full|empty] [--user]
 
 Wall times of interleaved rounds in milliseconds, median and least. As root; with `--user`, in a user
 namespace, as an ordinary user with subordinate ids. The parts are told by the sandbox's own clock
 (`Launcher.run(trace=True)`): request and clone, each setup operation, exec to the reaped end.
+
+The second table is `RUN true` with its commit, in builds of twenty, the build without them taken off,
+beside buildah with runc and with chroot; its parts are those of the build's own report.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP))
 
+from bench.tools import Buildah, Pybuild, available  # noqa: E402
 from builder.sandbox import userns  # noqa: E402
 from builder.sandbox.launcher import Launcher  # noqa: E402
 from builder.sandbox.spec import SandboxSpec  # noqa: E402
 from layers.snapshot import Mount  # noqa: E402
 
 WARM_UP = 3
+STEPS = 20
 
 
 def make_image(path: Path, full: bool) -> None:
@@ -119,9 +124,52 @@ def runc(bundle: Path, number: int, parts: Parts | None) -> None:
         parts.add("runc run", time.monotonic() - started)
 
 
+def build_s(tool: Pybuild | Buildah, folder: Path, *flags: str) -> float:
+    started = time.monotonic()
+    argv = tool.build(folder, "bench:1", *flags, cached=False)
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, capture_output=True, cwd=TOP)
+    return time.monotonic() - started
+
+
+def runs(base: Path, rounds: int) -> Parts:
+    """One RUN of twenty, by each builder that is here."""
+    parts = Parts()
+    folders = []
+    for count in (0, STEPS):
+        folder = base / f"context-{count}"
+        shutil.copytree(base / "lower", folder, symlinks=True)
+        (folder / "Containerfile").write_text("FROM scratch\nCOPY . /\n" + 'RUN ["/bin/true"]\n' * count)
+        folders.append(folder)
+    tools: list[Pybuild | Buildah] = [Pybuild(base)]
+    if available("buildah") and available("runc"):
+        tools += [Buildah(base), Buildah(base, "chroot")]
+    metadata = base / "metadata.json"
+    for turn in range(rounds + 1):
+        for tool in tools:
+            flags = (f"--metadata-file={metadata}",) if isinstance(tool, Pybuild) else ()
+            without, full = (build_s(tool, folder, *flags) for folder in folders)
+            if turn == 0:
+                continue
+            parts.add(f"{tool.name}: one RUN", max(0.0, full - without) / STEPS)
+            if isinstance(tool, Pybuild):
+                for step in json.loads(metadata.read_text())["pybuild.steps"]["list"][-STEPS:]:
+                    for phase, seconds in step["phases"].items():
+                        parts.add(f"  {phase}", seconds)
+    for tool in tools:
+        tool.reset()
+    return parts
+
+
+def table(title: str, parts: Parts) -> None:
+    print(f"{title}, in ms\n| {'':<26} |  median |   least |\n|{'-' * 28}|--------:|--------:|")
+    for name in parts.samples:
+        print(parts.row(name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--builds", type=int, default=5, help="rounds of the second table; 0 leaves it out")
     parser.add_argument("--network", choices=["host", "none"], default="host")
     parser.add_argument("--image", choices=["full", "empty"], default="full")
     parser.add_argument("--user", action="store_true", help="rootless: run this as an ordinary user")
@@ -141,12 +189,11 @@ def main() -> None:
                 sandbox(launcher, base, number, options.network, identity.dialect, into)
                 if bundle is not None:
                     runc(bundle, number, into)
+        table(f"{options.rounds} rounds, network {options.network}, {options.image} image, {identity.tier}", parts)
+        if options.builds and not options.user:
+            table(f"\n{options.builds} builds of {STEPS} RUN", runs(base, options.builds))
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    print(f"{options.rounds} rounds, network {options.network}, {options.image} image, {identity.tier}, in ms")
-    print(f"| {'':<26} |  median |   least |\n|{'-' * 28}|--------:|--------:|")
-    for name in parts.samples:
-        print(parts.row(name))
 
 
 if __name__ == "__main__":
