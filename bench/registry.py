@@ -127,6 +127,35 @@ def mounted(ground: Ground, tool: str, image: str) -> Sample:
     return ground.copy(tool, source, f"docker://{ground.first.host}/mounted/{ground.fresh()}:1")
 
 
+def pushed_again(ground: Ground, tool: str, image: str) -> Sample:
+    """All there: from where each tool keeps images at no cost, the store and a layout."""
+    destination = f"docker://{ground.second.host}/pushed-{image}:1"
+    if tool == "skopeo":
+        source = f"oci:{ground.scratch}/{image}:t"
+        ground.skopeo(source, destination)
+        return ground.skopeo(source, destination)
+    name = f"{ground.first.host}/{image}:1"
+    ground.pybuild("pull", "--quiet", "--tls-verify=false", name)
+    push = ("push", "--quiet", "--tls-verify=false", name, destination)
+    ground.pybuild(*push)
+    return ground.pybuild(*push)
+
+
+def asked(ground: Ground, tool: str, image: str) -> Sample:
+    name = f"{ground.first.host}/{image}:1"
+    if tool == "skopeo":
+        command = ["skopeo", "inspect", "--no-tags", "--tls-verify=false", "--format", "{{.Digest}}"]
+        return timed([*command, f"docker://{name}"], ground.environment)
+    return ground.pybuild("digest", "--tls-verify=false", name)
+
+
+def listed(ground: Ground, tool: str, image: str) -> Sample:
+    name = f"{ground.first.host}/{image}"
+    if tool == "skopeo":
+        return timed(["skopeo", "list-tags", "--tls-verify=false", f"docker://{name}"], ground.environment)
+    return ground.pybuild("tags", "ls", "--tls-verify=false", name)
+
+
 def to_store(ground: Ground, tool: str, image: str) -> Sample:
     if tool == "skopeo":
         graph = ground.scratch / ground.fresh()
@@ -150,6 +179,9 @@ ROWS: dict[str, tuple[str, Row, str]] = {
     "from-layout": ("OCI layout to empty registry", from_layout, "skopeo"),
     "between": ("registry to empty registry", between, "skopeo"),
     "again": ("registry to registry, all there", again, "skopeo"),
+    "push-again": ("store or layout to registry, all there", pushed_again, "skopeo"),
+    "digest": ("an image's digest", asked, "skopeo"),
+    "tags": ("a repository's tags", listed, "skopeo"),
     "mounted": ("within a registry (mounts)", mounted, "skopeo"),
     "to-store": ("registry to local store", to_store, "skopeo"),
     "unpack": ("OCI layout to root file system", unpacked, "umoci"),
