@@ -162,7 +162,7 @@ class _Inputs:
         if item.kind == "http" and not (item.checksum or op.checksum):
             self.found[item.source] = lambda: self._pin_file(item.source)
         elif item.kind == "git":
-            ref = parse_git_ref(item.source)
+            ref = parse_git_ref(item.source, known=True)
             assert ref is not None, "the planner lets only repositories through"
             if not (ref.checksum or op.checksum):
                 self.found[git_source(ref).identifier] = lambda: self._pin_repository(item.source)
@@ -191,7 +191,7 @@ class _Inputs:
 
         from builder.solve.gitfetch import GitSource, resolve_git
 
-        ref = parse_git_ref(text)
+        ref = parse_git_ref(text, known=True)
         assert ref is not None
         access = GitSource(self._session.secret, self._session.ssh_socket("default"), None, self._request.environ)
         with tempfile.TemporaryDirectory(prefix="pybuild-git-") as scratch:

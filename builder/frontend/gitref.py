@@ -1,7 +1,8 @@
 """References to git repositories in ADD and as build contexts, and what sets them off from paths and URLs.
 
 Pure. `https://host/repo.git#ref:subdir`, `git://...`, `ssh://...`, `user@host:path`, and the query
-form `?ref=...&subdir=...` of BuildKit. An http(s) URL is a repository if its path ends in `.git`.
+form `?ref=...&subdir=...` of BuildKit. An http(s) URL is a repository if its path ends in `.git`, or if
+it is `known` to be one: `--keep-git-dir`, with whatever value, says so.
 Reference: https://docs.docker.com/build/concepts/context/#git-repositories
 """
 
@@ -42,7 +43,7 @@ class GitRef(NamedTuple):
         return self.remote.startswith(("http://", "git://"))
 
 
-def parse_git_ref(text: str) -> GitRef | None:
+def parse_git_ref(text: str, *, known: bool = False) -> GitRef | None:
     """Parse a reference to a repository; None if it is something else.
 
     Raises: ValueError for one that contradicts itself or has a query that is not known.
@@ -58,7 +59,7 @@ def parse_git_ref(text: str) -> GitRef | None:
             return None
         if parts.scheme not in _SCHEMES or not parts.netloc:
             return None
-        if parts.scheme in {"http", "https"} and not like_a_path and not parts.path.endswith(".git"):
+        if parts.scheme in {"http", "https"} and not (known or like_a_path or parts.path.endswith(".git")):
             return None
         remote = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
         query, fragment = parts.query, parts.fragment
@@ -73,10 +74,10 @@ def parse_git_ref(text: str) -> GitRef | None:
     return _with_query(found, query) if query else found
 
 
-def is_git_source(text: str) -> bool:
+def is_git_source(text: str, *, known: bool = False) -> bool:
     """Whether an ADD source is a repository. A malformed one is: `parse_git_ref` tells what is wrong with it."""
     try:
-        found = parse_git_ref(text)
+        found = parse_git_ref(text, known=known)
     except ValueError:
         return True
     return found is not None and not found.like_a_path

@@ -76,10 +76,12 @@ class IgnoreMatcher:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    @property
-    def has_exceptions(self) -> bool:
-        """Whether a `!` brings something back."""
-        return any(rule.excludes for rule in self._rules)
+    def may_bring_back(self, path: str) -> bool:
+        """Whether a `!` could match `path` or something beneath it."""
+        path = _relative(path)
+        return any(
+            not path or rule.literal == path or _reaches(rule, path + "/") for rule in self._rules if rule.excludes
+        )
 
     def hides_everything(self) -> Deciding | None:
         """The line that ignores whatever lies in the context's root, if there is one."""

@@ -418,16 +418,19 @@ class _StageLinter:
 
     def _ignored_sources(self, instruction: Add | Copy) -> None:
         ignore = self.linter.ignore
-        # With exceptions it cannot be told from the patterns alone what of a directory is left.
-        if not ignore or ignore.has_exceptions:
+        if not ignore:
             return
         command = "Add" if isinstance(instruction, Add) else "Copy"
         for source in instruction.sources:
             if "://" in source or source.startswith("git@"):
                 continue
             path = clean_path(source)
-            deciding = ignore.hides_everything() if path in (".", "/") else ignore.decide(path)[1]
-            if deciding:
+            if ignore.may_bring_back(path):
+                continue  # what of a directory is left cannot be told from the patterns alone
+            hidden, deciding = ignore.decide(path)
+            if path in (".", "/"):
+                hidden, deciding = True, ignore.hides_everything()
+            if hidden and deciding:
                 name = deciding.file
                 self.report("CopyIgnoredFile", instruction.range, command=command, file=path, ignore_file=name)
 

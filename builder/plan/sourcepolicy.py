@@ -161,7 +161,7 @@ class SourcePolicy(NamedTuple):
 
     def git(self, text: str, checksum: str = "") -> Download:
         """The repository to use for a git reference. Raises: SourceDenied."""
-        ref = parse_git_ref(text)
+        ref = parse_git_ref(text, known=True)
         assert ref is not None, "only repositories get here"
         before = git_source(ref)
         found = self._judge(before)

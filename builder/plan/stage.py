@@ -381,11 +381,12 @@ class Dispatcher:
         state.record(transfer_words(i), made)
 
     def _copy_item(self, state: StageState, i: ins.Copy | ins.Add, source: str) -> CopyItem:
-        if is_git_source(source):
+        known = isinstance(i, ins.Add) and i.keep_git_dir is not None
+        if is_git_source(source, known=known):
             if not isinstance(i, ins.Add):
                 raise state.fail("source can't be a git ref for COPY", i.range, "use ADD")
             try:
-                parse_git_ref(source)
+                parse_git_ref(source, known=known)
             except ValueError as e:
                 raise state.fail(f"{source}: {e}", i.range) from e
             return self._sources.remote("git", source, i.checksum or "", range=i.range)

@@ -85,7 +85,7 @@ class RemoteSources:
     def _ref(self, op: CopyOp, item: CopyItem) -> GitRef:
         from builder.frontend.gitref import parse_git_ref
 
-        ref = parse_git_ref(item.source)
+        ref = parse_git_ref(item.source, known=True)
         assert ref is not None, "the planner lets only repositories through"
         checksum = item.checksum or op.checksum
         return ref._replace(checksum=checksum) if checksum and not ref.checksum else ref

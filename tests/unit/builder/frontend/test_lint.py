@@ -189,8 +189,16 @@ class TestIgnoredFiles:
             ("**/*", "./", 1),
             ("**\n!x", ".", 0),
             ("**\n!x", "./x", 0),
-            ("**\n!x", "y", 0),
+            ("**\n!x", "y", 1),
+            ("**\n!d", "d/e", 0),
             ("d/", "d/e", 1),
+            ("d\n!d/b", "d/e", 1),
+            ("d\n!d/b", "d", 0),
+            ("d\n!d/b", "d/b", 0),
+            ("d\n!d/*.txt", "d/e", 0),
+            ("d\n!*/keep", "d", 0),
+            ("d\n!other/*.txt", "d/e", 1),
+            ("!d/b\nd", "d/e", 1),
         ],
     )
     def test_the_root_and_exceptions(self, patterns: str, source: str, count: int) -> None:

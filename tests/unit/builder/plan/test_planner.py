@@ -231,6 +231,14 @@ def test_a_workdir_is_kept_as_written_and_made_clean() -> None:
     assert [step.op.path for step in graph.steps if isinstance(step.op, MkdirOp)] == ["/b"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "kind"), [("", "http"), ("--keep-git-dir=true ", "git"), ("--keep-git-dir=false ", "git")]
+)
+def test_a_source_whose_git_directory_matters_is_a_repository(flag: str, kind: str) -> None:
+    graph = graph_of(f"FROM scratch\nADD {flag}https://example.org/~a/b /\n")
+    assert [item.kind for step in graph.steps if isinstance(step.op, CopyOp) for item in step.op.items] == [kind]
+
+
 def test_scratch_works_in_the_root() -> None:
     assert config_of(graph_of("FROM scratch\nCOPY f /\n"))["WorkingDir"] == "/"
     assert config_of(graph_of("FROM scratch\nWORKDIR b\n"))["WorkingDir"] == "/b"

@@ -89,6 +89,13 @@ def test_classes(text: str, git: bool, http: bool) -> None:
     assert (is_git_source(text), is_http_source(text)) == (git, http)
 
 
+@pytest.mark.parametrize("text", ["https://e.com/~foo/bar", "http://e.com/bar"])
+def test_known_to_be_a_repository(text: str) -> None:
+    assert is_git_source(text, known=True)
+    assert parse_git_ref(f"{text}#main:sub", known=True) == GitRef(text, "main", "sub")
+    assert not is_git_source("file.txt", known=True)
+
+
 def test_unencrypted() -> None:
     assert GitRef("http://e.com/f.git").unencrypted
     assert GitRef("git://e.com/f.git").unencrypted
