@@ -1,7 +1,7 @@
 """Imports put off until something of them is used.
 
 `import requests` takes 60 ms of a command that asks a registry one question, a fifth of it for
-modules that only `Response.text`, HTTP/2 and zipped certificates need. A finder in front of the
+modules that only `Response.text`, HTTP/2, uploaded forms and zipped certificates need. A finder in front of the
 others gives those an empty module, which is filled when an attribute is missed. That is for a
 process of our own: `builder.cli.program` installs it, and nothing else may.
 """
@@ -16,10 +16,19 @@ from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.abc import Loader
 
-_NAMES = frozenset({"charset_normalizer", "idna", "importlib.metadata", "zipfile"})
+_NAMES = frozenset(
+    {"charset_normalizer", "idna", "importlib.metadata", "mimetypes", "tempfile", "urllib.request", "zipfile"}
+)
+_EARLY = {
+    "importlib.metadata": ("version",),  # of h2, if HTTP/2 is switched on
+    "urllib.request": (
+        *("getproxies", "getproxies_environment", "parse_http_list", "proxy_bypass", "proxy_bypass_environment"),
+    ),
+}
+"""Functions that importers take by name: what they get calls the real one."""
 
 
 def install() -> None:
@@ -52,10 +61,8 @@ class _Later:
         return None  # the usual one
 
     def exec_module(self, module: ModuleType) -> None:
-        early = _EARLY.get(module.__name__)
-        if early is not None:
-            name, value = early
-            module.__dict__[name] = value
+        for name in _EARLY.get(module.__name__, ()):
+            module.__dict__[name] = _forward(module, name)
         module.__class__ = _Deferred
 
     def fill(self, module: ModuleType) -> None:
@@ -74,6 +81,9 @@ class _Deferred(ModuleType):
         if name == "__version__" and self.__name__ == "charset_normalizer":
             # requests looks at it, and it has a file of its own.
             return import_module("charset_normalizer.version").__version__
+        if name == "__path__":
+            # `from … import` asks every module whether it is a package; those are told apart when they are found.
+            raise AttributeError(name)
         _fill(self)
         return getattr(self, name)
 
@@ -87,13 +97,12 @@ def _fill(module: ModuleType) -> None:
             later.fill(module)
 
 
-def _version(distribution_name: str) -> str:
-    metadata = import_module("importlib.metadata")
-    _fill(metadata)
-    version: str = metadata.version(distribution_name)
-    return version
+def _forward(module: ModuleType, name: str) -> Callable[..., object]:
+    def call(*arguments: object, **more: object) -> object:
+        _fill(module)
+        return module.__dict__[name](*arguments, **more)
+
+    return call
 
 
-_EARLY = {"importlib.metadata": ("version", _version)}
-"""urllib3 takes this by name for HTTP/2, which is never switched on."""
 _lock = RLock()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[4]
-DEFERRED = ("charset_normalizer", "idna", "importlib.metadata", "zipfile")
+DEFERRED = ("charset_normalizer", "idna", "importlib.metadata", "mimetypes", "tempfile", "urllib.request", "zipfile")
 
 
 def run(*arguments: str, **more: object) -> subprocess.CompletedProcess[bytes]:
@@ -96,6 +96,13 @@ def test_imports_are_put_off() -> None:
         "import zipfile, io; assert not zipfile.is_zipfile(io.BytesIO(b'no'))",
         "import copy, pickle, idna; assert pickle.loads(pickle.dumps(idna.IDNAError)) is idna.IDNAError",
         "import oras.client",
+        "import requests.utils as u; assert u.getproxies() == {} and not u.proxy_bypass('x')",
+        "from urllib.request import getproxies as g, Request; assert g() == {} and Request('http://x/').host == 'x'",
+        "import tempfile; tempfile.TemporaryFile().close(); import urllib.error; urllib.error.URLError('x')",
+        "import http.cookiejar, requests; requests.Session().cookies.set('a', 'b')",
+        "from tempfile import NamedTemporaryFile as n, _TemporaryFileWrapper as w; assert isinstance(n(), w)",
+        "import mimetypes; assert mimetypes.guess_type('a.txt')[0] == 'text/plain'",
+        "from urllib3.fields import guess_content_type as g; assert g('a.txt') == 'text/plain'",
     ],
 )  # fmt: skip
 def test_what_was_put_off_is_whole_when_used(use: str) -> None:
