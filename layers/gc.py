@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 _RESUMABLE_S = 7 * 86400
 """How long an interrupted download that can be resumed is kept."""
+_SURVIVED = "survived:"
+WORK = "work:"
+"""What the names of snapshots begin with that a working container made: they are its own."""
 CONFIG_MEDIA_TYPES = frozenset({MEDIA_OCI_CONFIG, MEDIA_DOCKER_CONFIG})
 
 
@@ -80,9 +83,11 @@ def forget_undurable(store: Store, boot: str) -> None:
             c.execute("DELETE FROM blobs WHERE epoch > ?", (durable,))
             c.execute("DELETE FROM cache WHERE epoch > ?", (durable,))
             # What a user works in is kept whatever the disk made of it, as any directory would be.
+            _set_apart(c, int(durable))
             gone = c.execute(
-                "DELETE FROM snapshots WHERE (epoch > ? OR owner IS NOT NULL) AND owner IS NOT ? RETURNING dir",
-                (durable, KEPT),
+                "DELETE FROM snapshots WHERE (epoch > ? OR owner IS NOT NULL) AND owner IS NOT ?"
+                " AND substr(id, 1, 9) <> ? AND substr(id, 1, 5) <> ? RETURNING dir",
+                (durable, KEPT, _SURVIVED, WORK),
             ).fetchall()
             drop_broken_chains(c)
             c.execute("DELETE FROM leases WHERE owner<>?", (CACHE_OWNER,))
@@ -92,6 +97,26 @@ def forget_undurable(store: Store, boot: str) -> None:
             trash = [str(row[0]) for row in gone if not _dir_in_use(c, str(row[0]))]
         _to_trash(store, trash)
     _empty_trash(store)
+
+
+def _set_apart(c: sqlite3.Connection, durable: int) -> None:
+    """Give what kept snapshots build on, and no barrier covered, names by which nobody else finds it.
+
+    Snapshots of steps by hand have such names from the start.
+    """
+    below = c.execute(
+        "WITH RECURSIVE chain(driver, id) AS ("
+        " SELECT driver, parent FROM snapshots WHERE owner=? UNION"
+        " SELECT s.driver, s.parent FROM chain JOIN snapshots s ON s.driver=chain.driver AND s.id=chain.id)"
+        " SELECT s.driver, s.id FROM chain JOIN snapshots s ON s.driver=chain.driver AND s.id=chain.id"
+        " WHERE s.epoch > ? AND s.owner IS NULL",
+        (KEPT, durable),
+    ).fetchall()
+    for driver, id in below:
+        if not str(id).startswith((_SURVIVED, WORK)):
+            name = f"{_SURVIVED}{os.urandom(4).hex()}:{id}"
+            c.execute("UPDATE snapshots SET id=? WHERE driver=? AND id=?", (name, driver, id))
+            c.execute("UPDATE snapshots SET parent=? WHERE driver=? AND parent=?", (name, driver, id))
 
 
 def drop_broken_chains(c: sqlite3.Connection) -> None:

@@ -29,6 +29,7 @@ from builder.container import records
 from builder.container.records import ContainerError, NoSuchContainer, Record
 from layers import faults
 from layers.errors import StoreError
+from layers.gc import WORK
 from layers.leases import release
 from layers.oci import Platform
 from layers.values import NamedTuple
@@ -112,7 +113,7 @@ class WorkingContainer:
         Raises: what a work raises; StoreError, ContainerError.
         """
         snapshots = self.store.snapshots
-        names = [f"work:{self.record.id[:16]}:{os.urandom(6).hex()}" for _ in works]
+        names = [f"{WORK}{self.record.id[:16]}:{os.urandom(6).hex()}" for _ in works]
         before, top, made = self.settings, self.top, list[str]()
         if not works:
             self._settle(_next(before, names, lines, fields))
@@ -161,12 +162,22 @@ class WorkingContainer:
                 self._forget(names)
                 self.record.settings = {key: value for key, value in self.settings.items() if key != "pending"}
                 self.record.save_settings()
+        self._find_base()
         if self.top is not None and self.store.snapshots.get(self.top) is None:
             raise ContainerError(
-                f"the files of working container {self.record.name} are gone: the machine went down before they"
-                " were on the disk, or another kind of snapshots is used now",
+                f"the files of working container {self.record.name} are not in the store: another kind of"
+                " snapshots is used now, or they were removed",
                 hint=f"remove it: pybuild rm {self.record.name}",
             )
+
+    def _find_base(self) -> None:
+        """After a restart of the machine the base's snapshot may have another name (`layers.gc`)."""
+        snapshots = self.store.snapshots
+        if self.base is None or snapshots.get(self.base) is not None:
+            return
+        above = snapshots.get(self.layers[0]) if self.layers else snapshots.kept(self.record.id)
+        if above is not None and above.parent is not None:
+            self.update(parent=above.parent)
 
     def _forget(self, snapshots: Sequence[str]) -> None:
         for name in reversed(snapshots):

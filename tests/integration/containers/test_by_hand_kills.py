@@ -146,6 +146,25 @@ def test_one_in_use_is_not_removed(hand: Pybuild) -> None:
     process.communicate()
 
 
+def test_a_restart_of_the_machine_loses_nothing(hand: Pybuild) -> None:
+    """Of a working container and of another, on an image whose snapshots no barrier covered."""
+    hand.run("commit", NAME, "base:1")
+    c = hand.run("from", "base:1").text.strip()
+    fresh = hand.run("from", "base:1").text.strip()
+    hand.run("run", c, "--", "sh", "-c", "echo 1 > /one")
+    hand.run("create", "--network", "host", "--name", "plain", "base:1", "sh", "-c", "exit 3")
+    for boot in ("first", "second"):
+        with sqlite3.connect(hand.root / "store.db") as database:
+            database.execute("UPDATE meta SET value=? WHERE key='boot'", (boot,))
+        assert hand.run("diff", c).text == "A /one\n"
+        assert hand.run("start", "-a", "plain", check=False).status == 3
+        hand.run("run", fresh, "--", "sh", "-c", "true")
+    hand.run("commit", c, "after:1")
+    hand.run("run", "--rm", "--network", "host", "after:1", "sh", "-c", "read x < /one; test $x = 1")
+    hand.run("rm", c, fresh, "plain")
+    hand.run("rmi", "base:1", "after:1")
+
+
 # Mounts
 
 

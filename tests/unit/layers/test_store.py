@@ -448,6 +448,29 @@ class TestRestart:
             kept = again.snapshots.kept("container")
             assert kept is not None and (kept.path / "base").exists()
 
+    def test_what_working_snapshots_stand_on_stays_but_for_nobody_else(self, store: Store, root: Path) -> None:
+        """No barrier covered it: it is the container's whatever the disk made of it, and nothing that a build finds."""
+        snapshot(store, "base")
+        snapshot(store, "middle", "base")
+        snapshot(store, "work:1", "middle")
+        snapshot(store, "other", "middle")
+        store.snapshots.pin("container", "work:1")
+        store.close()
+        for boot in ("boot-2", "boot-3"):
+            with reopen(root, boot) as again:
+                assert [again.snapshots.get(id) for id in ("base", "middle", "other")] == [None] * 3
+                names = [part.id.rpartition(":")[2] for part in again.snapshots.chain("work:1")]
+                assert names == ["base", "middle", "1"]
+                kept = again.snapshots.kept("container")
+                assert kept is not None and kept.parent == "work:1"
+                again.gc()
+        with reopen(root, "boot-3") as again:
+            snapshot(again, "base")  # unpacked once more, by somebody who needs it whole
+            again.snapshots.unpin("container")
+        with reopen(root, "boot-3") as again:
+            again.gc()
+            assert os.listdir(root / "snapshots") == []
+
 
 class TestCache:
     def test_records(self, store: Store) -> None:
