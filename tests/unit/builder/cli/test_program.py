@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[4]
-DEFERRED = ("charset_normalizer", "idna", "importlib.metadata", "mimetypes", "tempfile", "urllib.request", "zipfile")
+DEFERRED = ("charset_normalizer", "idna", "importlib.metadata", "urllib.request", "zipfile")
 
 
 def run(*arguments: str, **more: object) -> subprocess.CompletedProcess[bytes]:
