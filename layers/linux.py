@@ -393,9 +393,12 @@ def clone(flags: int, *, cgroup_fd: int | None = None) -> tuple[int, int]:
     return (pid, pidfd.value) if pid else (0, -1)
 
 
-def pidfd_open(pid: int) -> int:
-    """pidfd_open(2). Raises: OSError."""
-    fd = int(_syscall(_NR_PIDFD_OPEN, pid, 0))
+PIDFD_THREAD = os.O_EXCL
+
+
+def pidfd_open(pid: int, flags: int = 0) -> int:
+    """pidfd_open(2); PIDFD_THREAD, for threads other than the first, is from Linux 6.9. Raises: OSError."""
+    fd = int(_syscall(_NR_PIDFD_OPEN, pid, flags))
     if fd < 0:
         raise _fail("pidfd_open")
     return fd

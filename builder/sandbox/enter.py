@@ -154,7 +154,7 @@ def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio:
         if command.terminal:
             from builder.sandbox import terminal  # noqa: F401 - now: the image has no such module
         box, inner_root = _open(pid, pidfd)
-        supervision = _supervised(pid, command)
+        supervision = _supervised(pid)
         with contextlib.suppress(OSError):
             # Limits count for this process too; where they cannot be joined there are none of ours.
             cgroup.join([path for _hierarchy, path in cgroup.of_process(pid)])
@@ -222,7 +222,7 @@ class _Supervision(NamedTuple):
                 os.waitpid(self.pid, os.WNOHANG)
 
 
-def _supervised(pid: int, command: Command) -> _Supervision:
+def _supervised(pid: int) -> _Supervision:
     """Where there is a single id: start who answers for the others.
 
     Now: the command's root is not ours. The fork is in no PID namespace of the sandbox.
@@ -235,8 +235,7 @@ def _supervised(pid: int, command: Command) -> _Supervision:
     asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     helper = os.fork()
     if helper == 0:
-        who = command.identity
-        supervisor.serve(asked, pid, who["uid"], who["gid"], who["groups"])
+        supervisor.serve(asked, pid)
     asked.close()
     return _Supervision(helper, answerer.detach(), program)
 
@@ -275,7 +274,8 @@ def _become(
             identity["groups"] = None
         steps: list[list[Any]] = [["limits", {"umask": command.umask, "rlimits": limits, "oom_score_adj": None}]]
         if supervision.pid:
-            steps.append(["supervise", {"program": 1}])
+            who = {key: command.identity[key] for key in ("uid", "gid", "groups")}
+            steps.append(["supervise", {"program": 1, **who}])
         setup.execute(sandbox, [*steps, ["identity", identity], ["cwd", {"path": command.cwd}]])
         if command.terminal:
             from builder.sandbox import terminal

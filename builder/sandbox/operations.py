@@ -58,7 +58,8 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     if spec.network == "private":
         steps.append(["network", {}])
     if host.supervised is not None:
-        steps.append(["supervise", {"program": host.supervised}])
+        who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
+        steps.append(["supervise", {"program": host.supervised, **who}])
     steps.append(["identity", _identity(spec, host)])
     steps.append(["cwd", {"path": spec.cwd}])
     return steps

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import select
@@ -42,6 +43,7 @@ _FIRST_NUMBER = 1 << 40
 """In microseconds of real-time scheduling: 12 days."""
 _PATH_MAX, _PAGE = 4096, 4096
 _MAX_GROUPS = 65536
+_HANDOVER_BYTES = 1 << 17
 _CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 # Of what has no room for a record (/proc, /sys, old tmpfs) the setting of an owner is forgotten.
@@ -54,7 +56,7 @@ _SENT: Any = object()
 """The answer has been given."""
 
 
-def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[int]) -> NoReturn:
+def serve(handover: socket.socket, pid: int) -> NoReturn:
     """The supervisor's whole life, in the process just forked, for the sandbox whose first is `pid`. Never returns."""
     status = 1
     try:
@@ -65,48 +67,84 @@ def serve(handover: socket.socket, pid: int, uid: int, gid: int, groups: list[in
         keep = handover.fileno()
         linux.close_range(3, keep - 1) if keep > 3 else None
         linux.close_range(keep + 1)
-        _data, fds, _flags, _address = socket.recv_fds(handover, 64, 1)
+        data, fds, _flags, _address = socket.recv_fds(handover, _HANDOVER_BYTES, 1)
         if fds:
             try:
-                _enter(pid)
-                chroots = not os.path.samestat(os.stat("/"), os.stat(f"{pid}/root"))
+                number = _enter(pid)
+                chroots = not os.path.samestat(os.stat("/"), os.stat(b"%s/root" % number(pid)))
             except OSError as e:
                 handover.send(f"{e.errno} {e.strerror}: {e.filename or 'proc'}".encode())
                 raise
             handover.send(b"ready")
             handover.close()
+            uid, gid, groups = json.loads(data)
             first = Credentials(Ids.all(uid), Ids.all(gid), tuple(sorted(groups)))
-            Supervisor(fds[0], first, chroots=chroots).loop()
+            Supervisor(fds[0], first, number, chroots=chroots).loop()
         status = 0
     finally:
         os._exit(status)
 
 
-def _enter(pid: int) -> None:
-    """Go where the sandbox is, with a /proc that shows its processes by our numbers. Raises: OSError."""
-    if os.readlink("/proc/self") == str(os.getpid()):
-        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
+def _enter(pid: int) -> Callable[[int], bytes]:
+    """Go where the sandbox is, into a /proc that shows its processes; how that numbers them. Raises: OSError."""
+    number = _as_ours
+    proc = -1
+    if os.readlink("/proc/self") != str(os.getpid()):
         fs = linux.fsopen("proc")
-        linux.fsconfig_create(fs)
-        proc = linux.fsmount(fs)
-        os.close(fs)
-    space = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    linux.setns(space, linux.CLONE_NEWNS)
-    os.close(space)
+        try:
+            linux.fsconfig_create(fs)
+            proc = linux.fsmount(fs)
+        except PermissionError:
+            # Where the caller's is masked there may be no other, and that is of an outer PID namespace.
+            number = _as_the_callers
+        finally:
+            os.close(fs)
+    if proc < 0:
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    process = linux.pidfd_open(pid)
+    linux.setns(process, linux.CLONE_NEWNS)
+    os.close(process)
     os.fchdir(proc)
     os.close(proc)
+    return number
+
+
+def _as_ours(pid: int) -> bytes:
+    return b"%d" % pid
+
+
+def _as_the_callers(pid: int) -> bytes:
+    """What the /proc that we are in calls a process or thread. Raises: OSError."""
+    try:
+        fd = linux.pidfd_open(pid)
+    except OSError as e:
+        if e.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
+        fd = linux.pidfd_open(pid, linux.PIDFD_THREAD)
+    try:
+        with open(b"self/fdinfo/%d" % fd, "rb") as stream:
+            for line in stream:
+                if line.startswith(b"Pid:"):
+                    return line[4:].strip()
+    finally:
+        os.close(fd)
+    raise ProcessLookupError(errno.ESRCH, "fdinfo")
 
 
 class Call:
     """One call that waits for its answer."""
 
-    __slots__ = ("args", "id", "pid")
+    __slots__ = ("_number", "args", "id", "pid")
 
-    def __init__(self, id: int, pid: int, args: tuple[int, ...]) -> None:
+    def __init__(self, id: int, pid: int, args: tuple[int, ...], number: Callable[[int], bytes]) -> None:
         self.id = id
         self.pid = pid
         self.args = args
+        self._number = number
+
+    def of_process(self, name: bytes) -> bytes:
+        """A file of its process in /proc. Raises: OSError."""
+        return b"%s/%s" % (self._number(self.pid), name)
 
     def descriptor(self, index: int) -> int:
         """An argument that is an int."""
@@ -142,7 +180,7 @@ class Call:
     def base(self, directory: int | None) -> bytes:
         """The working directory, or the open file of an argument."""
         fd = linux.AT_FDCWD if directory is None else self.descriptor(directory)
-        return b"%d/cwd" % self.pid if fd == linux.AT_FDCWD else b"%d/fd/%d" % (self.pid, fd)
+        return self.of_process(b"cwd" if fd == linux.AT_FDCWD else b"fd/%d" % fd)
 
 
 Handler = Callable[[Call], Any]
@@ -151,8 +189,9 @@ Handler = Callable[[Call], Any]
 class Supervisor:
     """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `_CONTINUE`."""
 
-    def __init__(self, listener: int, first: Credentials, *, chroots: bool) -> None:
+    def __init__(self, listener: int, first: Credentials, number: Callable[[int], bytes], *, chroots: bool) -> None:
         self._listener = listener
+        self._number = number
         self._known = [first]
         self._numbers = {first: 0}
         machine = linux.machine()
@@ -181,7 +220,7 @@ class Supervisor:
             try:
                 fcntl.ioctl(self._listener, _RECEIVE, buffer)
                 id, pid, _flags, number, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
-                self._answer(Call(id, pid, tuple(args)), self._handlers[number])
+                self._answer(Call(id, pid, tuple(args), self._number), self._handlers[number])
             except OSError:
                 continue  # killed meanwhile
 
@@ -358,7 +397,7 @@ class Supervisor:
         with open(place, "rb", buffering=0) as program:
             if program.read(2) == b"#!":
                 return False
-        with open(b"%d/status" % call.pid, "rb") as status:
+        with open(call.of_process(b"status"), "rb") as status:
             return b"NoNewPrivs:\t1\n" not in status.read()
 
     def do_chroot(self, call: Call) -> Any:
@@ -371,7 +410,7 @@ class Supervisor:
         """A path of ours for a path of theirs. Raises: OSError."""
         path = call.path(directory, index)
         if self._chroots and path[:1] == b"/":
-            return b"%d/root%s" % (call.pid, path)
+            return call.of_process(b"root" + path)
         return path
 
     # ---- what files are -----------------------------------------------------------------------
@@ -504,7 +543,7 @@ class Supervisor:
 
     def _as_if_by(self, call: Call) -> None:
         """Take over the umask. Raises: OSError."""
-        with open(b"%d/status" % call.pid, "rb") as stream:
+        with open(call.of_process(b"status"), "rb") as stream:
             for line in stream:
                 if line.startswith(b"Umask:"):
                     os.umask(int(line.split()[1], 8))
