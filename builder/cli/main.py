@@ -113,6 +113,7 @@ VERBS: dict[str, Verb] = {
     "update": Verb("upkeep", "change containers' limits"),
     "volume": Verb("upkeep", "make, list, inspect and remove volumes"),
     "container": Verb("upkeep", "remove containers that do not run: `container prune`"),
+    "bundle": Verb("bundle", "write an image as a bundle for OCI runtimes"),
     "port": Verb("containers", "list a container's published ports"),
     "prune": Verb("maintenance", "remove what nothing needs from the local store"),
     "du": Verb("maintenance", "tell what the local store takes up"),

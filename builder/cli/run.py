@@ -90,7 +90,8 @@ def _configure_container(parser: ArgumentParser) -> None:
         "-P", "--publish-all", action="store_true", help="every port that the image exposes, on free ones of the host's"
     )
     add("--group-add", action="append", default=[], metavar="GROUP", help="a supplementary group")
-    add("--isolation", choices=["auto", "pivot", "chroot"], default="auto")
+    add("--isolation", choices=["auto", "pivot", "chroot", "oci"], default="auto", help="oci: an OCI runtime's")
+    add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … (default: what is installed)")
     add("--restart", default="no", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
     add("--stop-signal", metavar="SIGNAL")
     add("--stop-timeout", type=float, default=10.0, metavar="SECONDS", help="before `stop` kills (default: 10)")
@@ -122,7 +123,7 @@ def run(verb: str, options: Namespace) -> int:
 
 def _run(verb: str, root: Path, options: Namespace) -> int:
     from builder.container import lifecycle
-    from builder.container.monitor import ContainerLauncher
+    from builder.container.monitor import start_launcher
     from builder.opening import open_store
 
     wanted = _container_options(options)
@@ -137,7 +138,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         return _leave(root, record, options) if verb == "run" else _told(record)
     with ExitStack() as stack:
         # Before anything starts a thread, and beside what follows here.
-        launcher = stack.enter_context(ContainerLauncher.start())
+        launcher = stack.enter_context(start_launcher(_runtime(options)))
         store = stack.enter_context(open_store(root))
         record = _create(store, options, wanted)
         # While the container runs nothing of ours is to be kept from gc, which would wait for us.
@@ -150,6 +151,15 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
                 if front.left:
                     store = stack.enter_context(open_store(root))
                 lifecycle.remove_record(store, record, volumes=True)
+
+
+def _runtime(options: Namespace) -> str | None:
+    """The OCI runtime's path, if one is asked for. Raises: SandboxError if it is not installed."""
+    if options.isolation != "oci":
+        return None
+    from builder.sandbox.oci import find_runtime
+
+    return find_runtime(options.runtime)
 
 
 def _front(options: Namespace, *, tty: bool, leaving: Callable[[], None] = lambda: None) -> Front:
@@ -251,10 +261,10 @@ def _start(root: Path, options: Namespace) -> int:
         return status
     if len(options.names) != 1:
         raise UsageError("--attach takes one container")
-    from builder.container.monitor import ContainerLauncher
+    from builder.container.monitor import start_launcher
 
     record = records.find(root, options.names[0])
-    with ContainerLauncher.start() as launcher:
+    with start_launcher(record.settings.get("runtime")) as launcher:
         front = _front(options, tty=bool(record.settings["tty"]))
         return lifecycle.run_foreground(record, launcher, front)
 
@@ -297,14 +307,12 @@ def _container_options(options: Namespace) -> ContainerOptions:
     from builder.sandbox.spec import Resources
 
     network = {"bridge": "private", None: "default"}.get(options.network, options.network)
-    entrypoint = None
-    if options.entrypoint is not None:
-        entrypoint = _entrypoint(options.entrypoint)
+    words = None if options.entrypoint is None else entrypoint(options.entrypoint)
     return ContainerOptions(
         image=options.image,
         command=_command(options.command),
         name=options.name,
-        entrypoint=entrypoint,
+        entrypoint=words,
         env=environment(options),
         labels=tuple((k, v) for k, _, v in (text.partition("=") for text in options.label)),
         workdir=options.workdir,
@@ -339,6 +347,7 @@ def _container_options(options: Namespace) -> ContainerOptions:
         shm_size_bytes=options.shm_size or 64 << 20,
         oom_score_adj=options.oom_score_adj,
         isolation=options.isolation,
+        runtime=options.runtime,
         restart=restart_policy(options.restart, auto_remove=options.rm),
         stop_signal=options.stop_signal,
         stop_timeout_s=options.stop_timeout,
@@ -347,7 +356,8 @@ def _container_options(options: Namespace) -> ContainerOptions:
     )
 
 
-def _entrypoint(text: str) -> tuple[str, ...]:
+def entrypoint(text: str) -> tuple[str, ...]:
+    """`--entrypoint`: a JSON array, a word, or nothing. Raises: UsageError."""
     import json
 
     if text.startswith("["):

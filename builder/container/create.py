@@ -173,7 +173,7 @@ def _settings(
     if words:
         warn(words)
     mounts, named = _mounts(store.root, config, options, _of_image(active.mount), made)
-    spec = _spec(store.root, config, options, active.mount, record.id, network, mounts)
+    spec = sandbox_spec(store.root, config, options, active.mount, record.id, network, mounts)
     stop = config.get("StopSignal") or "SIGTERM"
     ports = [list(port) for port in options.ports]
     if options.publish_all:
@@ -199,12 +199,13 @@ def _settings(
         "stop_signal": str(stop),
         "stop_timeout_s": options.stop_timeout_s,
         "ports": ports,
+        "runtime": _runtime(options),
         "volumes": named,
         "steps": [],
     }
 
 
-def _spec(
+def sandbox_spec(
     root: Path,
     config: dict[str, Any],
     options: ContainerOptions,
@@ -213,6 +214,7 @@ def _spec(
     network: str,
     mounts: list[SandboxMount],
 ) -> SandboxSpec:
+    """The sandbox of a container whose config and tree these are. Raises: ContextError, ContainerError."""
     from builder.solve.steps import user_in
 
     tree = _of_image(mount)
@@ -257,7 +259,7 @@ def _spec(
         oom_score_adj=options.oom_score_adj,
         devices=options.devices,
         resources=options.limits._replace(accounting=True),
-        isolation=options.isolation,
+        isolation="auto" if options.isolation == "oci" else options.isolation,
         privileged=options.privileged,
         init=options.init,
         shm_size_bytes=options.shm_size_bytes,
@@ -293,10 +295,23 @@ def _extra_groups(mount: Mount, names: tuple[str, ...]) -> list[int]:
     return [user_in(mount, f"0:{name}").gid for name in names]
 
 
+def _runtime(options: ContainerOptions) -> str | None:
+    """The OCI runtime's path. Raises: SandboxError if it is not installed."""
+    if options.isolation != "oci":
+        if options.runtime is not None:
+            raise ContainerError("a runtime goes with isolation oci alone", hint="--isolation oci --runtime NAME")
+        return None
+    from builder.sandbox.oci import find_runtime
+
+    return find_runtime(options.runtime)
+
+
 def _network(options: ContainerOptions) -> tuple[str, str]:
     """(the network, a word where it is not the one that would be best)."""
     if options.network != "default":
         return options.network, ""
+    if options.isolation == "oci":
+        return "host", "the container has the host's network: isolation oci has no private one"
     from builder.container.reach import private_network_obstacle
 
     obstacle = private_network_obstacle()

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from builder.container import events
 from builder.container.records import ContainerError, Record
 from builder.sandbox import enter
 from builder.sandbox.operations import capability_mask
@@ -108,6 +109,13 @@ def run_inside(
         raise ContainerError(f"container {record.name} is paused", hint=f"pybuild unpause {record.name}")
     # An ordinary user's container lies in the namespace of the command that started it.
     enter.join_user_namespace(_pid(record))
+    events.of_container(record, "exec_start", command=" ".join(args)[:200])
+    if record.settings.get("runtime"):
+        from builder.container import runtimes
+
+        return runtimes.run_inside(
+            record, args, front=front, tty=tty, env=env, cwd=cwd, user=user, privileged=privileged
+        )
     with first_process(record) as (pid, pidfd):
         window = (front.window() if front is not None else (24, 80)) if tty else None
         inner = command(

@@ -146,9 +146,9 @@ def _settle(keep: set[int]) -> None:
 
 
 def _monitor(record: Record, ready: int) -> int:
-    from builder.container.monitor import ContainerLauncher, Monitor
+    from builder.container.monitor import Monitor, start_launcher
 
-    launcher = ContainerLauncher.start()
+    launcher = start_launcher(record.settings.get("runtime"))
     try:
         monitor = Monitor(record, launcher, ready_fd=ready)
 

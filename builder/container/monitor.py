@@ -51,6 +51,15 @@ class ContainerLauncher(Launcher):
         return filters.program(self.root, spec.capabilities, lambda: compiled_filter(spec))
 
 
+def start_launcher(runtime: str | None) -> Launcher:
+    """What starts a container: of namespaces, or of an OCI runtime (its path). Raises: SandboxError."""
+    if runtime is None:
+        return ContainerLauncher.start()
+    from builder.sandbox import oci
+
+    return oci.start(runtime)
+
+
 class Monitor:
     """One container's life, from start to its last end. `run` gives the command's status."""
 
@@ -144,6 +153,12 @@ class Monitor:
         finally:
             for fd in pipes:
                 os.close(fd)
+        if settings.get("runtime"):
+            from builder.sandbox.oci import OciRunning
+
+            assert isinstance(self._running, OciRunning)
+            self._running.await_command()
+            self._record.state["runtime"] = self._running.place
         pid = self._running.pid
         if self._publisher is not None and pid:
             self._publisher.start(pid)

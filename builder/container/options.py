@@ -97,7 +97,9 @@ class ContainerOptions:
     limits: Resources = _NO_LIMITS
     shm_size_bytes: int = 64 << 20
     oom_score_adj: int | None = None
-    isolation: Literal["auto", "pivot", "chroot"] = "auto"
+    isolation: Literal["auto", "pivot", "chroot", "oci"] = "auto"
+    runtime: str | None = None
+    """The OCI runtime of isolation "oci", by name or path; None: the first that is installed."""
     restart: Restart = Restart()
     stop_signal: str | None = None
     stop_timeout_s: float = 10.0

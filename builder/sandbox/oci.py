@@ -8,10 +8,14 @@ ordinary user's), where the container needs none of its own. What a bundle canno
 from __future__ import annotations
 
 import binascii
+import contextlib
 import json
 import os
+import select
+import signal
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,72 @@ def find_runtime(name: str | None) -> str:
     return os.path.abspath(found)
 
 
+class OciRunning(BareRunning):
+    """A container of a runtime's. Its first process is known once the runtime has made it (`await_command`)."""
+
+    def __init__(self, spec: SandboxSpec, control: socket.socket) -> None:
+        self.place: dict[str, str] = {}
+        """`path` of the runtime, `root` of its state, `id` of the container."""
+        self._command = 0
+        self._command_fd = -1
+        super().__init__(spec, control)
+
+    @property
+    def pid(self) -> int:
+        return self._command
+
+    def await_command(self, timeout_s: float = 30.0) -> None:
+        """Wait until the first process is there, or the end. Raises: SandboxError where it could not be made."""
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while not self._command and self._status is None:
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise SandboxError("the runtime does not make the container", operation="runtime")
+            self._take(*self._receive())
+
+    def _take(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        super()._take(message, fds)
+        if "runtime" in message:
+            self.place, self._command = message["runtime"], message["pid"]
+            with contextlib.suppress(OSError):
+                self._command_fd = linux.pidfd_open(self._command)
+        if "exit" in message:
+            self._command = 0
+
+    def signal(self, number: int) -> None:
+        if number == signal.SIGKILL or self._command_fd < 0:
+            super().signal(number)
+            return
+        with self._lock, contextlib.suppress(OSError):
+            linux.pidfd_send_signal(self._command_fd, number)
+
+    def pause(self) -> None:
+        self._ask("pause")
+
+    def resume(self) -> None:
+        self._ask("resume")
+
+    def _ask(self, verb: str) -> None:
+        argv = [self.place["path"], "--root", self.place["root"], verb, self.place["id"]]
+        pid = os.posix_spawn(argv[0], argv, os.environ)
+        if os.waitpid(pid, 0)[1]:
+            raise SandboxError(f"the runtime cannot {verb} the container", operation="runtime")
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._command_fd >= 0:
+                linux.pidfd_send_signal(self._command_fd, signal.SIGKILL)
+        super().kill()
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            if self._command_fd >= 0:
+                os.close(self._command_fd)
+                self._command_fd = -1
+
+
 class OciLauncher(BareLauncher):
     """Owns the process that starts runtimes. See `Launcher`."""
 
@@ -90,7 +160,7 @@ class OciLauncher(BareLauncher):
     ) -> Running:
         """See `Launcher.run`; there is nothing to trace. Raises: SandboxError for what a bundle cannot say."""
         request = {"runtime": self.runtime, **bundle(spec)}
-        return BareRunning(spec, self._send(b"O", json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd))
+        return OciRunning(spec, self._send(b"O", json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd))
 
 
 def start(runtime: str | None) -> OciLauncher:
@@ -109,7 +179,6 @@ def bundle(spec: SandboxSpec) -> dict[str, Any]:
     wishes = {
         "a private network": spec.network == "private",
         "pausing": bool(spec.resources.freezer),
-        "a terminal": getattr(spec, "terminal", None) is not None,
         "--init": spec.init,
     }
     for wish, wished in wishes.items():
@@ -146,7 +215,10 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
     host = host or Host()
     shm = ("/dev/shm", "tmpfs", "shm", ("nosuid", "nodev", "noexec", "mode=1777", f"size={spec.shm_size_bytes}"))  # noqa: S108
     process: dict[str, Any] = {
-        "terminal": False,
+        "terminal": spec.terminal is not None,
+        **(
+            {} if spec.terminal is None else {"consoleSize": dict(zip(("height", "width"), spec.terminal, strict=True))}
+        ),
         "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": list(spec.groups), "umask": spec.umask},
         "args": list(spec.args),
         "env": [f"{key}={value}" for key, value in spec.environment().items()],

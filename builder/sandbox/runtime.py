@@ -16,12 +16,13 @@ import signal
 import socket
 from typing import Any
 
-from builder.sandbox import cgroup, rootfs, setup
+from builder.sandbox import cgroup, rootfs, setup, terminal, zygote
 from builder.sandbox.keeper import Keeper, end_all, run_program, usage
 from layers import linux
 from layers.trees import remove_tree
 
 _MAX_LOG_BYTES = 1 << 20
+_CONSOLE_S = 10.0
 _MISSING = {
     "executable file not found": 127,
     "executable file `": 127,
@@ -91,7 +92,8 @@ class RuntimeKeeper(Keeper):
     def guard(self, stdio: list[int], group: cgroup.Group | None, wake: int) -> bytes:
         """See `Keeper.guard`. Raises: OSError, SetupError with the runtime's words."""
         log, pid_file = f"{self._bundle}/log", f"{self._bundle}/pid"
-        argv = self._argv("create", "--bundle", self._bundle, "--pid-file", pid_file)
+        console = self._console() if self.request["config"]["process"]["terminal"] else None
+        argv = self._argv("create", "--bundle", self._bundle, "--pid-file", pid_file, *(console or ("", []))[1])
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         if not self.ending:
             self.command = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
@@ -104,7 +106,11 @@ class RuntimeKeeper(Keeper):
             return json.dumps({"exit": signal.SIGKILL, **usage()}).encode()
         with open(pid_file, encoding="ascii") as stream:
             self.command = int(stream.read())
+        if console is not None:
+            self._hand_over(console[0])
         counted = self._groups(self.command)
+        place = {"path": self.request["runtime"], "root": f"{self._bundle}/state", "id": self._id}
+        zygote.tell(self.control, json.dumps({"runtime": place, "pid": self.command}).encode())
         if run_program(self._argv("start")):
             raise setup.SetupError("runtime", None, self.request["runtime"], _last_error(log) or "it cannot start it")
         status = self.wait(wake)
@@ -112,6 +118,25 @@ class RuntimeKeeper(Keeper):
         result = counted.result()
         peak = {} if result.peak_memory_bytes is None else {"max_rss_bytes": result.peak_memory_bytes}
         return json.dumps({"exit": status, **usage(), "oom_kills": result.oom_kills, **peak}).encode()
+
+    def _console(self) -> tuple[socket.socket, list[str]]:
+        """Where the runtime brings the terminal's master, and the flags that say so. Raises: OSError."""
+        # By descriptor: a socket's path has room for 107 bytes.
+        directory = f"/proc/{os.getpid()}/fd/{os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind(f"{directory}/console")
+        server.listen(1)
+        server.settimeout(_CONSOLE_S)
+        return server, ["--console-socket", f"{directory}/console"]
+
+    def _hand_over(self, server: socket.socket) -> None:
+        """Pass the master on. Raises: OSError."""
+        with server, server.accept()[0] as client:
+            _name, fds, _flags, _address = socket.recv_fds(client, 4096, 1, zygote.MSG_CMSG_CLOEXEC)
+        if not fds:
+            raise setup.SetupError("terminal", None, self.request["runtime"], "the runtime brought no terminal")
+        socket.send_fds(self.control, [terminal.MESSAGE], fds)
+        os.close(fds[0])
 
     def _refused(self, words: str, stderr_fd: int) -> bytes:
         """The message of a container that could not be created. Raises: SetupError but for a missing command."""
@@ -145,10 +170,21 @@ class RuntimeKeeper(Keeper):
 
 def _last_error(path: str) -> str:
     """What a runtime logged last as an error, without its own preamble."""
-    words = ""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream.read(_MAX_LOG_BYTES).splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                row = json.loads(line)
-                words = row["msg"] if row["level"] in {"error", "fatal"} else words
+        return _error_in(stream.read(_MAX_LOG_BYTES))
+    return ""
+
+
+def _error_in(log: str) -> str:
+    words = ""
+    for line in log.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            words = row["msg"] if row["level"] in {"error", "fatal"} else words
     return " ".join(str(words).split())
+
+
+def missing_status(log: str) -> int | None:
+    """The status of a command that is missing, or no program, by what the runtime logged; None if it is neither."""
+    words = _error_in(log)
+    return next((status for text, status in _MISSING.items() if text in words), None)
