@@ -257,7 +257,6 @@ class Launcher:
             theirs.close()
         launcher = cls(ours, pid, host_now())
         hello = {"prelude": launcher._prelude, "flags": _SPARE_FLAGS, "accounting": cls.accounting}
-        hello["supervise"] = launcher._host.single
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
         return launcher
@@ -301,10 +300,14 @@ class Launcher:
                 request["programs"] = programs
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
-            if flags == _SPARE_FLAGS and not limited and steps[:ahead] == self._prelude:
+            # Nor has the spare anybody who answers for missing ids.
+            plain = not limited and supervised is None
+            if flags == _SPARE_FLAGS and plain and steps[:ahead] == self._prelude:
                 letter, steps = b"P" if programs else b"S", steps[ahead:]
             else:
                 request["network"] = self._network(spec)
+                if supervised is not None:
+                    request["supervise"] = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
             trees: list[int] = []
             try:
                 trees = _mounted_outside(steps)
@@ -421,10 +424,10 @@ def _mounted_outside(steps: list[Operation]) -> list[int]:
 
 def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
     """Clone the zygote off this process. Raises: OSError."""
-    pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
-    if pid == 0:
-        from builder.sandbox import zygote
+    from builder.sandbox import zygote
 
+    pid, pidfd = linux.clone(zygote.namespaces())
+    if pid == 0:
         ours.close()
         zygote.serve(theirs)
     os.close(pidfd)

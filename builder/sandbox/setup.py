@@ -58,7 +58,7 @@ class SetupError(Exception):
 class Sandbox:
     """What the operations share: the root's descriptor, compiled filters by number, where the zygote
     reads what it must undo, the gate that opens when the network is up, who answers for missing ids, and the
-    springboard into the image."""
+    springboard into the image. `tied` to the zygote's life are those that a PID namespace does not tie."""
 
     def __init__(
         self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, supervisor_fd: int = -1
@@ -71,6 +71,7 @@ class Sandbox:
         self.programs = programs or {}
         self.trees: list[int] = []
         self.board: springboard.Springboard | None = None
+        self.tied = False
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
 
@@ -487,11 +488,11 @@ def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_
             stream.write(str(oom_score_adj))
 
 
-def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int]) -> None:
+def op_supervise(sandbox: Sandbox, program: int) -> None:
     """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
     listener = linux.seccomp_listener(sandbox.programs[program])
     with socket.socket(fileno=sandbox.supervisor_fd) as handover:
-        socket.send_fds(handover, [json.dumps([uid, gid, groups]).encode()], [listener])
+        socket.send_fds(handover, [b"-"], [listener])
         os.close(listener)  # before the answer: of a supervisor that has died nobody would wait for one
         number, _, words = handover.recv(1024).decode(errors="replace").partition(" ")
     if number != "ready":

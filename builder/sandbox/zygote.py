@@ -1,8 +1,8 @@
 """The zygote: a small single-threaded process that starts sandboxes and buries them.
 
 Born of the launcher's process before that one starts threads, it is PID 1 of a PID namespace of its
-own: when it goes, for whatever reason, the kernel kills every sandbox. It goes when its socket ends,
-that is, when the launcher's process closes it or dies.
+own (see `namespaces`): when it goes, for whatever reason, the kernel kills every sandbox. It goes when its
+socket ends, that is, when the launcher's process closes it or dies.
 
 The first datagram (SOCK_SEQPACKET) names the *prelude*, the operations that most sandboxes begin with,
 and the namespaces that they have. A spare child, which has done them already, waits for the next
@@ -77,55 +77,23 @@ class _Child:
 class _Spare:
     """A child that waits, set up as far as the prelude goes, for a request on its socket."""
 
-    def __init__(
-        self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None, helper: int
-    ) -> None:
+    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.requests = requests
         self.undo_fd = undo_fd
         self.group = group
-        self.helper = helper
 
     def discard(self) -> None:
-        """Kill and reap it, and who would have answered it."""
+        """Kill and reap it."""
         with contextlib.suppress(OSError):
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        for pid in filter(None, (self.pid, self.helper)):
-            os.waitpid(pid, 0)
+        os.waitpid(self.pid, 0)
         self.requests.close()
         os.close(self.pidfd)
         os.close(self.undo_fd)
         if self.group:
             self.group.remove()
-
-
-class _Handover:
-    """How a child's listener comes to a supervisor that is forked for it; or nothing of the kind."""
-
-    def __init__(self, asking: socket.socket | None = None, answering: socket.socket | None = None) -> None:
-        self.asking = asking
-        self.answering = answering
-
-    def ours(self) -> int:
-        """In the child: the end to hand over by, or -1."""
-        if self.asking is None or self.answering is None:
-            return -1
-        self.answering.close()
-        return self.asking.detach()
-
-    def attend(self, pid: int) -> int:
-        """In the zygote: start the supervisor of the child; its process, or 0."""
-        if self.asking is None or self.answering is None:
-            return 0
-        from builder.sandbox import supervisor
-
-        helper = os.fork()
-        if helper == 0:
-            supervisor.serve(self.answering, pid)
-        self.asking.close()
-        self.answering.close()
-        return helper
 
 
 def serve(server: socket.socket) -> NoReturn:
@@ -144,12 +112,27 @@ def serve(server: socket.socket) -> NoReturn:
         os._exit(status)
 
 
+def namespaces() -> int:
+    """Those of a zygote that is about to be cloned, as clone(2) wants them.
+
+    A supervisor must see the sandbox's processes in a /proc. Where the caller's is masked, as in containers,
+    the kernel gives a user namespace no new one: then the zygote stays where that one is right.
+    """
+    from builder.sandbox import userns
+
+    if userns.current().tier == "single":
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+            if any(line.split()[4].startswith("/proc/") for line in stream):
+                return linux.CLONE_NEWNS
+    return linux.CLONE_NEWPID | linux.CLONE_NEWNS
+
+
 def main(fd: int) -> NoReturn:
     """The zygote for a launcher with threads: an interpreter of its own, that clones it and waits."""
     server = socket.socket(fileno=fd)
     server.set_inheritable(False)
     try:
-        pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+        pid, _pidfd = linux.clone(namespaces())
     except OSError as e:
         tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
         os._exit(1)
@@ -215,8 +198,8 @@ class _Zygote:
         self.prelude: list[list[Any]] = []
         self.spare_flags = 0
         self.accounting = False
-        self.supervise = False
         self.spare: _Spare | None = None
+        self.tied = os.getpid() != 1
         self.board: springboard.Springboard | None = None
         with contextlib.suppress(OSError):  # told by the sandbox that tries it again
             self.board = springboard.prepare()
@@ -253,7 +236,7 @@ class _Zygote:
             if data:
                 hello = json.loads(data)
                 self.prelude, self.spare_flags = hello["prelude"], hello["flags"]
-                self.accounting, self.supervise = hello["accounting"], hello["supervise"]
+                self.accounting = hello["accounting"]
                 self.breed()
             return bool(data)
         control = socket.socket(fileno=fds[0])
@@ -293,7 +276,6 @@ class _Zygote:
         group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        handover = self.handover()
         try:
             pid, pidfd = linux.clone(self.spare_flags)
         except OSError:
@@ -305,10 +287,10 @@ class _Zygote:
             if pid == 0:
                 requests.close()
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
-                sandbox = setup.Sandbox(undo_write, self.programs, supervisor_fd=handover.ours())
-                sandbox.board = self.board
+                sandbox = setup.Sandbox(undo_write, self.programs)
+                sandbox.board, sandbox.tied = self.board, self.tied
                 _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
-            self.spare = _Spare(pid, pidfd, requests, undo_read, group, handover.attend(pid))
+            self.spare = _Spare(pid, pidfd, requests, undo_read, group)
         theirs.close()
         os.close(undo_write)
 
@@ -323,14 +305,8 @@ class _Zygote:
             spare.discard()
             return False
         spare.requests.close()
-        child = _Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group)
-        child.helpers.extend(filter(None, (spare.helper,)))
-        self.register(child)
+        self.register(_Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group))
         return True
-
-    def handover(self) -> _Handover:
-        """For the next child, if it has to have somebody who answers for missing ids."""
-        return _Handover(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)) if self.supervise else _Handover()
 
     def make_group(self, limits: dict[str, Any]) -> tuple[cgroup.Group, list[list[Any]]]:
         """A group with limits, and the operation that enters it. Raises: CgroupError."""
@@ -364,7 +340,11 @@ class _Zygote:
             from builder.sandbox import network
 
             gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-        handover = self.handover()
+        asked = answerer = None
+        if request.get("supervise"):
+            from builder.sandbox import supervisor
+
+            asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -374,8 +354,9 @@ class _Zygote:
         if pid == 0:
             if gate_write >= 0:
                 os.close(gate_write)
-            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, handover.ours())
-            sandbox.board = self.board
+            answerer_fd = answerer.detach() if answerer else -1
+            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd)
+            sandbox.board, sandbox.tied = self.board, self.tied
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
@@ -387,7 +368,13 @@ class _Zygote:
                 network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
             child.network = helper
             os.close(gate_write)
-        child.helpers.extend(filter(None, (handover.attend(pid),)))
+        if asked and answerer:
+            answerer.close()
+            helper = os.fork()
+            if helper == 0:
+                supervisor.serve(asked, pid, **request["supervise"])
+            child.helpers.append(helper)
+            asked.close()
         self.register(child)
 
     def let_go(self, keep: set[int]) -> None:
@@ -526,6 +513,8 @@ def _run(
                 terminal.give(control, *request["terminal"])
             except OSError as e:
                 raise setup.SetupError("terminal", e.errno, None, e.strerror or str(e)) from e
+        if sandbox.tied:
+            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         status = setup.become(request["args"], request["env"], sandbox.board)
     except setup.SetupError as e:
         tell(control, error_message(e.operation, e.errno, e.path, e.words))

@@ -109,8 +109,9 @@ LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")  # podman's o
         ((), "subordinate"),
         (("--security-opt=seccomp=unconfined",), "subordinate"),
         (("--tmpfs=/store",), "subordinate"),
+        (("--user=1000:1000", "--tmpfs=/store:rw,mode=1777"), "single"),
     ],
-    ids=["privileged", "default", "unconfined", "tmpfs"],
+    ids=["privileged", "default", "unconfined", "tmpfs", "user"],
 )
 def test_in_podman(podman: Podman, rootless_user: Account, inner: Path, flags: tuple[str, ...], chosen: str) -> None:
     """Podman's filter leaves user namespaces alone, where all that a build needs is to be had."""
