@@ -257,6 +257,7 @@ class Launcher:
             theirs.close()
         launcher = cls(ours, pid, host_now())
         hello = {"prelude": launcher._prelude, "flags": _SPARE_FLAGS, "accounting": cls.accounting}
+        hello["supervise"] = launcher._host.single
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
         return launcher
@@ -300,14 +301,10 @@ class Launcher:
                 request["programs"] = programs
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
-            # Nor has the spare anybody who answers for missing ids.
-            plain = not limited and supervised is None
-            if flags == _SPARE_FLAGS and plain and steps[:ahead] == self._prelude:
+            if flags == _SPARE_FLAGS and not limited and steps[:ahead] == self._prelude:
                 letter, steps = b"P" if programs else b"S", steps[ahead:]
             else:
                 request["network"] = self._network(spec)
-                if supervised is not None:
-                    request["supervise"] = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
             trees: list[int] = []
             try:
                 trees = _mounted_outside(steps)

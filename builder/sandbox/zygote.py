@@ -77,23 +77,55 @@ class _Child:
 class _Spare:
     """A child that waits, set up as far as the prelude goes, for a request on its socket."""
 
-    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None, helper: int
+    ) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.requests = requests
         self.undo_fd = undo_fd
         self.group = group
+        self.helper = helper
 
     def discard(self) -> None:
-        """Kill and reap it."""
+        """Kill and reap it, and who would have answered it."""
         with contextlib.suppress(OSError):
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        for pid in filter(None, (self.pid, self.helper)):
+            os.waitpid(pid, 0)
         self.requests.close()
         os.close(self.pidfd)
         os.close(self.undo_fd)
         if self.group:
             self.group.remove()
+
+
+class _Handover:
+    """How a child's listener comes to a supervisor that is forked for it; or nothing of the kind."""
+
+    def __init__(self, asking: socket.socket | None = None, answering: socket.socket | None = None) -> None:
+        self.asking = asking
+        self.answering = answering
+
+    def ours(self) -> int:
+        """In the child: the end to hand over by, or -1."""
+        if self.asking is None or self.answering is None:
+            return -1
+        self.answering.close()
+        return self.asking.detach()
+
+    def attend(self, pid: int) -> int:
+        """In the zygote: start the supervisor of the child; its process, or 0."""
+        if self.asking is None or self.answering is None:
+            return 0
+        from builder.sandbox import supervisor
+
+        helper = os.fork()
+        if helper == 0:
+            supervisor.serve(self.answering, pid)
+        self.asking.close()
+        self.answering.close()
+        return helper
 
 
 def serve(server: socket.socket) -> NoReturn:
@@ -198,6 +230,7 @@ class _Zygote:
         self.prelude: list[list[Any]] = []
         self.spare_flags = 0
         self.accounting = False
+        self.supervise = False
         self.spare: _Spare | None = None
         self.tied = os.getpid() != 1
         self.board: springboard.Springboard | None = None
@@ -236,7 +269,7 @@ class _Zygote:
             if data:
                 hello = json.loads(data)
                 self.prelude, self.spare_flags = hello["prelude"], hello["flags"]
-                self.accounting = hello["accounting"]
+                self.accounting, self.supervise = hello["accounting"], hello["supervise"]
                 self.breed()
             return bool(data)
         control = socket.socket(fileno=fds[0])
@@ -276,6 +309,7 @@ class _Zygote:
         group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        handover = self.handover()
         try:
             pid, pidfd = linux.clone(self.spare_flags)
         except OSError:
@@ -287,10 +321,10 @@ class _Zygote:
             if pid == 0:
                 requests.close()
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
-                sandbox = setup.Sandbox(undo_write, self.programs)
+                sandbox = setup.Sandbox(undo_write, self.programs, supervisor_fd=handover.ours())
                 sandbox.board, sandbox.tied = self.board, self.tied
                 _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
-            self.spare = _Spare(pid, pidfd, requests, undo_read, group)
+            self.spare = _Spare(pid, pidfd, requests, undo_read, group, handover.attend(pid))
         theirs.close()
         os.close(undo_write)
 
@@ -305,8 +339,14 @@ class _Zygote:
             spare.discard()
             return False
         spare.requests.close()
-        self.register(_Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group))
+        child = _Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group)
+        child.helpers.extend(filter(None, (spare.helper,)))
+        self.register(child)
         return True
+
+    def handover(self) -> _Handover:
+        """For the next child, if it has to have somebody who answers for missing ids."""
+        return _Handover(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)) if self.supervise else _Handover()
 
     def make_group(self, limits: dict[str, Any]) -> tuple[cgroup.Group, list[list[Any]]]:
         """A group with limits, and the operation that enters it. Raises: CgroupError."""
@@ -340,11 +380,7 @@ class _Zygote:
             from builder.sandbox import network
 
             gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-        asked = answerer = None
-        if request.get("supervise"):
-            from builder.sandbox import supervisor
-
-            asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        handover = self.handover()
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -354,8 +390,7 @@ class _Zygote:
         if pid == 0:
             if gate_write >= 0:
                 os.close(gate_write)
-            answerer_fd = answerer.detach() if answerer else -1
-            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, answerer_fd)
+            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, handover.ours())
             sandbox.board, sandbox.tied = self.board, self.tied
             _run(request, control, fds, sandbox)
         os.close(undo_write)
@@ -368,13 +403,7 @@ class _Zygote:
                 network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
             child.network = helper
             os.close(gate_write)
-        if asked and answerer:
-            answerer.close()
-            helper = os.fork()
-            if helper == 0:
-                supervisor.serve(asked, pid, **request["supervise"])
-            child.helpers.append(helper)
-            asked.close()
+        child.helpers.extend(filter(None, (handover.attend(pid),)))
         self.register(child)
 
     def let_go(self, keep: set[int]) -> None:
