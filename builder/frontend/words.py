@@ -67,6 +67,8 @@ def expand_words(word: str, env: Mapping[str, str], escape: str = "\\") -> list[
 
 def expand(word: str, env: Mapping[str, str], escape: str = "\\") -> Expansion:
     """Expand with an account of the variables; for lint and for cache keys. Raises: WordError."""
+    if _CHARACTERS.fullmatch(word) and escape not in word:
+        return Expansion(word, (word,), frozenset(), frozenset())
     lexer = _Lexer(word, env, escape, split=True)
     text = lexer.run()
     return Expansion(text, tuple(lexer.words), frozenset(lexer.used), frozenset(lexer.unmatched))
@@ -84,6 +86,8 @@ def expand_text(text: str, env: Mapping[str, str]) -> str:
 
 def text_variables(text: str, env: Mapping[str, str]) -> frozenset[str]:
     """The names that `expand_text` finds no value for. Raises: WordError."""
+    if "$" not in text:
+        return frozenset()
     lexer = _Lexer(text, env, "\\", keep_quotes=True)
     lexer.run()
     return frozenset(lexer.unmatched)
