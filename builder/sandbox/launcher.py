@@ -421,10 +421,10 @@ def _mounted_outside(steps: list[Operation]) -> list[int]:
 
 def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
     """Clone the zygote off this process. Raises: OSError."""
-    from builder.sandbox import zygote
-
-    pid, pidfd = linux.clone(zygote.namespaces())
+    pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
     if pid == 0:
+        from builder.sandbox import zygote
+
         ours.close()
         zygote.serve(theirs)
     os.close(pidfd)

@@ -58,7 +58,7 @@ class SetupError(Exception):
 class Sandbox:
     """What the operations share: the root's descriptor, compiled filters by number, where the zygote
     reads what it must undo, the gate that opens when the network is up, who answers for missing ids, and the
-    springboard into the image. `tied` to the zygote's life are those that a PID namespace does not tie."""
+    springboard into the image."""
 
     def __init__(
         self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, supervisor_fd: int = -1
@@ -71,7 +71,6 @@ class Sandbox:
         self.programs = programs or {}
         self.trees: list[int] = []
         self.board: springboard.Springboard | None = None
-        self.tied = False
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
 

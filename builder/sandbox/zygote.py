@@ -1,8 +1,8 @@
 """The zygote: a small single-threaded process that starts sandboxes and buries them.
 
 Born of the launcher's process before that one starts threads, it is PID 1 of a PID namespace of its
-own (see `namespaces`): when it goes, for whatever reason, the kernel kills every sandbox. It goes when its
-socket ends, that is, when the launcher's process closes it or dies.
+own: when it goes, for whatever reason, the kernel kills every sandbox. It goes when its socket ends,
+that is, when the launcher's process closes it or dies.
 
 The first datagram (SOCK_SEQPACKET) names the *prelude*, the operations that most sandboxes begin with,
 and the namespaces that they have. A spare child, which has done them already, waits for the next
@@ -144,27 +144,12 @@ def serve(server: socket.socket) -> NoReturn:
         os._exit(status)
 
 
-def namespaces() -> int:
-    """Those of a zygote that is about to be cloned, as clone(2) wants them.
-
-    A supervisor must see the sandbox's processes in a /proc. Where the caller's is masked, as in containers,
-    the kernel gives a user namespace no new one: then the zygote stays where that one is right.
-    """
-    from builder.sandbox import userns
-
-    if userns.current().tier == "single":
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-            if any(line.split()[4].startswith("/proc/") for line in stream):
-                return linux.CLONE_NEWNS
-    return linux.CLONE_NEWPID | linux.CLONE_NEWNS
-
-
 def main(fd: int) -> NoReturn:
     """The zygote for a launcher with threads: an interpreter of its own, that clones it and waits."""
     server = socket.socket(fileno=fd)
     server.set_inheritable(False)
     try:
-        pid, _pidfd = linux.clone(namespaces())
+        pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
     except OSError as e:
         tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
         os._exit(1)
@@ -232,7 +217,6 @@ class _Zygote:
         self.accounting = False
         self.supervise = False
         self.spare: _Spare | None = None
-        self.tied = os.getpid() != 1
         self.board: springboard.Springboard | None = None
         with contextlib.suppress(OSError):  # told by the sandbox that tries it again
             self.board = springboard.prepare()
@@ -322,7 +306,7 @@ class _Zygote:
                 requests.close()
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
                 sandbox = setup.Sandbox(undo_write, self.programs, supervisor_fd=handover.ours())
-                sandbox.board, sandbox.tied = self.board, self.tied
+                sandbox.board = self.board
                 _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
             self.spare = _Spare(pid, pidfd, requests, undo_read, group, handover.attend(pid))
         theirs.close()
@@ -391,7 +375,7 @@ class _Zygote:
             if gate_write >= 0:
                 os.close(gate_write)
             sandbox = setup.Sandbox(undo_write, self.programs, gate_read, handover.ours())
-            sandbox.board, sandbox.tied = self.board, self.tied
+            sandbox.board = self.board
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
@@ -542,8 +526,6 @@ def _run(
                 terminal.give(control, *request["terminal"])
             except OSError as e:
                 raise setup.SetupError("terminal", e.errno, None, e.strerror or str(e)) from e
-        if sandbox.tied:
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         status = setup.become(request["args"], request["env"], sandbox.board)
     except setup.SetupError as e:
         tell(control, error_message(e.operation, e.errno, e.path, e.words))
