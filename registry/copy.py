@@ -255,13 +255,13 @@ class _Copy:
         self._counts = {"moved": 0, "copied": 0, "reused": 0, "present": 0}
 
     def run(self) -> CopyResult:
-        top = check_manifest(self.source.get_manifest(), None)
+        top, there = self._look()
         node = self._load(top)
         if node.manifest.digest == top.digest:
             self._check_platform(node)
         self._decide(node)
         final = node.manifest
-        if not self._changes(node) and self.destination.head_manifest() == final.digest:
+        if not self._changes(node) and there() == final.digest:
             self._count("present", len(_blobs(node)))
             return self._result(final, top)._replace(written=False)
         self._load_children(node, 0)
@@ -281,6 +281,21 @@ class _Copy:
         self._in_parallel([partial(self._transfer, d, goal) for d, goal in ordered])
         final = self._put_manifests(node)
         return self._result(final, top)
+
+    def _look(self) -> tuple[RawManifest, Callable[[], Digest | None]]:
+        """The image to copy, and what tells the digest of what is there; two registries are asked at once."""
+        source, destination = self.source, self.destination
+        if not (source.host and destination.host):
+            return check_manifest(source.get_manifest(), None), destination.head_manifest
+        found: list[RawManifest] = []
+        there: list[Digest | None] = []
+        self._in_parallel(
+            [
+                lambda: found.append(check_manifest(source.get_manifest(), None)),
+                lambda: there.append(destination.head_manifest()),
+            ]
+        )
+        return found[0], lambda: there[0]
 
     def _result(self, final: RawManifest, top: RawManifest) -> CopyResult:
         return CopyResult(

@@ -29,6 +29,7 @@ from registry.transports.oci import REF_NAME, LayoutDir, OciLocation
 ContextFor = Callable[[Access], TransportContext]
 """Gives the context to reach an entry's source with; the same for the same."""
 _IMAGES_AT_ONCE = 4
+_LISTS_AT_ONCE = 6
 
 
 class SyncItem(NamedTuple):
@@ -98,18 +99,32 @@ class Target(NamedTuple):
 
 
 def plan_sync(
-    config: SyncConfig, context_for: ContextFor, *, destination: str | None = None
+    config: SyncConfig,
+    context_for: ContextFor,
+    *,
+    destination: str | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[list[tuple[SyncEntry, Target, list[SyncItem]]], list[SyncFailure]]:
     """What each entry's patterns come to, asking the registries for their tags; and what could not be asked."""
     planned: list[tuple[SyncEntry, Target, list[SyncItem]]] = []
     failures: list[SyncFailure] = []
-    for entry in config.entries:
-        target = Target.of(entry, destination or config.destination, scoped=config.scoped)
+    targets = [Target.of(e, destination or config.destination, scoped=config.scoped) for e in config.entries]
+    contexts = [context_for(entry.access) for entry in config.entries]
+    answers: dict[int, list[str] | RegistryError] = {}
+
+    def ask(number: int) -> None:
         try:
-            tags = _tags(entry, context_for(entry.access))
+            answers[number] = _tags(config.entries[number], contexts[number])
         except RegistryError as e:
+            answers[number] = e
+
+    tasks = [partial(ask, number) for number in range(len(config.entries))]
+    run_parallel(tasks, _LISTS_AT_ONCE, threading.Event(), cancelled)
+    for number, (entry, target) in enumerate(zip(config.entries, targets, strict=True)):
+        tags = answers[number]
+        if isinstance(tags, RegistryError):
             # Planned all the same: what another entry wants of the target must not be taken for all of it.
-            failures.append(SyncFailure(entry.source.repository, e))
+            failures.append(SyncFailure(entry.source.repository, tags))
             planned.append((entry, target, []))
             continue
         items = [SyncItem(DockerLocation(entry.source.with_tag(t)), target.location(t, None), entry) for t in tags]
@@ -147,7 +162,7 @@ def sync(
 
     Raises: ConfigError, InvalidReference, Cancelled; all else is in the report.
     """
-    planned, failures = plan_sync(config, context_for, destination=destination)
+    planned, failures = plan_sync(config, context_for, destination=destination, cancelled=cancelled)
     work = _Sync(context_for, destination_context, options or CopyOptions(), events or NullSink(), jobs, cancelled)
     work.failures.extend(failures)
     items = [item for _, _, group in planned for item in group]

@@ -137,8 +137,7 @@ def _tags(options: Namespace, client: RegistryClient) -> int:
         found.reverse()
     found = found[: _limit(options)]
     if options.digests:
-        heads = {tag: client.head_manifest(repository.with_tag(tag)) for tag in found}
-        digests = {tag: str(d.digest) for tag, d in heads.items() if d is not None}
+        digests = _digests(client, repository, found)
         if options.json:
             print(json.dumps({"Repository": repository.repository, "Tags": digests}, indent=4))
         else:
@@ -148,6 +147,24 @@ def _tags(options: Namespace, client: RegistryClient) -> int:
     else:
         print("".join(f"{tag}\n" for tag in found), end="")
     return 0
+
+
+def _digests(client: RegistryClient, repository: Reference, tags: list[str]) -> dict[str, str]:
+    """The digest of each tag that there still is, in the tags' order."""
+    import threading
+    from functools import partial
+
+    from registry.copy import DEFAULT_JOBS, run_parallel
+
+    found: dict[str, str] = {}
+
+    def ask(tag: str) -> None:
+        head = client.head_manifest(repository.with_tag(tag))
+        if head is not None:
+            found[tag] = str(head.digest)
+
+    run_parallel([partial(ask, tag) for tag in tags], DEFAULT_JOBS, threading.Event())
+    return {tag: found[tag] for tag in tags if tag in found}
 
 
 def _catalog(options: Namespace, client: RegistryClient) -> int:
