@@ -116,7 +116,11 @@ class OverlaySnapshotter(CataloguedSnapshotter):
     def _stacked(self, entry: Entry, parent: str, lower: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(lower) == self._max_lower:
             lower = (self._flattened(parent, lower),)
-        return (self._catalog.fs(entry.dir), *lower)
+        top = self._catalog.fs(entry.dir)
+        if top in lower:
+            # Twice the same `COPY --link`: overlayfs takes no directory twice, and the upper one hides the lower.
+            lower = tuple(path for path in lower if path != top)
+        return (top, *lower)
 
     def _flattened(self, id: str, stack: tuple[Path, ...]) -> Path:
         """One directory with the tree that a full stack shows; made once per chain."""
