@@ -69,9 +69,12 @@ class _Later:
         """Run the module's code after all. Raises: what that raises."""
         spec = module.__spec__
         assert spec is not None
-        module.__class__ = ModuleType
+        module.__class__ = _Filling
         module.__loader__ = spec.loader = self._loader
-        self._loader.exec_module(module)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            module.__class__ = ModuleType
 
 
 class _Deferred(ModuleType):
@@ -86,6 +89,16 @@ class _Deferred(ModuleType):
             raise AttributeError(name)
         _fill(self)
         return getattr(self, name)
+
+
+class _Filling(ModuleType):
+    """A module whose code is running: another thread waits for its end, the one that runs it does not."""
+
+    def __getattr__(self, name: str) -> object:
+        with _lock:
+            if name in self.__dict__:
+                return self.__dict__[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 def _fill(module: ModuleType) -> None:
