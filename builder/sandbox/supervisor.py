@@ -27,22 +27,23 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from builder.sandbox.credentials import UNCHANGED, Credentials, Ids
+from builder.sandbox.notified import NOTIFICATION_BYTES, STATUS, Call, enter
 from builder.sandbox.syscalls import numbers
 from layers import linux, ownership
 from layers.ownership import Record
 
 _RECEIVE, _SEND, _ID_VALID, _ADD_FD, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104
 _CONTINUE_FLAG, _SYNC_WAKE_UP, _ADDFD_SEND = 1, 1, 2
-_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 _ADDITION = struct.Struct("=QIIII")
 _HOW = struct.Struct("=QQQ")
-_EMPTY = bytes(_NOTIFICATION.size)
+_EMPTY = bytes(NOTIFICATION_BYTES)
 
 _FIRST_NUMBER = 1 << 40
 """In microseconds of real-time scheduling: 12 days."""
-_PATH_MAX, _PAGE = 4096, 4096
 _MAX_GROUPS = 65536
+_MAX_KNOWN = 1 << 18
+"""Ids that may be remembered at all: this memory is not the sandbox's, and not limited with it."""
 _HANDOVER_BYTES = 1 << 17
 _CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
@@ -70,8 +71,8 @@ def serve(handover: socket.socket, pid: int) -> NoReturn:
         data, fds, _flags, _address = socket.recv_fds(handover, _HANDOVER_BYTES, 1)
         if fds:
             try:
-                number = _enter(pid)
-                chroots = not os.path.samestat(os.stat("/"), os.stat(b"%s/root" % number(pid)))
+                shown = enter(pid)
+                chroots = not os.path.samestat(os.stat("/"), os.stat(b"%s/root" % shown(pid)))
             except OSError as e:
                 handover.send(f"{e.errno} {e.strerror}: {e.filename or 'proc'}".encode())
                 raise
@@ -79,108 +80,10 @@ def serve(handover: socket.socket, pid: int) -> NoReturn:
             handover.close()
             uid, gid, groups = json.loads(data)
             first = Credentials(Ids.all(uid), Ids.all(gid), tuple(sorted(groups)))
-            Supervisor(fds[0], first, number, chroots=chroots).loop()
+            Supervisor(fds[0], first, shown, chroots=chroots).loop()
         status = 0
     finally:
         os._exit(status)
-
-
-def _enter(pid: int) -> Callable[[int], bytes]:
-    """Go where the sandbox is, into a /proc that shows its processes; how that numbers them. Raises: OSError."""
-    number = _as_ours
-    proc = -1
-    if os.readlink("/proc/self") != str(os.getpid()):
-        fs = linux.fsopen("proc")
-        try:
-            linux.fsconfig_create(fs)
-            proc = linux.fsmount(fs)
-        except PermissionError:
-            # Where the caller's is masked there may be no other, and that is of an outer PID namespace.
-            number = _as_the_callers
-        finally:
-            os.close(fs)
-    if proc < 0:
-        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    process = linux.pidfd_open(pid)
-    linux.setns(process, linux.CLONE_NEWNS)
-    os.close(process)
-    os.fchdir(proc)
-    os.close(proc)
-    return number
-
-
-def _as_ours(pid: int) -> bytes:
-    return b"%d" % pid
-
-
-def _as_the_callers(pid: int) -> bytes:
-    """What the /proc that we are in calls a process or thread. Raises: OSError."""
-    try:
-        fd = linux.pidfd_open(pid)
-    except OSError as e:
-        if e.errno not in {errno.EINVAL, errno.ENOENT}:
-            raise
-        fd = linux.pidfd_open(pid, linux.PIDFD_THREAD)
-    try:
-        with open(b"self/fdinfo/%d" % fd, "rb") as stream:
-            for line in stream:
-                if line.startswith(b"Pid:"):
-                    return line[4:].strip()
-    finally:
-        os.close(fd)
-    raise ProcessLookupError(errno.ESRCH, "fdinfo")
-
-
-class Call:
-    """One call that waits for its answer."""
-
-    __slots__ = ("_number", "args", "id", "pid")
-
-    def __init__(self, id: int, pid: int, args: tuple[int, ...], number: Callable[[int], bytes]) -> None:
-        self.id = id
-        self.pid = pid
-        self.args = args
-        self._number = number
-
-    def of_process(self, name: bytes) -> bytes:
-        """A file of its process in /proc. Raises: OSError."""
-        return b"%s/%s" % (self._number(self.pid), name)
-
-    def descriptor(self, index: int) -> int:
-        """An argument that is an int."""
-        number = self.args[index] & 0xFFFFFFFF
-        return number - (1 << 32) if number >> 31 else number
-
-    def number(self, index: int) -> int:
-        """An argument that is an id, a mode or flags."""
-        return self.args[index] & 0xFFFFFFFF
-
-    def string(self, index: int) -> bytes:
-        """A path in its memory. Raises: OSError."""
-        address = self.args[index]
-        found = b""
-        while len(found) < _PATH_MAX:
-            piece = linux.read_memory(self.pid, address, _PAGE - address % _PAGE)
-            head, end, _ = piece.partition(b"\0")
-            found += head
-            if end:
-                return found
-            address += len(piece)
-        raise OSError(errno.ENAMETOOLONG, "path")
-
-    def path(self, directory: int | None, index: int) -> bytes:
-        """Where we find what argument `index` names in the directory of argument `directory`. Raises: OSError."""
-        name = self.string(index)
-        if not name:
-            raise FileNotFoundError(errno.ENOENT, "path")
-        if name[:1] == b"/":
-            return name
-        return b"%s/%s" % (self.base(directory), name)
-
-    def base(self, directory: int | None) -> bytes:
-        """The working directory, or the open file of an argument."""
-        fd = linux.AT_FDCWD if directory is None else self.descriptor(directory)
-        return self.of_process(b"cwd" if fd == linux.AT_FDCWD else b"fd/%d" % fd)
 
 
 Handler = Callable[[Call], Any]
@@ -189,13 +92,14 @@ Handler = Callable[[Call], Any]
 class Supervisor:
     """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `_CONTINUE`."""
 
-    def __init__(self, listener: int, first: Credentials, number: Callable[[int], bytes], *, chroots: bool) -> None:
+    def __init__(self, listener: int, first: Credentials, shown: Callable[[int], bytes], *, chroots: bool) -> None:
         self._listener = listener
-        self._number = number
+        self._shown = shown
         self._known = [first]
         self._numbers = {first: 0}
+        self._room = _MAX_KNOWN
         machine = linux.machine()
-        self._stat = _STATUS[machine]
+        self._stat = STATUS[machine]
         self._handlers: dict[int, Handler] = {
             number: getattr(self, f"do_{name}")
             for name, number in numbers(machine).items()
@@ -211,7 +115,7 @@ class Supervisor:
             pass  # before Linux 6.6
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        buffer = bytearray(_NOTIFICATION.size)
+        buffer = bytearray(NOTIFICATION_BYTES)
         while True:
             _fd, event = poll.poll()[0]
             if not event & select.POLLIN:
@@ -219,8 +123,8 @@ class Supervisor:
             buffer[:] = _EMPTY
             try:
                 fcntl.ioctl(self._listener, _RECEIVE, buffer)
-                id, pid, _flags, number, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
-                self._answer(Call(id, pid, tuple(args), self._number), self._handlers[number])
+                call = Call(buffer, self._shown)
+                self._answer(call, self._handlers[call.number])
             except OSError:
                 continue  # killed meanwhile
 
@@ -253,6 +157,9 @@ class Supervisor:
     def _become(self, call: Call, new: Credentials) -> int:
         number = self._numbers.get(new)
         if number is None:
+            self._room -= 1 + len(new.supplementary)
+            if self._room < 0:
+                raise OSError(errno.ENOMEM, "credentials")
             number = self._numbers[new] = len(self._known)
             self._known.append(new)
         self._check(call)
@@ -273,35 +180,35 @@ class Supervisor:
         return self._become(call, who._replace(groups=_permitted(change, who.groups, who.privileged)))
 
     def do_setuid(self, call: Call) -> int:
-        return self._set_users(call, lambda ids, may: ids.set(call.number(0), may))
+        return self._set_users(call, lambda ids, may: ids.set(call.word(0), may))
 
     def do_setgid(self, call: Call) -> int:
-        return self._set_groups(call, lambda ids, may: ids.set(call.number(0), may))
+        return self._set_groups(call, lambda ids, may: ids.set(call.word(0), may))
 
     def do_setreuid(self, call: Call) -> int:
-        return self._set_users(call, lambda ids, may: ids.set_re(call.number(0), call.number(1), may))
+        return self._set_users(call, lambda ids, may: ids.set_re(call.word(0), call.word(1), may))
 
     def do_setregid(self, call: Call) -> int:
-        return self._set_groups(call, lambda ids, may: ids.set_re(call.number(0), call.number(1), may))
+        return self._set_groups(call, lambda ids, may: ids.set_re(call.word(0), call.word(1), may))
 
     def do_setresuid(self, call: Call) -> int:
-        return self._set_users(call, lambda ids, may: ids.set_res(call.number(0), call.number(1), call.number(2), may))
+        return self._set_users(call, lambda ids, may: ids.set_res(call.word(0), call.word(1), call.word(2), may))
 
     def do_setresgid(self, call: Call) -> int:
-        return self._set_groups(call, lambda ids, may: ids.set_res(call.number(0), call.number(1), call.number(2), may))
+        return self._set_groups(call, lambda ids, may: ids.set_res(call.word(0), call.word(1), call.word(2), may))
 
     def do_setfsuid(self, call: Call) -> int:
         before = self._who(call).users.files
-        self._set_users(call, lambda ids, may: ids.set_files(call.number(0), may))
+        self._set_users(call, lambda ids, may: ids.set_files(call.word(0), may))
         return before
 
     def do_setfsgid(self, call: Call) -> int:
         before = self._who(call).groups.files
-        self._set_groups(call, lambda ids, may: ids.set_files(call.number(0), may))
+        self._set_groups(call, lambda ids, may: ids.set_files(call.word(0), may))
         return before
 
     def do_setgroups(self, call: Call) -> int:
-        count = call.number(0)
+        count = call.word(0)
         who = self._who(call)
         if not who.privileged:
             raise PermissionError(errno.EPERM, "setgroups")
@@ -372,7 +279,7 @@ class Supervisor:
         return self._execute(call, lambda: self._place(call, None, 0))
 
     def do_execveat(self, call: Call) -> Any:
-        return self._execute(call, lambda: self._named_or_open(call, call.number(4)))
+        return self._execute(call, lambda: self._named_or_open(call, call.word(4))[0])
 
     def _execute(self, call: Call, find: Callable[[], bytes]) -> Any:
         """Take over the owner of a set-id program. What cannot be executed is left to the kernel to refuse."""
@@ -380,7 +287,7 @@ class Supervisor:
             place = find()
             mode = os.stat(place).st_mode
             owner = group = None
-            if mode & (stat.S_ISUID | stat.S_ISGID) and self._may_gain(call, place):
+            if mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(mode) and self._may_gain(call, place):
                 record = ownership.load(place, mode, follow=True) or Record()
                 owner = record.uid if mode & stat.S_ISUID else None
                 group = record.gid if mode & stat.S_ISGID and mode & stat.S_IXGRP else None
@@ -394,9 +301,12 @@ class Supervisor:
 
     def _may_gain(self, call: Call, place: bytes) -> bool:
         """Whether set-id bits count: not in a script, nor under no_new_privs. Raises: OSError."""
-        with open(place, "rb", buffering=0) as program:
-            if program.read(2) == b"#!":
+        fd = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # whatever it has become meanwhile
+        try:
+            if os.read(fd, 2) == b"#!":
                 return False
+        finally:
+            os.close(fd)
         with open(call.of_process(b"status"), "rb") as status:
             return b"NoNewPrivs:\t1\n" not in status.read()
 
@@ -416,27 +326,25 @@ class Supervisor:
     # ---- what files are -----------------------------------------------------------------------
 
     def do_stat(self, call: Call) -> Any:
-        return self._tell_status(call, lambda: self._place(call, None, 0), True, 1)
+        return self._tell_status(call, lambda: (self._place(call, None, 0), True), 1)
 
     def do_lstat(self, call: Call) -> Any:
-        return self._tell_status(call, lambda: self._place(call, None, 0), False, 1)
+        return self._tell_status(call, lambda: (self._place(call, None, 0), False), 1)
 
     def do_fstat(self, call: Call) -> Any:
-        return self._tell_status(call, lambda: call.base(0), True, 1)
+        return self._tell_status(call, lambda: (call.base(0), True), 1)
 
     def do_newfstatat(self, call: Call) -> Any:
-        follow = not call.number(3) & linux.AT_SYMLINK_NOFOLLOW
-        return self._tell_status(call, lambda: self._named_or_open(call, call.number(3)), follow, 2)
+        return self._tell_status(call, lambda: self._named_or_open(call, call.word(3)), 2)
 
     def do_statx(self, call: Call) -> Any:
         try:
-            place, follow = self._named_or_open(call, call.number(2)), not call.number(2) & linux.AT_SYMLINK_NOFOLLOW
-            follow = follow or place == call.base(0)
+            place, follow = self._named_or_open(call, call.word(2))
             record = _recorded(place, follow)
             if record is None:
                 return _CONTINUE
             flags = 0 if follow else linux.AT_SYMLINK_NOFOLLOW
-            data = linux.statx(linux.AT_FDCWD, place, flags, call.number(3))
+            data = linux.statx(linux.AT_FDCWD, place, flags, call.word(3))
             mode = _STATX_IDS.unpack_from(data, 20)[2]
             if record.kind:
                 mode = record.kind | stat.S_IMODE(mode)
@@ -448,15 +356,15 @@ class Supervisor:
             return _CONTINUE
         return 0
 
-    def _named_or_open(self, call: Call, flags: int) -> bytes:
+    def _named_or_open(self, call: Call, flags: int) -> tuple[bytes, bool]:
+        """What a descriptor and a path name, and whether that is to be followed. Raises: OSError."""
         if flags & linux.AT_EMPTY_PATH and (call.args[1] == 0 or not call.string(1)):
-            return call.base(0)
-        return self._place(call, 0, 1)
+            return call.base(0), True
+        return self._place(call, 0, 1), not flags & linux.AT_SYMLINK_NOFOLLOW
 
-    def _tell_status(self, call: Call, find: Callable[[], bytes], follow: bool, buffer: int) -> Any:
+    def _tell_status(self, call: Call, find: Callable[[], tuple[bytes, bool]], buffer: int) -> Any:
         try:
-            place = find()
-            follow = follow or place == call.base(0)
+            place, follow = find()
             record = _recorded(place, follow)
             if record is None:
                 return _CONTINUE
@@ -495,19 +403,16 @@ class Supervisor:
     # ---- owners -------------------------------------------------------------------------------
 
     def do_chown(self, call: Call) -> int:
-        return self._own(call, self._place(call, None, 0), True, call.number(1), call.number(2))
+        return self._own(call, self._place(call, None, 0), True, call.word(1), call.word(2))
 
     def do_lchown(self, call: Call) -> int:
-        return self._own(call, self._place(call, None, 0), False, call.number(1), call.number(2))
+        return self._own(call, self._place(call, None, 0), False, call.word(1), call.word(2))
 
     def do_fchown(self, call: Call) -> int:
-        return self._own(call, call.base(0), True, call.number(1), call.number(2))
+        return self._own(call, call.base(0), True, call.word(1), call.word(2))
 
     def do_fchownat(self, call: Call) -> int:
-        flags = call.number(4)
-        place = self._named_or_open(call, flags)
-        follow = not flags & linux.AT_SYMLINK_NOFOLLOW or place == call.base(0)
-        return self._own(call, place, follow, call.number(2), call.number(3))
+        return self._own(call, *self._named_or_open(call, call.word(4)), call.word(2), call.word(3))
 
     def _own(self, call: Call, place: bytes, follow: bool, uid: int, gid: int) -> int:
         who = self._who(call)
@@ -551,13 +456,13 @@ class Supervisor:
         self._check(call)
 
     def do_creat(self, call: Call) -> Any:
-        return self._open(call, None, 0, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, call.number(1))
+        return self._open(call, None, 0, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, call.word(1))
 
     def do_open(self, call: Call) -> Any:
-        return self._open(call, None, 0, call.number(1), call.number(2))
+        return self._open(call, None, 0, call.word(1), call.word(2))
 
     def do_openat(self, call: Call) -> Any:
-        return self._open(call, 0, 1, call.number(2), call.number(3))
+        return self._open(call, 0, 1, call.word(2), call.word(3))
 
     def do_openat2(self, call: Call) -> Any:
         how = linux.read_memory(call.pid, call.args[2], _HOW.size)
@@ -599,10 +504,10 @@ class Supervisor:
         return _SENT
 
     def do_mkdir(self, call: Call) -> Any:
-        return self._make(call, self._place(call, None, 0), lambda place: os.mkdir(place, call.number(1) & 0o7777))
+        return self._make(call, self._place(call, None, 0), lambda place: os.mkdir(place, call.word(1) & 0o7777))
 
     def do_mkdirat(self, call: Call) -> Any:
-        return self._make(call, self._place(call, 0, 1), lambda place: os.mkdir(place, call.number(2) & 0o7777))
+        return self._make(call, self._place(call, 0, 1), lambda place: os.mkdir(place, call.word(2) & 0o7777))
 
     def do_symlink(self, call: Call) -> Any:
         return self._make(call, self._place(call, None, 1), lambda place: os.symlink(call.string(0), place))
@@ -611,10 +516,10 @@ class Supervisor:
         return self._make(call, self._place(call, 1, 2), lambda place: os.symlink(call.string(0), place))
 
     def do_mknod(self, call: Call) -> Any:
-        return self._node(call, self._place(call, None, 0), call.number(1), call.number(2))
+        return self._node(call, self._place(call, None, 0), call.word(1), call.word(2))
 
     def do_mknodat(self, call: Call) -> Any:
-        return self._node(call, self._place(call, 0, 1), call.number(2), call.number(3))
+        return self._node(call, self._place(call, 0, 1), call.word(2), call.word(3))
 
     def _node(self, call: Call, place: bytes, mode: int, device: int) -> Any:
         kind = stat.S_IFMT(mode)
@@ -670,30 +575,3 @@ def _recorded(place: bytes, follow: bool) -> Record | None:
         mode = os.stat(place, follow_symlinks=follow).st_mode
         return ownership.parse(value, mode) if ownership.is_record(name, mode) else None
     return None
-
-
-def _status_x86_64(st: os.stat_result) -> bytes:
-    return _pack_times(
-        "=QQQIII4xQqqq",
-        (st.st_dev, st.st_ino, st.st_nlink, st.st_mode, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
-         st.st_blocks),
-        st, "24x",
-    )  # fmt: skip
-
-
-def _status_aarch64(st: os.stat_result) -> bytes:
-    return _pack_times(
-        "=QQIIIIQ8xqi4xq",
-        (st.st_dev, st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
-         st.st_blocks),
-        st, "8x",
-    )  # fmt: skip
-
-
-def _pack_times(form: str, fields: tuple[int, ...], st: os.stat_result, tail: str) -> bytes:
-    times = [part for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns) for part in divmod(ns, 1_000_000_000)]
-    return struct.pack(f"{form}6q{tail}", *fields, *times)
-
-
-_STATUS = {"x86_64": _status_x86_64, "aarch64": _status_aarch64}
-"""struct stat as the kernel has it."""

@@ -259,6 +259,12 @@ for pid in pids:
     os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 os.chown("mine", 1, 2)
 assert os.stat("mine").st_gid == 2
+os.mkfifo("stuck"); os.chmod("stuck", 0o6777)
+assert refused(os.execv, "stuck", ["stuck"]) == "EACCES"
+many = 0
+while many < 20 and refused(os.setgroups, range(many, many + 65536)) is None:
+    many += 1
+assert many < 20 and os.getuid() == 0
 """,
     )
 

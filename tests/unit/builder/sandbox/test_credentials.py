@@ -80,7 +80,7 @@ def test_execution() -> None:
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_supervisor_answers_all_that_it_is_asked(machine: str) -> None:
-    from builder.sandbox import seccomp, supervisor
+    from builder.sandbox import notified, seccomp, supervisor
     from builder.sandbox.syscalls import numbers
 
     assert len(supervised_program(machine)) % 8 == 0
@@ -89,17 +89,17 @@ def test_the_supervisor_answers_all_that_it_is_asked(machine: str) -> None:
         assert hasattr(supervisor.Supervisor, f"do_{name}"), name
     answered = {name.removeprefix("do_") for name in vars(supervisor.Supervisor) if name.startswith("do_")}
     assert answered == asked
-    assert machine in supervisor._STATUS
+    assert machine in notified.STATUS
 
 
 def test_a_status_as_the_kernel_writes_it() -> None:
-    from builder.sandbox.supervisor import _STATUS
+    from builder.sandbox.notified import STATUS
 
     sizes = {"x86_64": 144, "aarch64": 128}
     st = os.stat("/")
     for machine, size in sizes.items():
-        assert len(_STATUS[machine](st)) == size
+        assert len(STATUS[machine](st)) == size
     if linux.machine() == "x86_64":
-        data = _STATUS["x86_64"](st)
+        data = STATUS["x86_64"](st)
         assert int.from_bytes(data[8:16], "little") == st.st_ino
         assert int.from_bytes(data[24:28], "little") == st.st_mode

@@ -1,0 +1,145 @@
+"""One call that waits for the supervisor's answer: who made it, what it names, and where we find that.
+
+Notifications of seccomp(2) as bytes, and the kernel's struct stat, are known here alone; what is answered is
+`builder.sandbox.supervisor`'s. Imported by the zygote before there is an image in sight.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+
+from layers import linux
+
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+NOTIFICATION_BYTES = _NOTIFICATION.size
+_PATH_MAX, _PAGE = 4096, 4096
+
+
+def enter(pid: int) -> Callable[[int], bytes]:
+    """Go where the sandbox is, into a /proc that shows its processes; how that numbers them. Raises: OSError."""
+    number = _as_ours
+    proc = -1
+    if os.readlink("/proc/self") != str(os.getpid()):
+        fs = linux.fsopen("proc")
+        try:
+            linux.fsconfig_create(fs)
+            proc = linux.fsmount(fs)
+        except PermissionError:
+            # Where the caller's is masked there may be no other, and that is of an outer PID namespace.
+            number = _as_the_callers
+        finally:
+            os.close(fs)
+    if proc < 0:
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    process = linux.pidfd_open(pid)
+    linux.setns(process, linux.CLONE_NEWNS)
+    os.close(process)
+    os.fchdir(proc)
+    os.close(proc)
+    return number
+
+
+def _as_ours(pid: int) -> bytes:
+    return b"%d" % pid
+
+
+def _as_the_callers(pid: int) -> bytes:
+    """What the /proc that we are in calls a process or thread. Raises: OSError."""
+    try:
+        fd = linux.pidfd_open(pid)
+    except OSError as e:
+        if e.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
+        fd = linux.pidfd_open(pid, linux.PIDFD_THREAD)
+    try:
+        with open(b"self/fdinfo/%d" % fd, "rb") as stream:
+            for line in stream:
+                if line.startswith(b"Pid:"):
+                    return line[4:].strip()
+    finally:
+        os.close(fd)
+    raise ProcessLookupError(errno.ESRCH, "fdinfo")
+
+
+class Call:
+    """One call: `number` is that of the system call, `id` what the kernel knows it by."""
+
+    __slots__ = ("_shown", "args", "id", "number", "pid")
+
+    def __init__(self, notification: bytearray, shown: Callable[[int], bytes]) -> None:
+        self.id: int
+        self.pid: int
+        self.number: int
+        self.args: list[int]
+        self.id, self.pid, _flags, self.number, _arch, _ip, *self.args = _NOTIFICATION.unpack(notification)
+        self._shown = shown
+
+    def of_process(self, name: bytes) -> bytes:
+        """A file of its process in /proc. Raises: OSError."""
+        return b"%s/%s" % (self._shown(self.pid), name)
+
+    def descriptor(self, index: int) -> int:
+        """An argument that is an int."""
+        number = self.args[index] & 0xFFFFFFFF
+        return number - (1 << 32) if number >> 31 else number
+
+    def word(self, index: int) -> int:
+        """An argument that is an id, a mode or flags."""
+        return self.args[index] & 0xFFFFFFFF
+
+    def string(self, index: int) -> bytes:
+        """A path in its memory. Raises: OSError."""
+        address = self.args[index]
+        found = b""
+        while len(found) < _PATH_MAX:
+            piece = linux.read_memory(self.pid, address, _PAGE - address % _PAGE)
+            head, end, _ = piece.partition(b"\0")
+            found += head
+            if end:
+                return found
+            address += len(piece)
+        raise OSError(errno.ENAMETOOLONG, "path")
+
+    def path(self, directory: int | None, index: int) -> bytes:
+        """Where we find what argument `index` names in the directory of argument `directory`. Raises: OSError."""
+        name = self.string(index)
+        if not name:
+            raise FileNotFoundError(errno.ENOENT, "path")
+        if name[:1] == b"/":
+            return name
+        return b"%s/%s" % (self.base(directory), name)
+
+    def base(self, directory: int | None) -> bytes:
+        """The working directory, or the open file of an argument."""
+        fd = linux.AT_FDCWD if directory is None else self.descriptor(directory)
+        return self.of_process(b"cwd" if fd == linux.AT_FDCWD else b"fd/%d" % fd)
+
+
+def _status_x86_64(st: os.stat_result) -> bytes:
+    return _pack_times(
+        "=QQQIII4xQqqq",
+        (st.st_dev, st.st_ino, st.st_nlink, st.st_mode, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
+         st.st_blocks),
+        st, "24x",
+    )  # fmt: skip
+
+
+def _status_aarch64(st: os.stat_result) -> bytes:
+    return _pack_times(
+        "=QQIIIIQ8xqi4xq",
+        (st.st_dev, st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev, st.st_size, st.st_blksize,
+         st.st_blocks),
+        st, "8x",
+    )  # fmt: skip
+
+
+def _pack_times(form: str, fields: tuple[int, ...], st: os.stat_result, tail: str) -> bytes:
+    times = [part for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns) for part in divmod(ns, 1_000_000_000)]
+    return struct.pack(f"{form}6q{tail}", *fields, *times)
+
+
+STATUS = {"x86_64": _status_x86_64, "aarch64": _status_aarch64}
+"""struct stat as the kernel has it."""
