@@ -1,4 +1,4 @@
-"""Random changes to a random build: `plan` says what the build then does, and the cache's image is the fresh one's."""
+"""Random changes to a random build: `plan` says what is then done; caches near and far give the fresh image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builder import BuildRequest, SourceFile, build, plan_build
+from builder import BuildRequest, CacheRef, SourceFile, build, plan_build
+from layers.values import replace
 from tests.support.cli import Pybuild, write_context
 
 pytestmark = pytest.mark.registry
@@ -106,6 +107,7 @@ def test_the_plan_is_what_is_done_and_the_result_is_the_fresh_one(
 ) -> None:
     rng = random.Random(seed)
     project = Project(rng, tmp_path / "context", busybox_base)
+    cache = CacheRef("local", str(tmp_path / "cache"), mode="max")
     for number in range(12):
         kind = project.change() if number else "first"
         request = project.request()
@@ -121,6 +123,12 @@ def test_the_plan_is_what_is_done_and_the_result_is_the_fresh_one(
             fresh = build(request, root=tmp_path / "fresh")
             assert fresh.image_id == done.image_id, told
             shutil.rmtree(tmp_path / "fresh")
+        if number % 4 == 1:
+            build(replace(request, cache_to=(cache,)), root=pybuild.root)
+        if number % 4 == 2:  # one change after the cache was written
+            afar = build(replace(request, cache_from=(cache,)), root=tmp_path / "afar")
+            assert afar.image_id == done.image_id, told
+            shutil.rmtree(tmp_path / "afar")
 
 
 def test_an_independent_layer_may_lie_in_a_stack_twice(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
