@@ -21,6 +21,8 @@ from layers.store import Store
 from registry.client import RegistryClient
 from registry.copy import CopyOptions, CopyResult, copy_location
 from registry.hosts import RegistryOptions
+from registry.reference import Reference
+from registry.serve import serving
 from registry.transport import TransportContext, parse_location
 from tests.integration.registry.servers import Exchange, Fault, FaultProxy
 from tests.support.images import Blob, Image, check_layout, make_image, make_index, random_layer, write_layout
@@ -297,6 +299,23 @@ def test_a_killed_push_goes_on(
     assert sent < (200 - 128) * MIB + 10_000
     assert list(uploads.iterdir()) == []
     check_layout_in_registry(fresh_registry, image)
+
+
+@pytest.mark.slow
+def test_a_push_killed_anywhere_goes_on_where_the_registry_can(tmp_path: Path, large: tuple[Path, Image]) -> None:
+    """Ours keeps what has come of a broken request, as distribution 3 does: what was on its way is lost, no more."""
+    layout, image = large
+    with Store.open(tmp_path / "served") as store, serving(store) as server, FaultProxy(server.host) as proxy:
+        there = f"docker://{proxy.host}/large/push:1"
+        with subprocess.Popen(program(f"oci:{layout}:t", there, tmp_path), cwd=CHECKOUT) as process:
+            kill_when(process, lambda: proxy.up_bytes >= 180 * MIB)
+        time.sleep(0.5)  # what the dead process had sent arrives
+        before = proxy.up_bytes
+        result = run_program(f"oci:{layout}:t", there, tmp_path)
+        assert result["moved"] <= 40 * MIB
+        assert proxy.up_bytes - before <= 40 * MIB
+        with RegistryClient(RegistryOptions(tls_verify=False), environ={}) as client:
+            assert client.get_manifest(Reference.parse(f"{server.host}/large/push:1")).digest == image.digest
 
 
 def check_layout_in_registry(registry: RegistryServer, image: Image) -> None:
