@@ -308,7 +308,10 @@ def remove_record(store: Store, record: Record, *, volumes: bool, locked: bool =
         if active is not None:
             store.snapshots.discard(active)
         anonymous = [str(v["name"]) for v in record.settings.get("volumes", []) if v.get("anonymous")]
-        records.drop_name(store.root, record.name, record.id)
+        if record.settings:
+            records.drop_name(store.root, record.name, record.id)
+        else:
+            records.drop_names(store.root, record.id)
         with contextlib.suppress(FileNotFoundError):
             remove_tree(str(record.directory))
         events.of_container(record, "destroy")

@@ -279,6 +279,13 @@ def drop_name(root: Path, name: str, id: str) -> None:
             os.unlink(path)
 
 
+def drop_names(root: Path, id: str) -> None:
+    """Give back all names of a container whose settings do not tell its own."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(containers_dir(root) / "names"):
+            drop_name(root, name, id)
+
+
 def every(root: Path, *, working: bool = False) -> Iterator[Record]:
     """All containers that run or ran, or all working ones, oldest first; damaged ones and those being made left out."""
     found = []
@@ -336,9 +343,15 @@ def is_container(root: Path, word: str) -> bool:
 
 
 def is_working(root: Path, word: str) -> bool:
-    """Whether `word` names a working container, as `is_container` finds it. Cheap where it names none."""
+    """Whether `word` names a working container, as `is_container` finds it, or a damaged one, which may be one.
+
+    Cheap where it names none.
+    """
     if not is_container(root, word):
         return False
-    with contextlib.suppress(ContainerError):
+    try:
         return _find(root, word).working
-    return False
+    except NoSuchContainer:
+        return False
+    except ContainerError:
+        return True  # who opens it is told what is wrong

@@ -436,8 +436,7 @@ def sweep(store: Store) -> None:
         try:
             with contextlib.suppress(OSError, ValueError):
                 record.settings = json.loads(record.path(_REMOVED).read_bytes())
-            for name in os.listdir(top / "names"):
-                records.drop_name(store.root, name, id)
+            records.drop_names(store.root, id)
             _discard(store, record)
         finally:
             release(lock)

@@ -136,6 +136,19 @@ def test_many_at_once_lose_nothing(hand: Pybuild) -> None:
     assert len(document["History"]) == 10
 
 
+def test_a_damaged_one_is_told_of_and_can_be_removed(hand: Pybuild) -> None:
+    id = hand.run("containers", "-q", "--no-trunc").text.strip()
+    settings = hand.root / "containers" / id / "settings.json"
+    for text in ("{", "[]", ""):
+        settings.write_text(text)
+        for words in (["run", NAME, "--", "true"], ["config", "--user", "1", NAME], ["commit", NAME], ["rm", NAME]):
+            failed = hand.run(*words, check=False)
+            assert failed.status in {1, 125}
+            assert "rm -f" in failed.stderr
+        assert hand.run("containers", "-q").text == ""
+    hand.run("rm", "-f", NAME)
+
+
 def test_one_in_use_is_not_removed(hand: Pybuild) -> None:
     process = hand.start("run", NAME, "--", "sh", "-c", "echo on; sleep 1.5")
     assert process.stdout is not None
