@@ -49,6 +49,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         case "pull":
             add("sources", metavar="NAME", nargs="+", help="images; docker:// may be left out")
         case "copy":
+            parser.epilog += " Into a working container made by `from`: copy CONTAINER SRC… [DST]; see `add --help`."
             add("sources", metavar="SRC", nargs="+", help="images; several go into one archive, layout or the store")
             add("destination", metavar="DST", help="where to")
         case "unpack":
