@@ -19,7 +19,7 @@ from builder.cli.options import (
     has_registry_options,
     store_root,
 )
-from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
+from builder.cli.sandboxflags import add_cgroup_manager, add_limit_options, add_sandbox_options, enter_scope
 from builder.errors import UsageError
 from builder.plan.request import BuildRequest
 
@@ -155,6 +155,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add_sandbox_options(parser)
     add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer")
     add_limit_options(parser)
+    add_cgroup_manager(parser)
     add("--format", default="oci", choices=["oci", "docker"], help="media types of the image")
     add("--compression", default="gzip", choices=["gzip", "zstd", "none", "uncompressed", "estargz", "zstd:chunked"],
         help="of new layers")  # fmt: skip
@@ -255,6 +256,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 
 
 def run(verb: str, options: Namespace) -> int:
+    enter_scope(options)  # before anything is read: it may execute this command anew
     with ExitStack() as stack:
         request = make_request(options, stack)
         if options.check or options.call != "build":
@@ -274,6 +276,7 @@ def _log(name: str) -> TextIO:
 def _build(options: Namespace, request: BuildRequest, stack: ExitStack) -> int:
     from builder import api
     from builder.cli.progress import make_progress, resolve_mode
+    from builder.cli.recorder import Recorder
 
     mode = "quiet" if options.quiet else options.progress or os.environ.get("BUILDKIT_PROGRESS") or "auto"
     root = store_root(options)  # before this process becomes root of a user namespace
@@ -302,15 +305,21 @@ def _build(options: Namespace, request: BuildRequest, stack: ExitStack) -> int:
         launcher = start_launcher(request.run.isolation, request.run.runtime)
     try:
         with make_progress(mode, stream, os.environ) as progress:
-            result = api.build(
-                request,
-                root=root,
-                events=progress,
-                registry=registry,
-                launcher=launcher,
-                on_plan=_explain if options.explain else None,
-                on_error=on_error,
-            )
+            recorder = Recorder(root, request, progress)
+            try:
+                result = api.build(
+                    request,
+                    root=root,
+                    events=recorder,
+                    registry=registry,
+                    launcher=launcher,
+                    on_plan=_explain if options.explain else None,
+                    on_error=on_error,
+                )
+            except BaseException as e:
+                recorder.finish(None, e)
+                raise
+            recorder.finish(result)
     finally:
         if launcher is not None:
             launcher.close()

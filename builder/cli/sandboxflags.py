@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -55,6 +56,26 @@ def add_limit_options(parser: ArgumentParser) -> None:
         unit = "SIZE" if what.endswith("bps") else "N"
         add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of a disk")
     add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages, as 2MB:64m")
+
+
+def add_cgroup_manager(parser: ArgumentParser) -> None:
+    """Who makes the groups that limits are set in."""
+    parser.add_argument(
+        "--cgroup-manager",
+        choices=["auto", "cgroupfs", "systemd"],
+        default="auto",
+        help="who makes the groups of limits: pybuild itself, or systemd a scope for it (default: systemd where an "
+        "ordinary user has no group to write to)",
+    )
+
+
+def enter_scope(options: Namespace) -> None:
+    """Go into the group that `--cgroup-manager` wants, perhaps by executing this command anew. Raises: SandboxError."""
+    limited = any(value is not None for value in limits(options, lambda **found: found).values())
+    if limited or options.cgroup_manager == "systemd":
+        from builder.sandbox import scope
+
+        scope.enter(options.cgroup_manager, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
 
 def limits(options: Namespace, make: Callable[..., T]) -> T:

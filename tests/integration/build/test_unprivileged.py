@@ -94,7 +94,7 @@ def test_every_tier_makes_the_same_image(
 @pytest.mark.network
 @pytest.mark.slow
 def test_debian_packages_and_capabilities(
-    unprivileged: Unprivileged, pybuild: Pybuild, debian_base: str, tmp_path: Path
+    unprivileged: Unprivileged, pybuild: Pybuild, pybuild_rootless: Pybuild, debian_base: str, tmp_path: Path
 ) -> None:
     install = "apt-get update && apt-get install -y --no-install-recommends libcap2-bin openssh-client"
     clean = "rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/apt /var/cache/ldconfig/aux-cache"
@@ -103,7 +103,11 @@ def test_debian_packages_and_capabilities(
         f"FROM {debian_base}\nRUN {install} && {clean}\n"
         "RUN cp /bin/true /t && setcap cap_net_raw+ep /t && useradd -m u && touch -d @0 /etc/shadow /etc/passwd\n",
     )
-    assert digest(unprivileged, context) == digest(pybuild, context)
+    found = digest(pybuild, context)
+    assert digest(unprivileged, context) == found
+    assert pybuild_rootless.account
+    shutil.copytree(context, pybuild_rootless.account.home / "debian")
+    assert digest(pybuild_rootless, pybuild_rootless.account.home / "debian") == found
 
 
 def test_what_a_step_leaves_running_ends_with_it(unprivileged: Unprivileged, busybox_base: str, tmp_path: Path) -> None:
