@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 MANIFEST_ACCEPT = (MEDIA_OCI_INDEX, MEDIA_OCI_MANIFEST, MEDIA_DOCKER_INDEX, MEDIA_DOCKER_MANIFEST)
 MAX_LIST_BYTES = 16 << 20
 MAX_LIST_PAGES = 10_000
+_MAX_PARTS = 1000
+"""Manifests and blobs that are remembered by whom they were served: for people, of one repository."""
 _T = TypeVar("_T")
 
 
@@ -90,6 +92,7 @@ class RegistryClient:
         self._wire = Wire(self.hosts, self._pacer, policy=policy, timeouts=timeouts, credentials=credentials)
         self._lock = threading.Lock()
         self._served: dict[str, Endpoint] = {}
+        self._parts: dict[str, dict[Endpoint, list[str]]] = {}
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -116,7 +119,9 @@ class RegistryClient:
         def fetch(endpoint: Endpoint) -> FetchedManifest:
             call = self._manifest_call("GET", endpoint, ref, accept)
             reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
-            return _verified(ref, reply, endpoint)
+            found = _verified(ref, reply, endpoint)
+            self._note_part(ref, endpoint, f"manifest {found.digest.short}")
+            return found
 
         return self._pull(ref, fetch)
 
@@ -241,6 +246,7 @@ class RegistryClient:
         def served(endpoint: Endpoint) -> None:
             if endpoint.repository:
                 self._remember(ref, endpoint)
+                self._note_part(ref, endpoint, f"blob {descriptor.digest.short}")
 
         return BlobReader(self._wire, pairs, descriptor, offset=offset, hasher=hasher, served_by=served)
 
@@ -502,6 +508,11 @@ class RegistryClient:
         """The endpoint that last served a pull from the repository."""
         return self._served.get(ref.repository)
 
+    def parts_served(self, ref: Reference) -> dict[Endpoint, tuple[str, ...]]:
+        """Which endpoint served which manifests and blobs of the repository, in words; a blob may have had several."""
+        with self._lock:
+            return {endpoint: tuple(parts) for endpoint, parts in self._parts.get(ref.repository, {}).items()}
+
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Reply:
@@ -557,6 +568,12 @@ class RegistryClient:
     def _remember(self, ref: Reference, endpoint: Endpoint) -> None:
         with self._lock:
             self._served[ref.repository] = endpoint
+
+    def _note_part(self, ref: Reference, endpoint: Endpoint, part: str) -> None:
+        with self._lock:
+            parts = self._parts.setdefault(ref.repository, {}).setdefault(endpoint, [])
+            if part not in parts and len(parts) < _MAX_PARTS:
+                parts.append(part)
 
     def _blob_endpoints(self, ref: Reference, digest: Digest) -> list[Endpoint]:
         """The endpoint that served the manifest first, then the others.

@@ -174,11 +174,7 @@ class _Transfer:
         else:
             # Only a name without docker:// may be short for another registry's.
             refs = [find(client, rest) if transport is None else DockerLocation(_parsed(rest)).ref]
-        results = []
-        for ref in refs:
-            results.append(self._copy(DockerLocation(ref), parse_location(f"storage:{ref.canonical()}")))
-            self._note(ref)
-        return results
+        return [self._copy(DockerLocation(ref), parse_location(f"storage:{ref.canonical()}")) for ref in refs]
 
     def _bare(self, text: str) -> Reference:
         from registry.reference import Reference
@@ -191,9 +187,11 @@ class _Transfer:
     def _note(self, ref: Reference) -> None:
         """Tell which mirror served a pull, and how many more the registry allows."""
         client = self.places.source.client
-        endpoint, limit = client.served_by(ref), client.known_ratelimit(ref.domain)
-        if endpoint is not None and endpoint.mirror:
-            self.notes.append(f"{ref} came from the mirror {endpoint.host} ({endpoint.origin})")
+        served, limit = client.parts_served(ref), client.known_ratelimit(ref.domain)
+        for endpoint, parts in served.items() if any(e.mirror for e in served) else ():
+            what = str(ref) if len(served) == 1 else f"{ref}: {', '.join(parts)}"
+            kind = "mirror" if endpoint.mirror else "registry"
+            self.notes.append(f"{what} came from the {kind} {endpoint.host} ({endpoint.origin})")
         if limit is not None:
             self.notes.append(f"{ref.domain}: {limit.remaining} of {limit.limit} pulls left")
 
@@ -249,6 +247,8 @@ class _Transfer:
         if len(platforms) > 1:
             return self._copy_platforms(source, end, platforms)
         result = self._one(source, end)
+        if isinstance(source, DockerLocation):
+            self._note(source.ref)
         if not (getattr(self.options, "referrers", False) or getattr(self.options, "digest_tags", False)):
             return result
         if not isinstance(source, DockerLocation) or not isinstance(end, DockerLocation):

@@ -200,6 +200,27 @@ def test_which_mirror_served_is_told(cli: CommandLine, tmp_path: Path, fresh_reg
     )
     told = cli("pull", "r.example/app:1", "--registries-conf", conf)
     assert f"r.example/app:1 came from the mirror {fresh_registry.host} ({conf}:3)" in told.err
+    copied = cli("copy", "docker://r.example/app:1", f"oci:{tmp_path}/out:t", "--registries-conf", conf)
+    assert f"came from the mirror {fresh_registry.host}" in copied.err
+    # A mirror that has not everything: each part is told with whom it came from.
+    layer = make_image()
+    put(cli, tmp_path, layer, f"docker://{fresh_registry.host}/origin/part:1")
+    put(cli, tmp_path, layer, f"docker://{fresh_registry.host}/mirror/part:1")
+    gone = layer.blobs[1].digest
+    with FaultProxy(
+        f"127.0.0.1:{fresh_registry.port}",
+        lambda e: Fault(status=404) if f"mirror/part/blobs/{gone}" in e.path else None,
+    ) as proxy:
+        conf.write_text(
+            f'[[registry]]\nprefix = "r.example"\nlocation = "{fresh_registry.host}/origin"\n'
+            f'[[registry.mirror]]\nlocation = "{proxy.host}/mirror"\n'
+        )
+        told = cli("pull", "r.example/part:1", "--registries-conf", conf)
+        line = next(line for line in told.err.splitlines() if "came from the registry" in line)
+        assert f"blob {gone[7:19]}" in line
+        assert f"{fresh_registry.host} ({conf}:1)" in line
+        assert f"r.example/part:1: manifest {layer.digest[7:19]}" in told.err
+        assert f"came from the mirror {proxy.host}" in told.err
     assert "r.example/app" in cli("images").text
 
 
