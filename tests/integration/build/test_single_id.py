@@ -37,21 +37,22 @@ USER dev
 WORKDIR /home/dev/work/deep
 RUN (id; id -u; test -O . && echo mine; touch mine; test -O mine && echo mine) > who; \
     stat -c '%u %g %a %n' . mine / /group >> who; \
-    touch /group/of-dev; set -C; echo new > exclusive; set +C; echo again >> exclusive; cp who copied; ls -ln > list
+    touch /group/of-dev; set -C; echo new > exclusive; set +C; echo again >> exclusive; cp who copied; \
+    stat -c '%u %g %n' * > list
 USER 1234:4321
-RUN touch /tmp/numbers && ls -ln /tmp/numbers > /tmp/seen
+RUN touch /tmp/numbers && stat -c '%u %g' /tmp/numbers > /tmp/seen
 USER root
 RUN cd /home && tar -cf /t.tar dev && mkdir /untarred && tar -C /untarred -xpf /t.tar && rm /t.tar && \
     cp -a /home/dev /copied && cp -r /home/dev /taken && find / -xdev -user dev | sort > /found && \
     find / -xdev ! -group root ! -path /proc ! -path /sys -exec stat -c '%u:%g %a %t %T %F %n' {{}} + | sort >> /found
 RUN mkdir -p /jail/bin && cp /bin/busybox /jail/bin && cd /jail/bin && ln -s busybox sh && ln -s busybox chown && \
     chroot /jail /bin/sh -c 'echo x > /in && /bin/chown 21:22 /in && cd /bin && chown 23 sh' && \
-    ls -ln /jail > /jail/seen
+    stat -c '%u %g %n' /jail/* /jail/bin/* > /jail/seen
 FROM {base}
 COPY --from=tool / /
 COPY --from=tool --chown=77:88 /group /given
 COPY --chown=5 file /file
-RUN ls -lnR /home /group /given /file /disk /pipe /dangling > /seen
+RUN find /home /group /given /file /disk /pipe /dangling -exec stat -c '%F %u %g %a %n' {{}} + | sort > /seen
 """
 
 
@@ -92,7 +93,7 @@ def test_the_same_image_as_a_root_build(
 
 
 def test_no_tier_takes_the_snapshots_of_another(single: SingleId, busybox_base: str, rootless_user: Account) -> None:
-    text = f"FROM {busybox_base}\nRUN touch /a && chown 33:34 /a\nRUN ls -ln /a > /seen\n"
+    text = f"FROM {busybox_base}\nRUN touch /a && chown 33:34 /a\nRUN stat -c '%u %g' /a > /seen\n"
     context = write_context(rootless_user.home / "o", text)
     subordinate = Pybuild(single.root, account=rootless_user)
     try:
