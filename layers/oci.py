@@ -244,8 +244,15 @@ class Descriptor:
 
 
 def encode_json(doc: Any) -> bytes:
-    """The bytes of a document we make: compact, insertion order kept, non-ASCII as UTF-8."""
-    return json.dumps(doc, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    """The bytes of a document we make: compact, insertion order kept, non-ASCII as UTF-8.
+
+    What is no character, such as a stray byte of a Containerfile, is U+FFFD, as Go writes it.
+    """
+    text = json.dumps(doc, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,6 +442,9 @@ def _document(raw: bytes, limit: int, what: str) -> dict[str, Any]:
         raise ImageError(f"{what} of {len(raw)} bytes is larger than the {limit} allowed")
     try:
         doc = json.loads(raw)
+        if b"\\ud" in raw.lower():
+            # Half a surrogate pair is no character: nothing could write it, or run with it.
+            doc = json.loads(encode_json(doc))
     except (ValueError, RecursionError) as e:
         raise ImageError(f"{what} is not valid JSON: {e}") from e
     return dict(_object(doc, what))

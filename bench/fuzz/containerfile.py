@@ -1,11 +1,11 @@
-"""Fuzz the Containerfile frontend for as long as you like: `python bench/fuzz/containerfile.py [SECONDS] [SEED]`.
+"""Fuzz the Containerfile frontend and the planner: `python bench/fuzz/containerfile.py [SECONDS] [SEED]`.
 
 With atheris installed, coverage guides the search (arguments are then libFuzzer's own, such as
 `-max_total_time=60 CORPUS_DIR`). Without it, lines are put together from the language's own pieces
 and mutated at random; the seed is printed, so that a failure can be repeated.
 
-Whatever the text: the frontend answers or raises a ParseError (for ignore files a ContextError)
-within `SLOW_S`. Anything else is a finding, printed with its input, and the exit status is 1.
+Whatever the text, and whatever a base image says: there is an answer or a ParseError (for ignore files
+a ContextError) within `SLOW_S`. Anything else is a finding, printed with its input, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from builder.frontend.outline import outline, targets
 from builder.frontend.parser import parse_syntax
 from builder.frontend.source import SourceFile
 from builder.frontend.syntaxjson import to_json, words_json
+from builder.plan.graph import ResolvedImage
+from builder.plan.planner import plan
+from builder.plan.request import BuildRequest
+from layers.oci import ImageConfig, Manifest, Platform
 
 SLOW_S = 2.0
 ENVIRONMENT = {"A": "value", "x": "", "b": "a b", "P": "a/b.c/d"}
@@ -35,6 +39,27 @@ PIECES = [
     "?", "*", "**", "!", "[a-z]", "[^", "80", "-90/udp", "AS", "x", "CMD", "5s", "--interval=", "\ufeff", "é", "\x00",
     "\udc80", "\u2028", "scratch", "https://h/x", "git@h:x", "-",
 ]  # fmt: skip
+
+
+class HostileImages:
+    """A resolver for which every image exists, with triggers and settings out of the text."""
+
+    def __init__(self, text: str) -> None:
+        text = text.encode("utf-8", "replace").decode()
+        self.config = {
+            "OnBuild": text.split("\n")[:5],
+            "Env": text.split()[:5],
+            "WorkingDir": text[:50],
+            "Shell": [text[:9]],
+        }
+
+    def resolve_image(self, name: str, platform: Platform) -> ResolvedImage:
+        document = {**platform.to_json(), "config": self.config, "rootfs": {"type": "layers", "diff_ids": []}}
+        config = ImageConfig.build(document)
+        manifest = Manifest.build(config=config.descriptor, layers=[])
+        return ResolvedImage(name, manifest.descriptor.digest, manifest, config)
+
+    resolve_layout = resolve_image
 
 
 def check(text: str) -> None:
@@ -49,6 +74,7 @@ def check(text: str) -> None:
         outline(file)
         targets(file)
         to_text(file, lint(file))
+        plan(BuildRequest(containerfile=source, context=Path(".")), file, HostileImages(text))
     except ParseError as e:
         if e.source is None or not e.render():
             raise AssertionError(f"an error without a place: {e.message}") from e

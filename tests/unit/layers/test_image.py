@@ -22,10 +22,12 @@ from layers.oci import (
     MEDIA_OCI_LAYER_GZIP,
     Descriptor,
     Digest,
+    ImageConfig,
     Index,
     Manifest,
     Platform,
     chain_id,
+    encode_json,
 )
 from layers.store import Driver, Store
 
@@ -125,6 +127,12 @@ class TestLoad:
         stored = store.put(manifest.raw, manifest.media_type)
         with pytest.raises(SizeMismatch):
             load_image(store, stored, AMD64)
+
+
+def test_what_is_no_character_is_written_and_read_as_one_that_stands_for_it() -> None:
+    assert encode_json({"a\udc80": ["\ud800é", "😀"]}) == '{"a\ufffd":["\ufffdé","😀"]}'.encode()
+    raw = rb'{"architecture":"a","os":"o","rootfs":{"type":"layers","diff_ids":[]},"x":"\uD800 \ud83d\ude00"}'
+    assert ImageConfig.parse(raw).document["x"] == "\ufffd 😀"
 
 
 def test_chain_ids() -> None:
