@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from layers.errors import ContentError, DigestMismatch, PybuildError, SizeMismatch
 from layers.oci import Descriptor
-from registry.errors import NetworkError, RegistryError, ServerError, redact_url
+from registry.errors import NetworkError, NotFoundError, RegistryError, ServerError, redact_url
 from registry.hosts import Endpoint
 from registry.http import HttpResponse
 from registry.wire import Call, Wire
@@ -29,7 +29,8 @@ class BlobReader(io.RawIOBase):
     """The bytes of a blob from `offset` on.
 
     Reads resume at the byte where a connection broke, by Range, or by skipping where Range is
-    ignored. The read that brings the last byte verifies size and digest before it returns. For an
+    ignored. `served_by` is told who is read from, and whether the endpoints before it lacked no more
+    than this blob. The read that brings the last byte verifies size and digest before it returns. For an
     `offset` above 0 the digest is verified only with a `hasher` that has seen what lies before it.
     Not thread-safe.
     """
@@ -42,7 +43,7 @@ class BlobReader(io.RawIOBase):
         *,
         offset: int = 0,
         hasher: hashlib._Hash | None = None,
-        served_by: Callable[[Endpoint], None] | None = None,
+        served_by: Callable[[Endpoint, bool], None] | None = None,
     ) -> None:
         super().__init__()
         self._wire = wire
@@ -149,16 +150,19 @@ class BlobReader(io.RawIOBase):
         self._failures = 0
 
     def _connect(self) -> HttpResponse:
+        useful = True
         while True:
             try:
                 self._response = self._open()
                 break
-            except (RegistryError, ContentError):
+            except (RegistryError, ContentError) as e:
                 if len(self._endpoints) == 1:
                     raise
+                # A mirror that lacks one blob may have the others; one that is away has none.
+                useful = useful and isinstance(e, NotFoundError)
                 self._next_endpoint()
         if self._served_by is not None:
-            self._served_by(self.endpoint)
+            self._served_by(self.endpoint, useful)
         return self._response
 
     def _open(self) -> HttpResponse:

@@ -243,9 +243,10 @@ class RegistryClient:
             if foreign is not None:
                 pairs.append((foreign, Call("GET", url, what, ())))
 
-        def served(endpoint: Endpoint) -> None:
+        def served(endpoint: Endpoint, others_useful: bool) -> None:
             if endpoint.repository:
-                self._remember(ref, endpoint)
+                if not others_useful:
+                    self._remember(ref, endpoint)
                 self._note_part(ref, endpoint, f"blob {descriptor.digest.short}")
 
         return BlobReader(self._wire, pairs, descriptor, offset=offset, hasher=hasher, served_by=served)

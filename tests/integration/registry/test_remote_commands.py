@@ -219,8 +219,10 @@ def test_which_mirror_served_is_told(cli: CommandLine, tmp_path: Path, fresh_reg
         line = next(line for line in told.err.splitlines() if "came from the registry" in line)
         assert f"blob {gone[7:19]}" in line
         assert f"{fresh_registry.host} ({conf}:1)" in line
-        assert f"r.example/part:1: manifest {layer.digest[7:19]}" in told.err
-        assert f"came from the mirror {proxy.host}" in told.err
+        line = next(line for line in told.err.splitlines() if f"came from the mirror {proxy.host}" in line)
+        # One blob that it lacks is no reason to leave it for the others.
+        for part in (f"manifest {layer.digest[7:19]}", f"blob {layer.blobs[2].digest[7:19]}"):
+            assert part in line
     assert "r.example/app" in cli("images").text
 
 
