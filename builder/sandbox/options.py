@@ -15,6 +15,9 @@ from layers.linux import CAPABILITIES
 from layers.values import NamedTuple
 
 _KNOWN = frozenset(f"CAP_{name}" for name in CAPABILITIES)
+_OWN_LABEL = Path("/proc/self/attr/current")
+_NO_LABELS = {("label", "disable"), ("apparmor", "unconfined")}
+"""They hold already, unless pybuild itself is confined: nothing here sets a label."""
 _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -59,12 +62,27 @@ def security(words: Iterable[str]) -> Security:
             found = found._replace(seccomp=value if plain else Path(value).absolute())
         elif key == "no-new-privileges" and value in {"", "true", "false"}:
             found = found._replace(no_new_privs=value != "false")
-        else:
+        elif (key, value) not in _NO_LABELS or confined_by(_read(_OWN_LABEL)):
             raise UsageError(
                 f"--security-opt {word}: not possible",
-                hint="there are seccomp=FILE, seccomp=unconfined and no-new-privileges",
+                hint="there are seccomp=FILE, seccomp=unconfined and no-new-privileges; a command has the label of "
+                "pybuild itself, to SELinux and AppArmor",
             )
     return found
+
+
+def confined_by(label: str) -> str | None:
+    """The AppArmor profile or SELinux domain that a process of this label is confined by, if any."""
+    label = label.rstrip("\0\n ")
+    domain = label.split(":")[2] if label.count(":") >= 3 else label.partition(" ")[0]
+    return None if domain in {"", "unconfined", "kernel"} or domain.startswith("unconfined_") else domain
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def resolv_conf(servers: Iterable[str] = (), search: Iterable[str] = (), options: Iterable[str] = ()) -> bytes:
