@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "executor": Verb("executor", "build with kaniko's flags, and tell what they mean here"),
     "bake": Verb("bake", "do all the builds of a bake or compose file"),
     "lock": Verb("lock", "pin every external input of a Containerfile to a digest or commit"),
+    "builds": Verb("builds", "list earlier builds, what they printed and how they ended"),
     "cache": Verb("cache", "list, sum up, draw, empty or audit the step cache"),
     "push": Verb("transfer", "copy an image from the local store to a registry or elsewhere"),
     "pull": Verb("transfer", "copy an image from a registry or elsewhere to the local store"),

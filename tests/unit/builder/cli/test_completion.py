@@ -31,7 +31,7 @@ def asked(command: list[str], folder: Path) -> str:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        (["pybuild", "bui"], {"build"}),
+        (["pybuild", "doct"], {"doctor"}),
         (["pybuild", "build", "--progress", "r"], {"rawjson"}),
         (["pybuild", "build", "--progress", "=", "r"], {"rawjson"}),
         (["pybuild", "build", "--cache-t"], {"--cache-to", "--cache-ttl"}),
@@ -56,10 +56,10 @@ def test_scripts_are_of_their_shells_language(scripts: Path, shell: str) -> None
 def test_fish_completes(scripts: Path) -> None:
     need_tool("fish")
     asks = (
-        "source fish; complete -C 'pybuild bui'; complete -C 'pybuild build --progress r'; complete -C 'pybuild --sq'"
+        "source fish; complete -C 'pybuild doct'; complete -C 'pybuild build --progress r'; complete -C 'pybuild --sq'"
     )
     found = [line.split("\t")[0] for line in asked(["fish", "-N", "-c", asks], scripts).splitlines()]
-    assert found == ["build", "rawjson", "--squash", "--squash-all"]
+    assert found == ["doctor", "rawjson", "--squash", "--squash-all"]
 
 
 def test_every_command_is_known_with_its_flags() -> None:
