@@ -4,7 +4,7 @@
 mount itself is made where it is needed, from the `Mount` that describes it: by the sandbox in its
 own namespaces, or detached by `open_tree` for a reader in this process.
 Kernel documentation: filesystems/overlayfs.rst. overlayfs stacks at most 500 lower directories;
-a longer chain gets its first 500 merged into one directory, once (`_flattened`).
+a longer chain gets its first `MAX_LOWER` merged into one directory, once (`_flattened`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
 from layers.snapshotters.catalogued import CataloguedSnapshotter
 
-MAX_LOWER = 500
-"""OVL_MAX_STACK of the kernel."""
+MAX_LOWER = 497
+"""The kernel's OVL_MAX_STACK is 500: a sandbox adds two for mount points, a reader of a container its upper."""
 
 
 class OverlaySnapshotter(CataloguedSnapshotter):

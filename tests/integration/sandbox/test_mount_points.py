@@ -11,6 +11,7 @@ from builder.sandbox import rootfs, userns
 from builder.sandbox.spec import SandboxMount
 from layers import linux
 from layers.snapshot import Mount
+from layers.snapshotters.overlay import MAX_LOWER
 from tests.integration.sandbox.boxes import Box, RootBox
 
 HOSTS = {"/etc/hosts": b"192.0.2.7 seven\n", "/etc/resolv.conf": b"nameserver 192.0.2.53\n"}
@@ -232,3 +233,13 @@ def test_five_hundred_layers(root_box: RootBox) -> None:
     outcome = root_box.sh("ls / | wc -l", root=root_box.overlay(*layers, root_box.lower))
     assert outcome.code == 0, outcome
     assert int(outcome.out) > 498
+
+
+def test_as_many_layers_as_the_kernel_stacks(box: Box) -> None:
+    """As many as a snapshot has at most; mount points that the image lacks need room as well."""
+    layers = [box.directory("layer")[0] for _ in range(MAX_LOWER - 1)]
+    outcome = box.sh("echo x > /made; ls / | wc -l; cat /etc/hosts", root=box.overlay(*layers, box.lower),
+                     files={"/etc/hosts": b"hosts\n"})  # fmt: skip
+    assert outcome.code == 0, outcome
+    assert outcome.out.endswith("hosts\n")
+    assert box.changes() == ["made"]
