@@ -344,8 +344,10 @@ def _report(options: Namespace, result: BuildResult) -> None:
         Path(options.metadata_file).write_text(json.dumps(metadata(result), indent=2) + "\n")
     if options.timeline:
         from builder.solve.timeline import write_timeline
+        from builder.version import VERSION
 
-        write_timeline(result.steps, Path(options.timeline), traceparent=os.environ.get("TRACEPARENT", ""))
+        parent = os.environ.get("TRACEPARENT", "")
+        write_timeline(result.steps, Path(options.timeline), version=VERSION, traceparent=parent)
     wanted = options.summary
     if wanted is None:
         wanted = bool(result.executed) and not options.quiet and sys.stderr.isatty()

@@ -24,13 +24,12 @@ _WIDTH = 900
 _TOP = 64
 
 
-def write_timeline(reports: Sequence[StepReport], path: Path, *, traceparent: str = "") -> None:
+def write_timeline(reports: Sequence[StepReport], path: Path, *, version: str = "", traceparent: str = "") -> None:
     """Draw the steps to `path`, an .svg or .html file, or write them as an OTLP trace (.json). Raises: ContextError."""
     if path.suffix.lower() == ".json":
         from builder.solve.trace import trace
-        from builder.version import VERSION
 
-        text = trace(reports, VERSION, random=os.urandom, traceparent=traceparent) + "\n"
+        text = trace(reports, version, random=os.urandom, traceparent=traceparent) + "\n"
     else:
         text = draw(reports)
     if path.suffix.lower() in {".html", ".htm"}:
