@@ -31,7 +31,7 @@ def test_every_command_has_its_module_and_its_help(verb: str, capsys: pytest.Cap
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_flag_is_one_message(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     # The status of run and exec is their command's: their own failures have one apart, as docker has it.
-    assert main([verb, "--no-such-flag-at-all"]) == (125 if verb in {"run", "create", "exec"} else 2)
+    assert main([verb, "--no-such-flag-at-all"]) == (125 if verb in {"run", "create", "exec", "modify"} else 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
