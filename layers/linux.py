@@ -489,10 +489,12 @@ def write_memory(pid: int, address: int, data: bytes) -> None:
         raise OSError(errno_.EFAULT, f"process_vm_writev: {os.strerror(errno_.EFAULT)}")
 
 
+_IOVEC = struct.Struct("@PN")
+_NONE, _ONE = ctypes.c_ulong(0), ctypes.c_ulong(1)
+
+
 def _transfer(call: Callable[..., int], pid: int, ours: int, theirs: int, size_bytes: int) -> int:
-    local, remote = struct.pack("@PN", ours, size_bytes), struct.pack("@PN", theirs, size_bytes)
-    word = ctypes.c_ulong
-    done = int(call(pid, local, word(1), remote, word(1), word(0)))
+    done = int(call(pid, _IOVEC.pack(ours, size_bytes), _ONE, _IOVEC.pack(theirs, size_bytes), _ONE, _NONE))
     if done < 0:
         raise _fail("process_vm")
     return done

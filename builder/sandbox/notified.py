@@ -16,6 +16,7 @@ from layers import linux
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 NOTIFICATION_BYTES = _NOTIFICATION.size
 _PATH_MAX, _PAGE = 4096, 4096
+_USUAL_PATH_BYTES = 128
 
 
 def enter(pid: int) -> Callable[[int], bytes]:
@@ -94,8 +95,11 @@ class Call:
         """A path in its memory. Raises: OSError."""
         address = self.args[index]
         found = b""
+        size = _USUAL_PATH_BYTES
         while len(found) < _PATH_MAX:
-            piece = linux.read_memory(self.pid, address, _PAGE - address % _PAGE)
+            # Never over the end of a page: the next one may not be there.
+            piece = linux.read_memory(self.pid, address, min(size, _PAGE - address % _PAGE))
+            size = _PAGE
             head, end, _ = piece.partition(b"\0")
             found += head
             if end:

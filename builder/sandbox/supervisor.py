@@ -564,14 +564,8 @@ def _keep(place: bytes, mode: int, record: Record, *, follow: bool) -> None:
 
 
 def _recorded(place: bytes, follow: bool) -> Record | None:
-    """The record of whatever is there: mostly there is none, which two questions tell. Raises: OSError."""
-    for name in (ownership.ATTRIBUTE, ownership.CAPABILITY):
-        try:
-            value = os.getxattr(place, name, follow_symlinks=follow)
-        except OSError as e:
-            if e.errno == errno.ENODATA:
-                continue
-            raise
-        mode = os.stat(place, follow_symlinks=follow).st_mode
-        return ownership.parse(value, mode) if ownership.is_record(name, mode) else None
-    return None
+    """The record of whatever is there: mostly there is none, which one question tells. Raises: OSError."""
+    names = os.listxattr(place, follow_symlinks=follow)
+    if ownership.ATTRIBUTE not in names and ownership.CAPABILITY not in names:
+        return None
+    return ownership.load(place, os.stat(place, follow_symlinks=follow).st_mode, follow=follow)
