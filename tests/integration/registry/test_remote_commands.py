@@ -363,6 +363,9 @@ def test_cat(cli: CommandLine, fresh_registry: RegistryServer, tmp_path: Path) -
     with FaultProxy(fresh_registry.host) as proxy:
         assert cli("cat", f"docker://{proxy.host}/team/cat:lazy", "usr/share/f42").out == noise["usr/share/f42"]
         assert proxy.down_bytes < 3 * 40_000
+    # A registry that knows no ranges sends the layer whole.
+    with FaultProxy(fresh_registry.host, lambda e: Fault(drop_request_headers=("range",))) as proxy:
+        assert cli("cat", f"docker://{proxy.host}/team/cat:lazy", "usr/share/f42").out == noise["usr/share/f42"]
     # Chunks are checked by the digests of a table that is itself checked.
     for part in ("footer", "table", "chunk"):
         with FaultProxy(fresh_registry.host, damaging(part)) as proxy:
