@@ -93,6 +93,8 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--isolation", choices=["auto", "pivot", "chroot", "oci"], default="auto", help="oci: an OCI runtime's")
     add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … (default: what is installed)")
     add("--restart", default="no", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
+    add("--log-driver", choices=["json-file", "none"], default="json-file", help="none keeps nothing for `logs`")
+    add("--log-opt", action="append", default=[], metavar="max-size=SIZE", help="how much is kept (default: 10m)")
     add("--stop-signal", metavar="SIGNAL")
     add("--stop-timeout", type=float, default=10.0, metavar="SECONDS", help="before `stop` kills (default: 10)")
     add("--health-cmd", metavar="COMMAND", help="a health check of the shell's")
@@ -353,7 +355,20 @@ def _container_options(options: Namespace) -> ContainerOptions:
         stop_timeout_s=options.stop_timeout,
         health=_health(options),
         no_healthcheck=options.no_healthcheck,
+        log_bytes=_log_bytes(options),
     )
+
+
+def _log_bytes(options: Namespace) -> int:
+    kept = 10 << 20
+    for text in options.log_opt:
+        key, _, value = text.partition("=")
+        if key != "max-size":
+            raise UsageError(f"--log-opt {text!r}: not possible", hint="there is max-size=SIZE")
+        kept = _size(value)
+    if kept < 4096:
+        raise UsageError("--log-opt max-size: at least 4k")
+    return 0 if options.log_driver == "none" else kept
 
 
 def entrypoint(text: str) -> tuple[str, ...]:

@@ -194,6 +194,7 @@ def _settings(
         "tty": options.tty,
         "stdin": options.stdin,
         "window": list(options.window),
+        "log_bytes": options.log_bytes,
         "auto_remove": options.auto_remove,
         "restart": list(options.restart),
         "stop_signal": str(stop),

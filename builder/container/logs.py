@@ -43,7 +43,9 @@ class LogWriter:
         self.lost_bytes = 0
 
     def write(self, stream: int, data: bytes, time_ns: int | None = None) -> None:
-        """Never raises OSError."""
+        """Never raises OSError. With no room at all (`max_bytes` 0) nothing is kept."""
+        if not self._max_bytes:
+            return
         now = time.time_ns() if time_ns is None else time_ns
         lines = _lines(data)
         text = "".join(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from builder.container import codec, control, events
 from builder.container.attach import Audience
 from builder.container.front import Front
-from builder.container.logs import LogWriter
+from builder.container.logs import MAX_BYTES, LogWriter
 from builder.container.options import Port, Restart
 from builder.container.records import ContainerError, Record
 from builder.sandbox.launcher import ExitStatus, Launcher, Running, compiled_filter
@@ -70,7 +70,7 @@ class Monitor:
             launcher.root = record.root
         self._front = front
         self._ready_fd = ready_fd
-        self._log = LogWriter(record.path("log"))
+        self._log = LogWriter(record.path("log"), int(record.settings.get("log_bytes", MAX_BYTES)))
         self._server = control.listen(record.directory)
         self._audience = Audience()
         self._running: Running | None = None

@@ -105,5 +105,7 @@ class ContainerOptions:
     stop_timeout_s: float = 10.0
     health: Healthcheck | None = None
     no_healthcheck: bool = False
+    log_bytes: int = 10 << 20
+    """How much of what it says is kept at most; 0 is nothing."""
     window: tuple[int, int] = (24, 80)
     """(rows, columns) of the terminal at the start."""
