@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.cli.options import add_registry_options, registry_options, store_root
-
-if TYPE_CHECKING:
-    from registry.onefile import FileFinder
+from builder.cli.written import written
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -36,30 +29,11 @@ def run(verb: str, options: Namespace) -> int:
         source = parse_location(options.name).source(places.source)
         finder = FileFinder(source, find_manifest(source, platform), places.source.scratch_dir)
         try:
-            _write(finder, options)
+            with written(options.output) as out:
+                for path in options.paths:
+                    for data in finder.find(path).data:
+                        out.write(data)
         finally:
             finder.close()
             source.close()
     return 0
-
-
-def _write(finder: FileFinder, options: Namespace) -> None:
-    if options.output is None or options.output == "-":
-        for piece in _data(finder, options.paths):
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return
-    temporary = f"{options.output}.{os.getpid()}.part"
-    try:
-        with open(temporary, "xb") as out:
-            for piece in _data(finder, options.paths):
-                out.write(piece)
-        os.replace(temporary, options.output)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _data(finder: FileFinder, paths: list[str]) -> Iterator[bytes]:
-    for path in paths:
-        yield from finder.find(path).data

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from builder.cli.actions import Action, add_actions, check_action, end_actions
 from builder.cli.options import add_registry_options, registry_options, store_root
+from builder.cli.written import written
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -215,26 +214,11 @@ def _blob(options: Namespace, client: RegistryClient) -> int:
     if options.action == "head":
         print(found.size_bytes)
         return 0
-    with client.open_blob(ref, found) as reader:
-        if options.output is None or options.output == "-":
-            _pump(reader, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-            return 0
-        # Whole or not at all: what stands under the name has been verified.
-        temporary = f"{options.output}.{os.getpid()}.part"
-        try:
-            with open(temporary, "xb") as out:
-                _pump(reader, out)
-            os.replace(temporary, options.output)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    # What stands under the name has been verified.
+    with client.open_blob(ref, found) as reader, written(options.output) as out:
+        while data := reader.read(_COPY_BYTES):
+            out.write(data)
     return 0
-
-
-def _pump(reader: object, out: BinaryIO) -> None:
-    while data := reader.read(_COPY_BYTES):  # type: ignore[attr-defined]
-        out.write(data)
 
 
 def _blob_put(options: Namespace, client: RegistryClient) -> int:
