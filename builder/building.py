@@ -157,6 +157,7 @@ def prepared(
             before_threads=_needs_zygote(graph, zygote),
             arguments=_argument_names(containerfile),
         )
+        stack.callback(solver.close)
         yield Parts(store, session, sources, layers, graph, solver, transports, request.source_date_epoch, gate)
 
 

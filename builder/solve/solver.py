@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from builder.errors import ParseError, StepError
@@ -23,7 +23,7 @@ from builder.solve.layering import LayerBook
 from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
 from builder.solve.steps import StepContext, copy_options, open_mount, run_command, run_copy, run_mkdir
-from layers.errors import BlobNotFound, Cancelled, PybuildError
+from layers.errors import BlobNotFound, Cancelled, PybuildError, StoreError
 from layers.events import Vertex
 from layers.oci import Platform, chain_id
 from layers.snapshot import ActiveSnapshot, Mount
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 _TOUCH_AFTER_NS = 600 * 10**9
+_MAX_LOOKS = 5
 
 
 class StepResult(NamedTuple):
@@ -97,6 +98,7 @@ class Solver:
         self.made_ns: dict[int, int] = {}
         self._lock = threading.Lock()
         self._slots: list[str] | None = None
+        self._held = ExitStack()
         self._known: dict[int, StepResult] = {}
         self._anew: set[int] = set()
         """Steps that are to run whatever the cache has, and those on top of them."""
@@ -112,7 +114,7 @@ class Solver:
 
     def solve(self) -> dict[int, StepResult]:
         """Bring every target's topmost step to a result. Raises: what the first failing step raised."""
-        needed = self._prepare()
+        needed = self._find_and_hold()
         self._announce(needed)
         if needed:
             if any(s.platform != self._host for s in needed):
@@ -120,9 +122,28 @@ class Solver:
 
                 require_runnable(needed)
             self._before_threads()
-            with self._hold():
-                self._execute(needed)
+            self._execute(needed)
         return self.results
+
+    def close(self) -> None:
+        """Let go of what was found: a prune may take it. Idempotent."""
+        self._held.close()
+
+    def _find_and_hold(self) -> list[Step]:
+        """The steps that have to run; what the others came to stays until `close`."""
+        for tries_left in reversed(range(_MAX_LOOKS)):
+            needed = self._prepare()
+            if not needed:
+                break  # nothing to run: what is found goes into the image at once
+            try:
+                self._held.enter_context(self._hold())
+                break
+            except StoreError:
+                # A prune came between. What it took is not found the next time.
+                if not tries_left:
+                    raise
+                self._begin_again()
+        return needed
 
     def _prepare(self) -> list[Step]:
         if self._needed is None:
@@ -377,6 +398,9 @@ class Solver:
     def forget_remote(self) -> None:
         """Begin again without other machines' caches; what was made meanwhile is found."""
         self._remote = None
+        self._begin_again()
+
+    def _begin_again(self) -> None:
         self._needed = None
         self._anew = set()
         self.results = {}
