@@ -34,7 +34,7 @@ for n in fd stdin stdout stderr; do echo "$n -> $(readlink /dev/$n)"; done
 for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/power/state /proc/irq/default_smp_affinity; do
   (echo x > $f) 2>/dev/null && echo "$f written" || echo "$f refused"
 done
-grep -E '^(Seccomp|Seccomp_filters|SigIgn|SigBlk):' /proc/self/status; umask; cat /proc/self/oom_score_adj
+grep -E '^(Seccomp|Seccomp_filters|SigBlk):' /proc/self/status; umask; cat /proc/self/oom_score_adj
 grep -E '^(Max open files|Max core file size|Max processes)' /proc/self/limits
 for n in mnt uts pid ipc net user cgroup; do echo "$n $(readlink /proc/self/ns/$n)"; done
 echo "init $(readlink /proc/1/exe)"; hostname; env | sort
