@@ -283,6 +283,8 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
     rest = list(arguments)
     while rest:
         word = rest[0]
+        if word == "container" and len(rest) > 1 and _of_containers(rest[1]):
+            return {"ls": "ps", "list": "ps"}.get(rest[1], rest[1]), before + rest[2:]
         if word in VERBS:
             return word, before + rest[1:]
         if word in {"-h", "--help", "help"} and not before:
@@ -306,6 +308,12 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
 
         raise UsageError(f"unknown command {rest[0]!r}{did_you_mean(rest[0], VERBS)}", hint="see `pybuild --help`")
     return "build", before + rest
+
+
+def _of_containers(word: str) -> bool:
+    """Whether `container WORD` is what others spell `WORD`."""
+    also = {"ls", "list", "inspect", "cp", "update", "diff", "export"}
+    return word in also or (word in VERBS and VERBS[word].module in {"run", "containers", "watch", "commit"})
 
 
 def version_line() -> str:

@@ -8,6 +8,9 @@
     create      options and an image -> a container          monitor   start, log, restart, tell the end
     lifecycle   start, stop, kill, pause, wait, remove       inside    further commands in a running one
     volumes     named volumes                                logs      what it said
+    figures     what it uses, its processes                  events    what happened
+    copying     files in and out, as trees and as tar        attach    seeing and typing from elsewhere
+    commit      an image of it; inspect                      bundle    an image for OCI runtimes
 
 Images by hand, without a Containerfile:
 
@@ -30,9 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from builder.container.assemble import ImageOptions, commit_working
+    from builder.container.bundle import write_bundle
     from builder.container.byhand import Command, Streams, Transfer, configure, run_step, step_request, transfer
     from builder.container.configuration import config_change, healthcheck_change, instruction_change
+    from builder.container.copying import copy_in, copy_out, unpack_in, write_tar
     from builder.container.create import create_container, find_image
+    from builder.container.figures import figures_of, processes_of
+    from builder.container.inside import run_inside
     from builder.container.lifecycle import (
         kill,
         pause,
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
         start_detached,
         stop,
         unpause,
+        update,
         wait,
     )
     from builder.container.mounting import mount, unmount
@@ -51,12 +59,17 @@ if TYPE_CHECKING:
     from builder.container.working import WorkingContainer, create_working, open_working
 
 _HOMES = {
+    "bundle": ("write_bundle",),
+    "copying": ("copy_in", "copy_out", "unpack_in", "write_tar"),
+    "figures": ("figures_of", "processes_of"),
+    "inside": ("run_inside",),
     "assemble": ("ImageOptions", "commit_working"),
     "byhand": ("Command", "Streams", "Transfer", "configure", "run_step", "step_request", "transfer"),
     "configuration": ("config_change", "healthcheck_change", "instruction_change"),
     "create": ("create_container", "find_image"),
     "lifecycle": (
-        *("kill", "pause", "prune", "remove", "rename", "run_foreground", "start_detached", "stop", "unpause", "wait"),
+        *("kill", "pause", "prune", "remove", "rename", "run_foreground", "start_detached", "stop", "unpause"),
+        *("update", "wait"),
     ),
     "mounting": ("mount", "unmount"),
     "options": ("ContainerOptions", "Healthcheck", "Port", "Restart", "VolumeMount"),
@@ -82,9 +95,12 @@ __all__ = [
     "commit_working",
     "config_change",
     "configure",
+    "copy_in",
+    "copy_out",
     "create_container",
     "create_working",
     "every",
+    "figures_of",
     "find",
     "find_image",
     "healthcheck_change",
@@ -93,18 +109,24 @@ __all__ = [
     "mount",
     "open_working",
     "pause",
+    "processes_of",
     "prune",
     "remove",
     "rename",
     "run_foreground",
+    "run_inside",
     "run_step",
     "start_detached",
     "step_request",
     "stop",
     "transfer",
     "unmount",
+    "unpack_in",
     "unpause",
+    "update",
     "wait",
+    "write_bundle",
+    "write_tar",
 ]
 
 

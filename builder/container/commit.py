@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from builder.container import codec, lifecycle
 from builder.container.records import ContainerError, Record
+from builder.sandbox.spec import DEFAULT_CAPABILITIES
 from layers.oci import Descriptor, ImageConfig, Manifest
 from layers.snapshot import Mount
 from layers.values import NamedTuple
@@ -195,10 +196,46 @@ def inspect_document(record: Record) -> dict[str, object]:
         "RestartCount": state.get("restarts") or 0,
         "LogPath": os.fspath(record.path("log")),
         "Config": {**settings["config"], "Image": settings["image"], "Hostname": sandbox["hostname"]},
-        "HostConfig": {"NetworkMode": sandbox["network"], "AutoRemove": settings["auto_remove"]},
+        "HostConfig": _host_config(settings),
+        "NetworkSettings": {"Ports": _ports(state.get("ports") or [] if record.running else [])},
         "Mounts": [
             {"Type": m["kind"], "Source": m["source"] if isinstance(m["source"], str) else "",
              "Destination": m["target"], "RW": not m["readonly"]}
             for m in sandbox["mounts"]
         ],
     }  # fmt: skip
+
+
+def _host_config(settings: dict[str, Any]) -> dict[str, object]:
+    sandbox, limits = settings["sandbox"], settings["sandbox"]["resources"]
+    policy, retries = settings["restart"]
+    period = limits.get("cpu_period_us") or 100_000
+    return {
+        "AutoRemove": settings["auto_remove"],
+        "CapAdd": sorted(set(sandbox["capabilities"]) - DEFAULT_CAPABILITIES),
+        "CapDrop": sorted(DEFAULT_CAPABILITIES - set(sandbox["capabilities"])),
+        "CpuPeriod": limits.get("cpu_period_us") or 0,
+        "CpuQuota": limits.get("cpu_quota_us") or 0,
+        "CpuShares": limits.get("cpu_shares") or 0,
+        "CpusetCpus": limits.get("cpuset_cpus") or "",
+        "Init": sandbox["init"],
+        "Memory": limits.get("memory_bytes") or 0,
+        "MemorySwap": limits.get("memory_swap_bytes") or 0,
+        "NanoCpus": 10**9 * (limits.get("cpu_quota_us") or 0) // period,
+        "NetworkMode": sandbox["network"],
+        "PidsLimit": limits.get("pids") or 0,
+        "PortBindings": _ports(settings["ports"]),
+        "Privileged": sandbox["privileged"],
+        "ReadonlyRootfs": sandbox["readonly_root"],
+        "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries},
+        "Runtime": settings.get("runtime") or "",
+        "ShmSize": sandbox["shm_size_bytes"],
+    }
+
+
+def _ports(rows: list[list[Any]]) -> dict[str, list[dict[str, str]]]:
+    """Published ports by the container's, as docker shows them."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for ip, host, port, protocol in rows:
+        found.setdefault(f"{port}/{protocol}", []).append({"HostIp": ip, "HostPort": str(host)})
+    return found
