@@ -37,6 +37,7 @@ from registry.hosts import Endpoint, HostConfig, RegistryOptions
 from registry.http import Timeouts, join_url
 from registry.reference import Reference
 from registry.retry import CancelCheck, Pacer, RetryPolicy
+from registry.transport import RawManifest
 from registry.uploads import Progress, Source, Uploader, UploadSession
 from registry.wire import Call, RateLimit, Reply, Wire, location_of
 
@@ -51,18 +52,6 @@ MAX_LIST_PAGES = 10_000
 _MAX_PARTS = 1000
 """Manifests and blobs that are remembered by whom they were served: for people, of one repository."""
 _T = TypeVar("_T")
-
-
-class FetchedManifest(NamedTuple):
-    """A manifest as the registry has it; `raw` hashes to `digest`."""
-
-    raw: bytes
-    media_type: str
-    digest: Digest
-
-    @property
-    def descriptor(self) -> Descriptor:
-        return Descriptor(media_type=self.media_type, digest=self.digest, size_bytes=len(self.raw))
 
 
 class PutManifest(NamedTuple):
@@ -110,13 +99,13 @@ class RegistryClient:
 
     # Manifests
 
-    def get_manifest(self, ref: Reference, accept: Sequence[str] = MANIFEST_ACCEPT) -> FetchedManifest:
+    def get_manifest(self, ref: Reference, accept: Sequence[str] = MANIFEST_ACCEPT) -> RawManifest:
         """Fetch what `ref` names, verified against its digest and the registry's own.
 
         Raises: NotFoundError, other RegistryErrors, DigestMismatch, SizeMismatch, ConfigError, Cancelled.
         """
 
-        def fetch(endpoint: Endpoint) -> FetchedManifest:
+        def fetch(endpoint: Endpoint) -> RawManifest:
             call = self._manifest_call("GET", endpoint, ref, accept)
             reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
             found = _verified(ref, reply, endpoint)
@@ -695,7 +684,7 @@ def next_link(reply: Reply) -> str | None:
     return None
 
 
-def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> FetchedManifest:
+def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> RawManifest:
     raw = reply.body
     if not raw:
         # http.client also takes a connection that ends within the headers for a whole answer.
@@ -712,7 +701,7 @@ def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> FetchedManife
                 f"the manifest of {ref} from {endpoint.host} has the wrong content: {actual} instead of {promised}",
                 hint="the registry, or something between, damaged it",
             )
-    return FetchedManifest(raw, _media_type(reply, raw), ref.digest or digest)
+    return RawManifest(raw, _media_type(reply, raw), ref.digest or digest)
 
 
 def _described(ref: Reference, reply: Reply) -> Descriptor | None:

@@ -253,21 +253,12 @@ class BlobInput:
             self._progress(position)
 
 
-class CountingStream:
-    """A stream that tells its `BlobInput` of each read."""
+class _Wrapped:
+    """A stream over another, which it closes."""
 
-    __slots__ = ("_blob", "_position", "_stream")
+    __slots__ = ("_stream",)
 
-    def __init__(self, blob: BlobInput, stream: ByteStream, offset: int) -> None:
-        self._blob = blob
-        self._stream = stream
-        self._position = offset
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size)
-        self._position += len(data)
-        self._blob.count(len(data), self._position)
-        return data
+    _stream: ByteStream
 
     def close(self) -> None:
         self._stream.close()
@@ -281,14 +272,31 @@ class CountingStream:
         self.close()
 
 
-class VerifyingStream:
+class CountingStream(_Wrapped):
+    """A stream that tells its `BlobInput` of each read."""
+
+    __slots__ = ("_blob", "_position")
+
+    def __init__(self, blob: BlobInput, stream: ByteStream, offset: int) -> None:
+        self._blob = blob
+        self._stream = stream
+        self._position = offset
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._position += len(data)
+        self._blob.count(len(data), self._position)
+        return data
+
+
+class VerifyingStream(_Wrapped):
     """A stream that ends well only if its bytes are those that the descriptor promises.
 
     `hasher` has seen the blob's first `offset` bytes already. The check comes before the last bytes
     are handed out, so that a consumer who counts to the size cannot miss it.
     """
 
-    __slots__ = ("_descriptor", "_hasher", "_left", "_stream")
+    __slots__ = ("_descriptor", "_hasher", "_left")
 
     def __init__(
         self,
@@ -330,17 +338,6 @@ class VerifyingStream:
         found = Digest.from_hasher(self._hasher)
         if found != self._descriptor.digest:
             raise DigestMismatch(f"blob {self._descriptor.digest} has the wrong bytes: they hash to {found}")
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def path_scopes(path: Path, ref: str | None = None) -> list[str]:

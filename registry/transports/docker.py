@@ -108,7 +108,7 @@ class DockerSource:
     def get_manifest(self, digest: Digest | None = None) -> RawManifest:
         self._client.hosts.policy.check_docker(self._ref)
         ref = self._ref if digest is None else self._ref.with_digest(digest)
-        return RawManifest(*self._client.get_manifest(ref))
+        return self._client.get_manifest(ref)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> ByteStream:
         unhashed = cast("hashlib._Hash", _Unhashed(descriptor.digest))
