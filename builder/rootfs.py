@@ -180,10 +180,22 @@ def export_rootfs(
 
     Raises: NameNotFound, ImageError, LayerError, StoreError, what `sink.write` raises.
     """
+    _, mount = image_mount(store, find(store, name, platform), cancelled)
+    export_tree(mount, sink, compression=compression, clamp_mtime_s=clamp_mtime_s, cancelled=cancelled)
+
+
+def export_tree(
+    mount: Mount,
+    sink: Sink,
+    *,
+    compression: Literal["none", "gzip", "zstd"] = "none",
+    clamp_mtime_s: int | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Write a whole tree as a tar, in the order of names. Raises: LayerError, StoreError, what `sink.write` raises."""
     from layers.changeset import write_layer
     from layers.layerdiff import diff_trees
 
-    _, mount = image_mount(store, find(store, name, platform), cancelled)
     with opened(mount) as fd:
         place = f"/proc/self/fd/{fd}/."  # the dot has the link followed
         write_layer(

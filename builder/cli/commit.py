@@ -45,18 +45,24 @@ def run(verb: str, options: Namespace) -> int:
     root = store_root(options)
     if verb == "inspect":
         return _inspect(options)
-    if verb in {"commit", "diff"} and is_working(root, options.name):
+    if verb == "export" and options.output is None and sys.stdout.isatty():
+        raise UsageError("where to? The archive is no text for a terminal", hint="use -o FILE, or a pipe")
+    if is_working(root, options.name):
         from builder.cli import working
 
-        return working.commit(options) if verb == "commit" else working.diff(root, options.name)
+        match verb:
+            case "commit":
+                return working.commit(options)
+            case "diff":
+                return working.diff(root, options.name)
+            case _:
+                return working.export(root, options.name, options.output)
     if verb == "commit" and (options.rm or options.omit_history):
         raise UsageError("--rm and --omit-history are for working containers", hint="`pybuild rm` removes others")
     from builder import api
     from builder.container import commit
 
     record = find(root, options.name)
-    if verb == "export" and options.output is None and sys.stdout.isatty():
-        raise UsageError("where to? The archive is no text for a terminal", hint="use -o FILE, or a pipe")
     api.prepare_namespaces()
     if verb == "export":
         from builder.cli.archives import output_file

@@ -1,4 +1,4 @@
-"""What `run`, `commit`, `inspect` and `diff` do with working containers; their flags are read by their own modules."""
+"""What `run`, `commit`, `inspect`, `diff` and `export` do with working containers; other modules read their flags."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _names(text: str) -> tuple[str, ...]:
     return (store_name(text),)
 
 
-# inspect, diff
+# inspect, diff, export
 
 
 def inspect(root: Path, name: str) -> dict[str, Any]:
@@ -236,4 +236,14 @@ def diff(root: Path, name: str) -> int:
     with opened(root, name) as container, assemble.changes_of(container) as changes:
         for change in sorted(changes, key=lambda change: change.path):
             print(f"{letters[change.kind]} /{os.fsdecode(change.path)}")
+    return 0
+
+
+def export(root: Path, name: str, output: str | None) -> int:
+    from builder.cli.archives import output_file
+    from builder.container import mounting
+    from builder.rootfs import export_tree
+
+    with opened(root, name) as container, mounting.set_aside(container), output_file(output) as sink:
+        export_tree(container.view(), sink)
     return 0

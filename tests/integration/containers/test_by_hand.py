@@ -328,6 +328,19 @@ def test_it_is_built_not_started(hand: Pybuild) -> None:
     hand.run("rm", "plain")
 
 
+def test_the_tree_is_exported(hand: Pybuild, place: Path) -> None:
+    import io
+    import tarfile
+
+    c = begin(hand)
+    hand.run("copy", c, "data/one", "/one", cwd=place)
+    with tarfile.open(fileobj=io.BytesIO(hand.run("export", c).stdout)) as archive:
+        names = archive.getnames()
+        assert {"one", "bin/busybox"} <= {name.removeprefix("./") for name in names}
+    hand.run("commit", "--rm", c, "same:1")
+    assert "one" in hand.run("diff", BASE, "same:1", check=False).text
+
+
 def test_from_scratch(hand: Pybuild, place: Path) -> None:
     c = hand.run("from", "scratch").text.strip()
     hand.run("copy", c, "busybox", "/bin/sh", cwd=place)
