@@ -106,6 +106,9 @@ class Supervisor:
             if hasattr(self, f"do_{name}")
         }
         self._chroots = chroots
+        self._guarded = _is_shown()
+        """Whether the sandbox's /proc has us, and so others, in it, by whose links we could be led out."""
+        self._held: list[int] = []
 
     def loop(self) -> None:
         """Answer until nobody is left to ask."""
@@ -142,6 +145,9 @@ class Supervisor:
             error = -(e.errno or errno.EPERM)
         except Exception:  # noqa: BLE001 - the process boundary: whoever waits must get an answer
             error = -errno.EIO
+        finally:
+            while self._held:
+                os.close(self._held.pop())
         fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(call.id, value, error, flags))
 
     def _check(self, call: Call) -> None:
@@ -276,7 +282,7 @@ class Supervisor:
         return _CONTINUE
 
     def do_execve(self, call: Call) -> Any:
-        return self._execute(call, lambda: self._place(call, None, 0))
+        return self._execute(call, lambda: self._place(call, None, 0)[0])
 
     def do_execveat(self, call: Call) -> Any:
         return self._execute(call, lambda: self._named_or_open(call, call.word(4))[0])
@@ -316,20 +322,52 @@ class Supervisor:
 
     # ---- where it is --------------------------------------------------------------------------
 
-    def _place(self, call: Call, directory: int | None, index: int) -> bytes:
-        """A path of ours for a path of theirs. Raises: OSError."""
+    def _place(self, call: Call, directory: int | None, index: int, *, follow: bool = True) -> tuple[bytes, bool]:
+        """A path of ours for what a path of theirs names, and whether that is to be followed. Raises: OSError."""
+        if self._guarded:
+            name = call.string(index)
+            flags = os.O_PATH | (0 if follow else os.O_NOFOLLOW)
+            return b"self/fd/%d" % self._hold(self._start(call, directory, name), name, flags), True
+        return self._path(call, directory, index), follow
+
+    def _new_place(self, call: Call, directory: int | None, index: int) -> bytes:
+        """A path of ours for something that is to be made. Raises: OSError."""
+        if not self._guarded:
+            return self._path(call, directory, index)
+        name = call.string(index)
+        head, _, tail = name.rstrip(b"/").rpartition(b"/")
+        if tail in (b"", b".", b".."):
+            raise FileExistsError(errno.EEXIST, "path")
+        parent = self._hold(self._start(call, directory, name), head or b".", os.O_PATH | os.O_DIRECTORY)
+        return b"self/fd/%d/%s" % (parent, tail)
+
+    def _path(self, call: Call, directory: int | None, index: int) -> bytes:
         path = call.path(directory, index)
         if self._chroots and path[:1] == b"/":
             return call.of_process(b"root" + path)
         return path
 
+    def _start(self, call: Call, directory: int | None, name: bytes) -> int:
+        """Where a lookup begins that no link of /proc may lead elsewhere. Raises: OSError."""
+        absolute = name[:1] == b"/"
+        fd = os.open(call.of_process(b"root") if absolute else call.base(directory), os.O_PATH | os.O_CLOEXEC)
+        self._held.append(fd)
+        return fd
+
+    def _hold(self, start: int, name: bytes, flags: int) -> int:
+        """Open what is there until the answer is given. Raises: OSError."""
+        resolve = linux.RESOLVE_NO_MAGICLINKS | (linux.RESOLVE_IN_ROOT if name[:1] == b"/" else 0)
+        fd = linux.openat2(start, name, flags, resolve=resolve)
+        self._held.append(fd)
+        return fd
+
     # ---- what files are -----------------------------------------------------------------------
 
     def do_stat(self, call: Call) -> Any:
-        return self._tell_status(call, lambda: (self._place(call, None, 0), True), 1)
+        return self._tell_status(call, lambda: self._place(call, None, 0), 1)
 
     def do_lstat(self, call: Call) -> Any:
-        return self._tell_status(call, lambda: (self._place(call, None, 0), False), 1)
+        return self._tell_status(call, lambda: self._place(call, None, 0, follow=False), 1)
 
     def do_fstat(self, call: Call) -> Any:
         return self._tell_status(call, lambda: (call.base(0), True), 1)
@@ -360,7 +398,7 @@ class Supervisor:
         """What a descriptor and a path name, and whether that is to be followed. Raises: OSError."""
         if flags & linux.AT_EMPTY_PATH and (call.args[1] == 0 or not call.string(1)):
             return call.base(0), True
-        return self._place(call, 0, 1), not flags & linux.AT_SYMLINK_NOFOLLOW
+        return self._place(call, 0, 1, follow=not flags & linux.AT_SYMLINK_NOFOLLOW)
 
     def _tell_status(self, call: Call, find: Callable[[], tuple[bytes, bool]], buffer: int) -> Any:
         try:
@@ -376,10 +414,10 @@ class Supervisor:
         return 0
 
     def do_listxattr(self, call: Call) -> Any:
-        return self._tell_attributes(call, self._place(call, None, 0), True)
+        return self._tell_attributes(call, *self._place(call, None, 0))
 
     def do_llistxattr(self, call: Call) -> Any:
-        return self._tell_attributes(call, self._place(call, None, 0), False)
+        return self._tell_attributes(call, *self._place(call, None, 0, follow=False))
 
     def do_flistxattr(self, call: Call) -> Any:
         return self._tell_attributes(call, call.base(0), True)
@@ -403,10 +441,10 @@ class Supervisor:
     # ---- owners -------------------------------------------------------------------------------
 
     def do_chown(self, call: Call) -> int:
-        return self._own(call, self._place(call, None, 0), True, call.word(1), call.word(2))
+        return self._own(call, *self._place(call, None, 0), call.word(1), call.word(2))
 
     def do_lchown(self, call: Call) -> int:
-        return self._own(call, self._place(call, None, 0), False, call.word(1), call.word(2))
+        return self._own(call, *self._place(call, None, 0, follow=False), call.word(1), call.word(2))
 
     def do_fchown(self, call: Call) -> int:
         return self._own(call, call.base(0), True, call.word(1), call.word(2))
@@ -478,8 +516,8 @@ class Supervisor:
     ) -> Any:
         """Make the file here if it is not there, and hand its descriptor over: the kernel would own it to 0."""
         try:
-            place = self._place(call, directory, index)
             unnamed, inherited = flags & _TMPFILE, flags & os.O_CLOEXEC
+            place = self._place(call, directory, index)[0] if unnamed else self._new_place(call, directory, index)
             owner = self._owner_of_new(self._who(call), place + b"/-" if unnamed else place)
             if owner == Record():
                 return _CONTINUE
@@ -490,6 +528,7 @@ class Supervisor:
             else:
                 base = os.open(call.base(0), os.O_PATH | os.O_CLOEXEC)
                 try:
+                    resolve |= linux.RESOLVE_NO_MAGICLINKS if self._guarded else 0
                     fd = linux.openat2(base, call.string(index), flags, mode, resolve)
                 finally:
                     os.close(base)
@@ -504,22 +543,22 @@ class Supervisor:
         return _SENT
 
     def do_mkdir(self, call: Call) -> Any:
-        return self._make(call, self._place(call, None, 0), lambda place: os.mkdir(place, call.word(1) & 0o7777))
+        return self._make(call, self._new_place(call, None, 0), lambda place: os.mkdir(place, call.word(1) & 0o7777))
 
     def do_mkdirat(self, call: Call) -> Any:
-        return self._make(call, self._place(call, 0, 1), lambda place: os.mkdir(place, call.word(2) & 0o7777))
+        return self._make(call, self._new_place(call, 0, 1), lambda place: os.mkdir(place, call.word(2) & 0o7777))
 
     def do_symlink(self, call: Call) -> Any:
-        return self._make(call, self._place(call, None, 1), lambda place: os.symlink(call.string(0), place))
+        return self._make(call, self._new_place(call, None, 1), lambda place: os.symlink(call.string(0), place))
 
     def do_symlinkat(self, call: Call) -> Any:
-        return self._make(call, self._place(call, 1, 2), lambda place: os.symlink(call.string(0), place))
+        return self._make(call, self._new_place(call, 1, 2), lambda place: os.symlink(call.string(0), place))
 
     def do_mknod(self, call: Call) -> Any:
-        return self._node(call, self._place(call, None, 0), call.word(1), call.word(2))
+        return self._node(call, self._new_place(call, None, 0), call.word(1), call.word(2))
 
     def do_mknodat(self, call: Call) -> Any:
-        return self._node(call, self._place(call, 0, 1), call.word(2), call.word(3))
+        return self._node(call, self._new_place(call, 0, 1), call.word(2), call.word(3))
 
     def _node(self, call: Call, place: bytes, mode: int, device: int) -> Any:
         kind = stat.S_IFMT(mode)
@@ -546,6 +585,13 @@ class Supervisor:
         make(place)
         _keep(place.rstrip(b"/"), os.lstat(place.rstrip(b"/")).st_mode, owner, follow=False)
         return 0
+
+
+def _is_shown() -> bool:
+    try:
+        return bool(os.readlink("/proc/self"))
+    except OSError:
+        return False
 
 
 def _permitted(change: Callable[[Ids, bool], Ids], ids: Ids, privileged: bool) -> Ids:
