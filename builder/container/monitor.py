@@ -20,6 +20,7 @@ from builder.container.front import Front
 from builder.container.logs import MAX_BYTES, LogWriter
 from builder.container.options import Port, Restart
 from builder.container.records import ContainerError, Record
+from builder.errors import SandboxError
 from builder.sandbox.launcher import ExitStatus, Launcher, Running, compiled_filter
 from layers.errors import PybuildError
 
@@ -482,10 +483,14 @@ class Monitor:
         paused = self._record.state["status"] == "paused"
         if paused == frozen or self._running is None:
             raise ContainerError(f"it is {'paused already' if frozen else 'not paused'}")
-        if frozen:
-            self._running.pause()
-        else:
-            self._running.resume()
+        try:
+            if frozen:
+                self._running.pause()
+            else:
+                self._running.resume()
+        except SandboxError as e:
+            words = str(e).removeprefix("cannot set up the sandbox: freezer: ")
+            raise ContainerError(f"it cannot be {'paused' if frozen else 'resumed'}: {words}", hint=e.hint) from e
         self._record.save_state(status="paused" if frozen else "running")
         events.of_container(self._record, "pause" if frozen else "unpause")
 

@@ -123,6 +123,18 @@ def test_a_paused_container_stands_still(root_box: Pybuild) -> None:
     assert status_of(root_box, "still").startswith("exited")
 
 
+def test_what_needs_a_group_says_so_where_there_is_none(box: Pybuild) -> None:
+    if box.account is None:
+        return  # root has groups: see the tests above
+    start(box, "--name", "free", IMAGE, "sleep", "100")
+    for words in (("pause", "free"), ("update", "-m", "64m", "free")):
+        result = box.run(*words, check=False)
+        assert result.status == 1
+        assert "group" in result.stderr
+        assert "hint: " in result.stderr
+    assert status_of(box, "free") == "running 0"
+
+
 @pytest.mark.parametrize("running", [True, False], ids=["running", "created"])
 def test_files_go_in_and_out(box: Pybuild, tmp_path: Path, running: bool) -> None:
     words = ("--name", "files", "-v", "vol:/vol", IMAGE, "sh", "-c", "sleep 100")
