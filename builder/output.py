@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -236,24 +237,31 @@ def _write_tar(parts: Parts, output: Output, cancelled: Callable[[], bool]) -> O
     """Write the root file system as a tar stream."""
     if not output.dest:
         raise UsageError("output type=tar needs dest=FILE (- is stdout)")
-    with _sink(output.dest) as sink:
-        _stream(parts, output, sink, cancelled)
+    with _root(parts, output) as root, _sink(output.dest) as sink:
+        _stream(parts, root, sink, cancelled)
     return OutputResult("tar", output.dest, None)
 
 
-def _stream(parts: Parts, output: Output, sink: Sink, cancelled: Callable[[], bool]) -> None:
-    """The root file system as a tar, deterministic in its order."""
+@contextmanager
+def _root(parts: Parts, output: Output) -> Iterator[int]:
+    """The root directory of the one platform's image, open for the block."""
     from builder.solve.steps import open_mount
-    from layers.changeset import write_layer
-    from layers.layerdiff import diff_trees
 
     trees = _trees(parts)
     if len(trees) != 1:
         raise UsageError(f"output type={output.type} writes one platform", hint="use type=local, or one --platform")
-    epoch = parts.epoch_s
     with open_mount(trees[0][1]) as root:
-        place = f"/proc/self/fd/{root}/."  # the dot has the link followed
-        write_layer(diff_trees(None, place), place, sink, compression="none", clamp_mtime=epoch, cancelled=cancelled)
+        yield root
+
+
+def _stream(parts: Parts, root: int, sink: Sink, cancelled: Callable[[], bool]) -> None:
+    """What is in a root file system as a tar, deterministic in its order."""
+    from layers.changeset import write_layer
+    from layers.layerdiff import diff_trees
+
+    place = f"/proc/self/fd/{root}/."  # the dot has the link followed
+    epoch = parts.epoch_s
+    write_layer(diff_trees(None, place), place, sink, compression="none", clamp_mtime=epoch, cancelled=cancelled)
 
 
 _SQUASHFS_COMPRESSION = {None: [], "gzip": ["-comp", "gzip"], "zstd": ["-comp", "zstd"],
@@ -273,18 +281,21 @@ def _write_squashfs(parts: Parts, output: Output, cancelled: Callable[[], bool])
     path = Path(output.dest).expanduser()
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     environ = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
-    times = [] if parts.epoch_s is None else ["-mkfs-time", str(parts.epoch_s)]
-    command = [tool, "-quiet", "-no-progress", *_SQUASHFS_COMPRESSION[output.compression], *times, str(part)]
+    options = ["-quiet", "-no-progress", *_SQUASHFS_COMPRESSION[output.compression]]
     try:
         part.touch(exist_ok=False)
         part.unlink()
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environ
-        ) as tar:
+        with (
+            _root(parts, output) as root,
+            subprocess.Popen(
+                [tool, *options, *_root_options(root, parts.epoch_s), str(part)],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environ,
+            ) as tar,
+        ):  # fmt: skip
             assert tar.stdin is not None
             assert tar.stderr is not None
             try:
-                _stream(parts, output, tar.stdin, cancelled)
+                _stream(parts, root, tar.stdin, cancelled)
             except BrokenPipeError:
                 pass  # it tells why
             except BaseException:
@@ -300,6 +311,14 @@ def _write_squashfs(parts: Parts, output: Output, cancelled: Callable[[], bool])
     finally:
         part.unlink(missing_ok=True)
     return OutputResult("squashfs", output.dest, None)
+
+
+def _root_options(root: int, epoch_s: int | None) -> list[str]:
+    """What sqfstar is to be told of the root directory, of which it passes over a tar's entry."""
+    st = os.fstat(root)
+    # Version 4.5 takes -root-time and gives the root the time of day all the same: so all get the one time.
+    times = [] if epoch_s is None else ["-mkfs-time", str(epoch_s), "-all-time", str(epoch_s)]
+    return [*times, "-root-mode", f"{st.st_mode & 0o7777:o}", "-root-uid", str(st.st_uid), "-root-gid", str(st.st_gid)]
 
 
 class _sink:  # noqa: N801 - used as a context manager's verb

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,13 @@ def test_a_squashfs_image(pybuild: Pybuild, context: Path, tmp_path: Path) -> No
     place = tmp_path / "image.sqfs"
     pybuild.build(context, "-o", f"type=squashfs,dest={place},compression=zstd", "--timestamp", "7")
     listed = subprocess.run(["unsquashfs", "-lln", place], capture_output=True, text=True, check=True).stdout
+    assert listed.splitlines()[0].startswith("drwxr-xr-x 0/0"), "the root directory has its own mode"
     assert any(line.startswith("-rw-r-----") and " 3/4 " in line for line in listed.splitlines()), listed
     assert "squashfs-root/link -> dir/file" in listed
     shown = subprocess.run(["unsquashfs", "-cat", place, "dir/file"], capture_output=True, check=True).stdout
     assert shown == b"content\n"
     again = tmp_path / "again.sqfs"
+    time.sleep(1.1)
     pybuild.build(context, "-o", f"type=squashfs,dest={again},compression=zstd", "--timestamp", "7")
     assert again.read_bytes() == place.read_bytes()
     assert not list(tmp_path.glob(".image*"))
