@@ -22,6 +22,7 @@ from layers.values import NamedTuple
 
 PREFIX = "pybuild-"
 _MAX_SHARES, _MIN_SHARES = 262144, 2
+_DELEGATE = "run under `systemd-run --user --scope -p Delegate=yes`, or as root"
 _REMOVE_TRIES = 200
 _FREEZE_TRIES = 1000
 
@@ -100,9 +101,7 @@ class Group:
                 _write(f"{path}/cgroup.freeze", str(int(frozen)))
                 _await(f"{path}/cgroup.events", f"frozen {int(frozen)}")
                 return
-        raise CgroupError(
-            errno.ENOENT, "it runs in no control group that can be frozen", hint="an ordinary user needs one of his own"
-        )
+        raise CgroupError(errno.ENOENT, "it runs in no control group that can be frozen", hint=_DELEGATE)
 
     def remove(self) -> None:
         """Remove the directories; the kernel may need a moment after the last process. Never raises OSError."""
@@ -457,7 +456,7 @@ def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
         errno.EACCES,
         "no cgroup is delegated to this user, or all that are hold processes",
         hierarchy.own,
-        hint="run under `systemd-run --user --scope -p Delegate=yes`, or as root",
+        hint=_DELEGATE,
     )
 
 

@@ -445,7 +445,8 @@ class _Zygote:
             child.group.freeze(wish == b"freeze")
             tell(child.control, b'{"done": true}')
         except OSError as e:
-            refusal = error_message("freezer", e.errno, e.filename, e.strerror or str(e))
+            hint = getattr(e, "hint", None)
+            refusal = error_message("freezer", e.errno, e.filename, e.strerror or str(e), hint)
             tell(child.control, b'{"refused": ' + refusal + b"}")
 
 
