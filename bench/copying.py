@@ -64,19 +64,21 @@ def make_big(root: Path, mib: int) -> None:
 
 
 @contextlib.contextmanager
-def target(scratch: Path, overlay: bool) -> Iterator[tuple[Path, int]]:
-    """A fresh directory to copy into: its path, and a descriptor as the solver has it."""
+def target(scratch: Path, overlay: bool) -> Iterator[tuple[Path, int, int | None]]:
+    """A fresh directory to copy into: its path, and descriptors as the solver has them."""
     place = Path(tempfile.mkdtemp(dir=scratch))
     if not overlay:
         fd = os.open(place, os.O_PATH | os.O_DIRECTORY)
-        yield place, fd
+        yield place, fd, None
         os.close(fd)
         return
     lower, upper, work = (place / name for name in ("lower", "upper", "work"))
     for directory in (lower, upper, work):
         directory.mkdir()
     fd = linux.fsmount_overlay([str(lower)], upper=str(upper), work=str(work))
-    yield Path(f"/proc/self/fd/{fd}"), fd
+    upper_fd = os.open(upper, os.O_PATH | os.O_DIRECTORY)
+    yield Path(f"/proc/self/fd/{fd}"), fd, upper_fd
+    os.close(upper_fd)
     os.close(fd)
 
 
@@ -94,9 +96,9 @@ def round_of(source: Path, scratch: Path, overlay: bool, warm: Remembering) -> d
     try:
         found["key, cold"] = timed(lambda: content_key(source_fd, ["/"], options))
         found["key, warm"] = timed(lambda: content_key(source_fd, ["/"], options, stats_cache=warm))
-        with target(scratch, overlay) as (_, fd):
-            found["copy"] = timed(lambda: copy(source_fd, "/", fd, "/out/", options))
-        with target(scratch, overlay) as (path, fd):
+        with target(scratch, overlay) as (_, fd, upper):
+            found["copy"] = timed(lambda: copy(source_fd, "/", fd, "/out/", options, upper_fd=upper))
+        with target(scratch, overlay) as (path, fd, _):
             command = ["cp", "-a", str(source), str(path / "out")]
             found["cp -a"] = timed(lambda: subprocess.run(command, check=True, pass_fds=[fd]))
         found["find | cat"] = timed(

@@ -36,10 +36,12 @@ def copy(
     options: CopyOptions,
     *,
     cancelled: Callable[[], bool] = never_cancelled,
+    upper_fd: int | None = None,
 ) -> CopyStats:
     """Copy what `source` names in one tree to `dest` in another.
 
     A trailing slash of `dest` says that it is a directory. `cancelled` is asked once a directory.
+    `upper_fd`, of the overlay that `dest_fd` shows: nothing will be looked at through that any more.
     Not atomic: after an error the destination is unspecified, and to be thrown away.
     Raises: ContextError; Cancelled.
     """
@@ -49,7 +51,8 @@ def copy(
         if rootpath.lstat(dest_fd, parent) is None:
             raise ContextError(f"{rootpath.shown(dest)}: its directory does not exist")
     entries = size = 0
-    for path in resolve_in(tree, source, options):
+    paths = resolve_in(tree, source, options)
+    for number, path in enumerate(paths, 1):
         if cancelled():
             raise Cancelled
         if options.unpack:
@@ -60,7 +63,7 @@ def copy(
                 entries += unpacked.entries
                 size += unpacked.size_bytes
                 continue
-        copier = TreeCopier(tree, dest_fd, options, cancelled)
+        copier = TreeCopier(tree, dest_fd, options, cancelled, upper_fd if number == len(paths) else None)
         copier.copy(path, dest)
         entries += copier.entries
         size += copier.size_bytes

@@ -91,14 +91,33 @@ def run_copy(ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount
     """
     from builder.solve import accounts
 
-    with open_mount(active.mount) as dest:
+    with open_mount(active.mount) as dest, _upper(active.mount) as upper:
         owner = accounts.resolve_owner(dest, op.chown) if op.chown else None
-        for item in op.items:
-            _copy_item(ctx, op, item, dest, owner, source)
+        for number, item in enumerate(op.items, 1):
+            _copy_item(ctx, op, item, dest, owner, source, upper if number == len(op.items) else None)
+
+
+@contextmanager
+def _upper(mount: Mount) -> Iterator[int | None]:
+    """The upper directory of an overlay that the kernel mounts; nobody but this process has that mounted."""
+    if mount.type != "overlay" or mount.upper is None or mount.program is not None:
+        yield None
+        return
+    fd = os.open(mount.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _copy_item(
-    ctx: StepContext, op: CopyOp, item: CopyItem, dest: int, owner: tuple[int, int] | None, source: Mount | None
+    ctx: StepContext,
+    op: CopyOp,
+    item: CopyItem,
+    dest: int,
+    owner: tuple[int, int] | None,
+    source: Mount | None,
+    upper: int | None,
 ) -> None:
     from builder.solve import fileops
 
@@ -108,18 +127,17 @@ def _copy_item(
     if item.kind in {"http", "git"}:
         with ctx.remotes.tree(ctx, op, item) as (fd, path):
             options = copy_options(ctx, op, item, owner=owner)
-            fileops.copy(fd, path, dest, op.dest, options, cancelled=ctx.cancelled)
+            fileops.copy(fd, path, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper)
         return
+    options = copy_options(ctx, op, item, owner=owner)
     if source is not None:
         with open_mount(source) as fd:
-            fileops.copy(
-                fd, item.source, dest, op.dest, copy_options(ctx, op, item, owner=owner), cancelled=ctx.cancelled
-            )
+            fileops.copy(fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper)
         return
     if op.input is not None:
         raise ContextError(f'"{item.source}": not found: the stage is empty')
     fd = ctx.session.context(op.context or "").fd
-    fileops.copy(fd, item.source, dest, op.dest, copy_options(ctx, op, item, owner=owner), cancelled=ctx.cancelled)
+    fileops.copy(fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper)
 
 
 def copy_options(ctx: StepContext, op: CopyOp, item: CopyItem, *, owner: tuple[int, int] | None) -> CopyOptions:

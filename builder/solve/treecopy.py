@@ -31,14 +31,16 @@ class _Target:
     """A directory of the destination. `fd` is None until something is to be put into it.
 
     `pending` counts the tasks that still put files into it; `left` is set when the walk has left
-    the directory before they were done: who does the last one then finishes it.
+    the directory before they were done: who does the last one then finishes it. `direct`: `fd` is
+    beneath the overlay, see `TreeCopier`.
     """
 
-    __slots__ = ("created", "fd", "left", "pending", "plain")
+    __slots__ = ("created", "direct", "fd", "left", "pending", "plain")
 
     def __init__(self) -> None:
         self.fd: int | None = None
         self.created = False
+        self.direct = False
         self.plain = False
         self.pending = 0
         self.left: tuple[int, Directory] | None = None
@@ -81,11 +83,25 @@ class _Batch:
 
 
 class TreeCopier:
-    """One source path on its way; hard links are kept among what it holds."""
+    """One source path on its way; hard links are kept among what it holds.
 
-    def __init__(self, tree: SourceTree, dest_fd: int, options: CopyOptions, cancelled: Callable[[], bool]) -> None:
+    `upper_fd` is the upper directory of the overlay that `dest_fd` shows, if it is one. What goes into
+    directories that are new in it is written there directly: through overlayfs a file costs half as much
+    again. New directories hide all beneath them, so that nothing there has to be marked; but nobody may
+    look into them through this mount any more.
+    """
+
+    def __init__(
+        self,
+        tree: SourceTree,
+        dest_fd: int,
+        options: CopyOptions,
+        cancelled: Callable[[], bool],
+        upper_fd: int | None = None,
+    ) -> None:
         self.tree = tree
         self.dest_fd = dest_fd
+        self.upper_fd = upper_fd
         self.options = options
         self.cancelled = cancelled
         self.entries = 0
@@ -94,6 +110,7 @@ class TreeCopier:
         self.chmod = chmod_function(options.mode)
         self.links: dict[tuple[int, int], str] = {}
         self.made: list[str] = []
+        self.top_is_new = False
         self.targets: list[_Target] = []
         self.top = ""
         self.data = filedata.DataCopier()
@@ -139,6 +156,7 @@ class TreeCopier:
             target = rootpath.clean(f"{target}/{basename}")
         if contents and existing is None:
             self._make(target)
+            self.top_is_new = True
         else:
             self._make(os.path.dirname(target))
         return target
@@ -269,9 +287,11 @@ class TreeCopier:
         if name:
             parent_fd = rootpath.open_directory(self.dest_fd, parent)
             try:
-                self._open_target(parent_fd, name, directory, into)
+                self._open_target(parent_fd, name, directory, into, direct=False)
             finally:
                 os.close(parent_fd)
+            if self.top_is_new and not into.direct:
+                self._go_beneath(directory, into)
         else:
             into.fd = rootpath.open_directory(self.dest_fd, "")
             into.plain = filedata.is_plain(into.fd)
@@ -286,14 +306,15 @@ class TreeCopier:
             here = here.parent
         for index, item in enumerate(reversed(chain)):
             level = depth - len(chain) + 1 + index
-            parent_fd = self.targets[level - 1].fd
-            assert parent_fd is not None
+            above = self.targets[level - 1]
+            assert above.fd is not None
             try:
-                self._open_target(parent_fd, item.name, item, self.targets[level])
+                self._open_target(above.fd, item.name, item, self.targets[level], direct=above.direct)
             except OSError as e:
                 raise self._failed(item.path, e) from e
 
-    def _open_target(self, parent_fd: int, name: str, directory: Directory, into: _Target) -> None:
+    def _open_target(self, parent_fd: int, name: str, directory: Directory, into: _Target, *, direct: bool) -> None:
+        into.direct = direct
         try:
             os.mkdir(name, 0o700, dir_fd=parent_fd)
             into.created = True
@@ -312,10 +333,19 @@ class TreeCopier:
                 into.created = True
                 self.entries += 1
         into.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        if into.created and not direct:
+            self._go_beneath(directory, into)
         into.plain = filedata.is_plain(into.fd)
         if not into.created and directory.parent is not None and not directory.included:
             # A parent made for what is below it: of one that exists, only the mode is taken over.
             os.fchmod(into.fd, stat_.S_IMODE(directory.stat.st_mode))
+
+    def _go_beneath(self, directory: Directory, into: _Target) -> None:
+        """Work in a new directory where it lies in the overlay's upper one."""
+        if self.upper_fd is not None:
+            into.close()
+            into.fd = rootpath.open_directory(self.upper_fd, f"{self.top}/{directory.path}".strip("/"))
+            into.direct = True
 
     def _leave(self, directory: Directory) -> None:
         into = self.targets.pop()
@@ -379,7 +409,7 @@ class TreeCopier:
 
     def _link(self, first: str, into: _Target, target: str) -> None:
         directory, name = os.path.split(first)
-        fd = rootpath.open_directory(self.dest_fd, directory)
+        fd = rootpath.open_directory(self._root_of(into), directory)
         try:
             try:
                 os.link(name, target, src_dir_fd=fd, dst_dir_fd=into.fd, follow_symlinks=False)
@@ -388,6 +418,9 @@ class TreeCopier:
                 os.link(name, target, src_dir_fd=fd, dst_dir_fd=into.fd, follow_symlinks=False)
         finally:
             os.close(fd)
+
+    def _root_of(self, into: _Target) -> int:
+        return self.upper_fd if into.direct and self.upper_fd is not None else self.dest_fd
 
     def _clear(self, into: _Target, target: str, prefix: str) -> None:
         """Remove what is in the way. Raises: ContextError where that is a directory that has to stay."""
@@ -453,6 +486,8 @@ class TreeCopier:
         elif self.options.unprivileged and (stat_.S_ISCHR(status.st_mode) or stat_.S_ISBLK(status.st_mode)):
             self.entries -= 1
             return
+        elif into.direct and stat_.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # a whiteout, as overlayfs itself refuses to make
         elif stat_.S_ISSOCK(status.st_mode) and self.options.reset_owner:
             os.mknod(target, stat_.S_IFREG | 0o600, dir_fd=into.fd)
         else:

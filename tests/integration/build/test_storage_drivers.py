@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,36 @@ class Hidden(Pybuild):
     def argv(self, *arguments: str | Path) -> list[str]:
         hide = "mount -t tmpfs none /mnt && touch /mnt/none && mount --bind /mnt/none /usr/bin/fuse-overlayfs"
         return ["unshare", "-m", "sh", "-ec", f'{hide}; exec "$@"', "sh", *super().argv(*arguments)]
+
+
+OVER_AND_BESIDE = """
+FROM {base}
+RUN mkdir -p /app/old/kept /gone/f && echo x > /app/old/a && echo y > /gone/f/lower
+RUN rm -r /gone /app/old/a
+COPY tree /app
+COPY tree /gone
+COPY --chown=7:8 --chmod=2750 tree /new/deep
+COPY tree/sub tree/top /two/
+COPY tree/* /many/
+RUN find /app /gone /new /two /many | sort > /seen && test ! -e /gone/f/lower && test $(cat /app/old/a) = new
+COPY tree/sub /app/old
+"""
+
+
+def test_new_directories_are_written_beneath_the_overlay(
+    pybuild: Pybuild, pybuild_rootless: Pybuild, busybox_base: str, tmp_path: Path
+) -> None:
+    """To the same effect as by the driver that has no overlay: over, in and beside what was there and is gone."""
+    text = OVER_AND_BESIDE.format(base=busybox_base)
+    files = {"tree/top": "t", "tree/sub/deep/f": "f", "tree/sub/x": "x", "tree/old/a": "new", "tree/f/own": "o"}
+    found = set()
+    assert pybuild_rootless.account
+    for tool, place in ((pybuild, tmp_path), (pybuild_rootless, pybuild_rootless.account.home)):
+        context = write_context(place / "over", text, {**files, **{f"tree/sub/deep/{n}": str(n) for n in range(70)}})
+        tree = context / "tree"
+        for first, second in (("top", "sub/linked"), ("sub/x", "also-x"), ("sub/deep/f", "sub/y"), ("f/own", "z")):
+            os.link(tree / first, tree / second)
+        (tree / "sub/link").symlink_to("deep/f")
+        found |= {digest(tool, context, f"--storage-driver={driver}") for driver in ("overlay", "native")}
+    assert len(found) == 1
+    assert pybuild.run("fsck", "--snapshots", "--json").json()["clean"]
