@@ -3,13 +3,14 @@
 What it leaves in an upper directory is what the kernel would leave, but for two files that mark an opaque
 directory once more and attributes of its own, which `normalize` removes; so snapshots are shared with the
 kernel's overlay. The program takes an open /dev/fuse in place of a mount point: the mount is attached
-nowhere, as with the kernel's, and the program ends with the last reference to it. Only `layers.linux` is
-imported: the zygote may load this.
+nowhere, as with the kernel's, and the program, a child of the caller's, ends with the last reference to
+it. Only `layers.linux` is imported: the zygote may load this.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 
 from layers import linux
@@ -38,25 +39,24 @@ def mount(
     `lower` runs from the topmost to the base. May be called from any thread. Raises: OSError with the
     program's words.
     """
-    handles: list[int] = []
-    device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    handles = [os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)]
     try:
-        tree = _attach_nowhere(device, attributes)
+        tree = _attach_nowhere(handles[0], attributes)
         try:
             # By descriptor: a path may hold the characters that part options from each other.
             paths = [*lower, *([upper, work] if upper is not None and work is not None else [])]
             handles.extend(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in paths)
-            names = [f"/proc/self/fd/{fd}" for fd in handles]
+            names = [f"/proc/self/fd/{fd}" for fd in handles[1:]]
             options = "lowerdir=" + ":".join(names[: len(lower)])
             if upper is not None and work is not None:
                 options += f",upperdir={names[-2]},workdir={names[-1]},volatile"
-            _serve(program, device, options, handles)
+            _serve(program, tree, options, handles)
         except BaseException:
             os.close(tree)
             raise
         return tree
     finally:
-        for fd in [device, *handles]:
+        for fd in handles:
             os.close(fd)
 
 
@@ -74,22 +74,46 @@ def _attach_nowhere(device: int, attributes: int) -> int:
         os.close(fs)
 
 
-def _serve(program: str, device: int, options: str, handles: list[int]) -> None:
-    """Start the program; it has become a daemon when this returns. Raises: OSError."""
-    read, write = os.pipe2(os.O_CLOEXEC)
+def _serve(program: str, tree: int, options: str, handles: list[int]) -> None:
+    """Start the program, which takes over the first handle, and wait until it answers. Raises: OSError."""
+    _reap()
+    device = handles[0]
+    words = os.memfd_create(PROGRAM, os.MFD_CLOEXEC)
     try:
         # A dup2 to the same number is how posix_spawn(3) lets a descriptor through.
-        actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in [device, *handles]]
-        actions.append((os.POSIX_SPAWN_DUP2, write, 2))
-        argv = [PROGRAM, "-o", options, f"/dev/fd/{device}"]
-        pid = os.posix_spawn(program, argv, {}, file_actions=actions)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in handles]
+        actions.append((os.POSIX_SPAWN_DUP2, words, 2))
+        argv = [PROGRAM, "-f", "-o", options, f"/dev/fd/{device}"]
+        # In a session of its own: a terminal's interrupt is for who has the mount.
+        pid = os.posix_spawn(program, argv, {}, file_actions=actions, setsid=True)
+        # Ours would keep the mount waiting for a program that has died.
+        os.close(handles.pop(0))
+        try:
+            os.stat(".", dir_fd=tree)
+        except OSError as e:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            said = " ".join(os.pread(words, 4096, 0).decode(errors="replace").split())
+            raise OSError(e.errno, said or e.strerror, program) from e
+        _serving.add(pid)
     finally:
-        os.close(write)
-    with open(read, "rb") as stream:
-        words = stream.read(4096).decode(errors="replace")
-    status = os.waitpid(pid, 0)[1]
-    if status:
-        raise OSError(5, " ".join(words.split()) or f"{PROGRAM} ended with status {status}", program)
+        os.close(words)
+
+
+_serving: set[int] = set()
+"""Children that end with their mounts, and are reaped when the next one is started: none lingers for long."""
+
+
+_reaping = threading.Lock()
+
+
+def _reap() -> None:
+    with _reaping:
+        for pid in tuple(_serving):
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            _serving.discard(pid)
 
 
 def normalize(upper: str, dialect: str) -> None:
