@@ -180,21 +180,23 @@ def _own(place: Place, mode: int, uid: int, gid: int) -> None:
 
 
 def here() -> Owners:
-    """The way of this process. To be asked for after it has entered its namespaces."""
-    return _of_root() if os.geteuid() == 0 else NATIVE
+    """The way of this process as it is now: not to be kept while it enters a namespace."""
+    if os.geteuid() != 0:
+        return NATIVE
+    try:
+        return _of_namespace(os.stat("/proc/self/ns/user").st_ino)
+    except OSError:
+        return NATIVE
 
 
 NATIVE, RECORDED = Owners(), Recorded()
 
 
 @cache
-def _of_root() -> Owners:
-    """A user before it enters a namespace is nobody's root, so that what is remembered stays true."""
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as stream:
-            counts = [int(line.split()[2]) for line in stream]
-    except OSError:
-        return NATIVE
+def _of_namespace(_inode: int) -> Owners:
+    """The way in this process's user namespace, whose map is set once. Raises: OSError."""
+    with open("/proc/self/uid_map", encoding="ascii") as stream:
+        counts = [int(line.split()[2]) for line in stream]
     return RECORDED if counts == [1] else NATIVE
 
 
