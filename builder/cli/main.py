@@ -169,7 +169,9 @@ def _dispatch(arguments: list[str]) -> int:
 
     verb, rest = _split_verb(arguments)
     if verb is None:
-        print(_overview())
+        from builder.cli.overview import overview
+
+        print(overview())
         return 0
     parser = argparse.ArgumentParser(
         prog=f"pybuild {verb}",
@@ -321,23 +323,6 @@ def version_line() -> str:
     from builder.version import VERSION
 
     return f"pybuild {VERSION}"
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {entry.help}" for verb, entry in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: pybuild [--root DIR] [--debug] COMMAND …",
-            "       pybuild -f Containerfile -t NAME [CONTEXT]",
-            "",
-            "A daemonless OCI image builder and registry client.",
-            "",
-            *lines,
-            "",
-            "`pybuild COMMAND --help` tells more.",
-        ]
-    )
 
 
 def report(error: BaseException) -> int:

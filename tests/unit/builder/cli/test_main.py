@@ -38,6 +38,13 @@ def test_a_wrong_flag_is_one_message(verb: str, capsys: pytest.CaptureFixture[st
     assert len(captured.err.splitlines()) <= 3
 
 
+def test_every_command_is_in_one_section_of_the_overview() -> None:
+    from builder.cli.overview import SECTIONS
+
+    listed = [verb for verbs in SECTIONS.values() for verb in verbs.split()]
+    assert sorted(listed) == sorted(VERBS)
+
+
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == main(["help"]) == 0
     out = capsys.readouterr().out
