@@ -168,6 +168,12 @@ def start(runtime: str | None) -> OciLauncher:
     path = find_runtime(runtime)
     if not userns.has_powers():
         raise SandboxError("isolation oci needs CAP_SYS_ADMIN", operation="runtime", hint="leave --isolation away")
+    if userns.current().tier == "single":
+        raise SandboxError(
+            "isolation oci needs subordinate ids: no runtime answers for those that are missing",
+            operation="runtime",
+            hint="leave --isolation away; `pybuild doctor` tells how to get them",
+        )
     launcher = OciLauncher.start()
     assert isinstance(launcher, OciLauncher)
     launcher.runtime = path

@@ -128,9 +128,14 @@ def _oci() -> TierReport:
     found = [name for name in RUNTIMES if userns.find_program(name)]
     if not found:
         return TierReport("oci", title, False, f"none of {', '.join(RUNTIMES)} is installed", "apt install runc")
-    if os.geteuid() != 0 or not userns.has_powers():
-        return TierReport("oci", title, False, "pybuild hands over only as root with CAP_SYS_ADMIN", "sudo pybuild …")
-    return TierReport("oci", f"{title} ({', '.join(found)})", True)
+    title = f"{title} ({', '.join(found)})"
+    if userns.has_powers():
+        return TierReport("oci", title, True)
+
+    def attempt() -> str | None:
+        return None if userns.enter().tier == "subordinate" else "as an ordinary user it needs subordinate ids"
+
+    return _tried("oci", title, attempt)
 
 
 def _tried(tier: TierName, title: str, function: Callable[[], str | None]) -> TierReport:

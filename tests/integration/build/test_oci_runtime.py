@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.build.test_single_id import SingleId
 from tests.integration.build.test_unprivileged import EVERYTHING, digest, running
+from tests.support.accounts import Account
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_root, need_tool
 
@@ -91,6 +93,13 @@ def test_an_ordinary_users_image_is_the_same(
     assert found == digest(pybuild, context)
     result = pybuild_rootless.build(context, *RUNC, "--memory=32m", "--no-cache", check=False)
     assert result.status == 1 and "limit" in result.stderr, result.stderr
+
+
+def test_a_user_with_a_single_id_may_not(rootless_user: Account, busybox_base: str) -> None:
+    """No runtime answers for the ids that are missing."""
+    context = write_context(rootless_user.home / "single", f"FROM {busybox_base}\nRUN true\n")
+    result = SingleId(rootless_user.home / "store-oci", account=rootless_user).build(context, *RUNC, check=False)
+    assert result.status == 1 and "needs subordinate ids" in result.stderr, result.stderr
 
 
 class OneHierarchy(Pybuild):

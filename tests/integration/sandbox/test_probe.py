@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.accounts import Account
-from tests.support.machine import CHECKOUT, need_mounts, need_root, need_tool
+from tests.support.machine import CHECKOUT, need_mounts, need_root, need_tool, which
 
 SCRIPT = """
 import json, sys
@@ -64,6 +64,9 @@ def test_a_user_with_subordinate_ids(workplace: Path, rootless_user: Account) ->
     assert found["chosen"] == "subordinate"
     assert found["tiers"]["single"][0]
     assert found["tiers"]["root"] == [False, "pybuild does not run as root", "sudo pybuild …"]
+    if which("runc") or which("crun"):
+        assert found["tiers"]["oci"][0]
+    assert found["facts"]["storage"][:2] == [True, "overlay, by the kernel"]
 
 
 def test_no_new_privs_takes_the_helpers_away(workplace: Path, rootless_user: Account) -> None:
@@ -73,6 +76,7 @@ def test_no_new_privs_takes_the_helpers_away(workplace: Path, rootless_user: Acc
     assert found["chosen"] == "single"
     works, missing, grant = found["tiers"]["subordinate"]
     assert not works and "newuidmap" in missing and "no_new_privs" in grant
+    assert not found["tiers"]["oci"][0]
     assert found["facts"]["restrictions"][0] is False
 
 
