@@ -274,7 +274,7 @@ def _become(
             identity["groups"] = None
         steps: list[list[Any]] = [["limits", {"umask": command.umask, "rlimits": limits, "oom_score_adj": None}]]
         if supervision.pid:
-            who = {key: command.identity[key] for key in ("uid", "gid", "groups")}
+            who = {key: command.identity[key] for key in ("uid", "gid", "groups", "capabilities")}
             steps.append(["supervise", {"program": 1, **who}])
         setup.execute(sandbox, [*steps, ["identity", identity], ["cwd", {"path": command.cwd}]])
         if command.terminal:

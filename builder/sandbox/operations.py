@@ -58,7 +58,7 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     if spec.network == "private":
         steps.append(["network", {}])
     if host.supervised is not None:
-        who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups)}
+        who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups), "capabilities": _capabilities(spec)}
         steps.append(["supervise", {"program": host.supervised, **who}])
     steps.append(["identity", _identity(spec, host)])
     steps.append(["cwd", {"path": spec.cwd}])
@@ -111,13 +111,16 @@ def capability_mask(names: frozenset[str]) -> int:
     return mask
 
 
+def _capabilities(spec: SandboxSpec) -> int:
+    return (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
+
+
 def _identity(spec: SandboxSpec, host: Host) -> dict[str, Any]:
-    mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
     return {
         "uid": 0 if host.single else spec.uid,
         "gid": 0 if host.single else spec.gid,
         "groups": list(spec.groups) if host.setgroups else None,
-        "capabilities": mask,
+        "capabilities": _capabilities(spec),
         "no_new_privs": spec.no_new_privs,
         "seccomp": host.seccomp,
     }

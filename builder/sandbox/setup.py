@@ -487,11 +487,13 @@ def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_
             stream.write(str(oom_score_adj))
 
 
-def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int]) -> None:
+def op_supervise(
+    sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int], capabilities: int
+) -> None:
     """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
     listener = linux.seccomp_listener(sandbox.programs[program])
     with socket.socket(fileno=sandbox.supervisor_fd) as handover:
-        socket.send_fds(handover, [json.dumps([uid, gid, groups]).encode()], [listener])
+        socket.send_fds(handover, [json.dumps([uid, gid, groups, capabilities]).encode()], [listener])
         os.close(listener)  # before the answer: of a supervisor that has died nobody would wait for one
         number, _, words = handover.recv(1024).decode(errors="replace").partition(" ")
     if number != "ready":

@@ -78,9 +78,9 @@ def serve(handover: socket.socket, pid: int) -> NoReturn:
                 raise
             handover.send(b"ready")
             handover.close()
-            uid, gid, groups = json.loads(data)
+            uid, gid, groups, capabilities = json.loads(data)
             first = Credentials(Ids.all(uid), Ids.all(gid), tuple(sorted(groups)))
-            Supervisor(fds[0], first, shown, chroots=chroots).loop()
+            Supervisor(fds[0], first, shown, capabilities, chroots=chroots).loop()
         status = 0
     finally:
         os._exit(status)
@@ -92,8 +92,19 @@ Handler = Callable[[Call], Any]
 class Supervisor:
     """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `_CONTINUE`."""
 
-    def __init__(self, listener: int, first: Credentials, shown: Callable[[int], bytes], *, chroots: bool) -> None:
+    def __init__(
+        self,
+        listener: int,
+        first: Credentials,
+        shown: Callable[[int], bytes],
+        capabilities: int,
+        *,
+        chroots: bool,
+    ) -> None:
         self._listener = listener
+        held = {name for number, name in enumerate(linux.CAPABILITIES) if capabilities >> number & 1}
+        self._set_uid, self._set_gid = "SETUID" in held, "SETGID" in held
+        self._chown, self._mknod = "CHOWN" in held, "MKNOD" in held
         self._shown = shown
         self._known = [first]
         self._numbers = {first: 0}
@@ -179,11 +190,11 @@ class Supervisor:
 
     def _set_users(self, call: Call, change: Callable[[Ids, bool], Ids]) -> int:
         who = self._who(call)
-        return self._become(call, who._replace(users=_permitted(change, who.users, who.privileged)))
+        return self._become(call, who._replace(users=_permitted(change, who.users, who.privileged and self._set_uid)))
 
     def _set_groups(self, call: Call, change: Callable[[Ids, bool], Ids]) -> int:
         who = self._who(call)
-        return self._become(call, who._replace(groups=_permitted(change, who.groups, who.privileged)))
+        return self._become(call, who._replace(groups=_permitted(change, who.groups, who.privileged and self._set_gid)))
 
     def do_setuid(self, call: Call) -> int:
         return self._set_users(call, lambda ids, may: ids.set(call.word(0), may))
@@ -216,7 +227,7 @@ class Supervisor:
     def do_setgroups(self, call: Call) -> int:
         count = call.word(0)
         who = self._who(call)
-        if not who.privileged:
+        if not (who.privileged and self._set_gid):
             raise PermissionError(errno.EPERM, "setgroups")
         if count > _MAX_GROUPS:
             raise OSError(errno.EINVAL, "setgroups")
@@ -460,7 +471,7 @@ class Supervisor:
             mode = os.fstat(fd).st_mode
             held = b"self/fd/%d" % fd
             old = ownership.load(held, mode, follow=True) or Record()
-            if not who.privileged and (
+            if not (who.privileged and self._chown) and (
                 who.users.files != old.uid or uid not in (UNCHANGED, old.uid)
                 or not (gid in (UNCHANGED, old.gid) or who.in_group(gid))
             ):  # fmt: skip
@@ -565,7 +576,7 @@ class Supervisor:
         if kind not in (stat.S_IFCHR, stat.S_IFBLK) or (kind == stat.S_IFCHR and not device):
             return self._make(call, place, lambda place: os.mknod(place, mode, device))
         who = self._who(call)
-        if not who.privileged:
+        if not (who.privileged and self._mknod):
             raise PermissionError(errno.EPERM, "mknod")
         owner = self._owner_of_new(who, place)
         self._as_if_by(call)

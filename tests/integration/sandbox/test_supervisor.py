@@ -293,6 +293,21 @@ def test_nothing_of_the_host_is_in_reach(single: UserBox, workplace: Path) -> No
     assert sorted(path.name for path in workplace.iterdir() if not path.is_dir() or ".d" in path.name) == ["outside"]
 
 
+def test_without_capabilities(single: UserBox) -> None:
+    python(
+        single,
+        """
+open("file", "w").close()
+assert refused(os.chown, "file", 5, 0) == "EPERM" and os.stat("file").st_uid == 0
+assert refused(os.setuid, 5) == "EPERM" and refused(os.setgid, 5) == "EPERM" and refused(os.setgroups, []) == "EPERM"
+assert refused(os.mknod, "null", stat.S_IFCHR, os.makedev(1, 3)) == "EPERM"
+os.chown("file", 0, 0)
+os.setuid(0)
+""",
+        capabilities=frozenset({"CAP_DAC_OVERRIDE"}),
+    )
+
+
 def test_nobody_sees_who_answers(workplace: Path, rootless_user: Account) -> None:
     """The supervisor is no process of the sandbox."""
     make_image(workplace / "lower")
