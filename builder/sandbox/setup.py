@@ -487,9 +487,7 @@ def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_
             stream.write(str(oom_score_adj))
 
 
-def op_supervise(
-    sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int], capabilities: int
-) -> None:
+def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
     listener = linux.seccomp_listener(sandbox.programs[program])
     with socket.socket(fileno=sandbox.supervisor_fd) as handover:
