@@ -217,9 +217,10 @@ class _Supervision(NamedTuple):
     def bury(self) -> None:
         """Reap it, if it has nobody left to wait for."""
         if self.pid:
-            with contextlib.suppress(OSError):
-                select.select([linux.pidfd_open(self.pid)], [], [], _LINGER_S)
-                os.waitpid(self.pid, os.WNOHANG)
+            fd = linux.pidfd_open(self.pid)
+            select.select([fd], [], [], _LINGER_S)
+            os.close(fd)
+            os.waitpid(self.pid, os.WNOHANG)
 
 
 def _supervised(pid: int) -> _Supervision:
