@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from layers import ownership
 from layers.apply import apply_layer
 from layers.errors import DigestMismatch, ImageError, LayerError, StoreError
 from layers.events import EventSink, NullSink, Vertex, VertexStatus, VertexWarning
@@ -128,6 +129,9 @@ class _Unpacking:
         self._name = f"unpacking {source.name} to {target}"
         self._started = time.time_ns()
         events.emit(Vertex(self._vertex, self._name, started_ns=self._started))
+        if keep_owners and ownership.here().recording:
+            words = f"other owners than this user, and devices, are in the attribute {ownership.ATTRIBUTE} alone"
+            events.emit(VertexWarning(self._vertex, f"{words}: there are no subordinate ids"))
 
     def end(self, error: str | None) -> None:
         self._events.emit(

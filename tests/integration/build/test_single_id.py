@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -159,6 +160,22 @@ def test_where_nobody_can_be_asked(single: SingleId, busybox_base: str, rootless
         assert "seccomp" in doctor
     finally:
         shutil.rmtree(context)
+
+
+def test_what_leaves_the_store(single: SingleId, busybox_base: str, rootless_user: Account) -> None:
+    """A directory of the user's has the user's files; what else is known of them stays with them."""
+    context = write_context(rootless_user.home / "l", f"FROM {busybox_base}\nRUN touch /a && chown 33:34 /a\n")
+    target = rootless_user.home / "rootfs"
+    try:
+        single.build(context, "-t", "left:1")
+        said = single.run("unpack", "left:1", target).stderr
+        assert said.count("user.pybuild.owner") == 1, said
+        assert os.getxattr(target / "a", "user.pybuild.owner") == b"33:34"
+        assert (target / "a").stat().st_uid == rootless_user.uid
+        single.run("fsck")
+    finally:
+        shutil.rmtree(context)
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def test_it_is_for_ordinary_users(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
