@@ -195,7 +195,7 @@ class _Entries:
         if attributes is None:
             attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (self._fd, name))
         if attributes:
-            attributes = {key: value for key, value in attributes.items() if not ownership.is_record(key, mode)}
+            attributes = {key: value for key, value in attributes.items() if not ownership.is_record(key, mode, value)}
         self._tar.add(
             change.path,
             kind,

@@ -62,9 +62,14 @@ class Record(NamedTuple):
         return os.stat_result(fields, more)
 
 
-def is_record(name: str, mode: int) -> bool:
-    """Whether an attribute of a file of that type is a record, which never enters a layer."""
-    return name == ATTRIBUTE or (name == CAPABILITY and not _bears_attributes(mode))
+def is_record(name: str, mode: int, value: bytes | None = None) -> bool:
+    """Whether an attribute of a file of that type is a record, which never enters a layer.
+
+    Without its `value`, a capability of what bears no attributes of users counts as one.
+    """
+    if name != CAPABILITY or _bears_attributes(mode):
+        return name == ATTRIBUTE
+    return value is None or parse(value, mode) is not None
 
 
 def load(place: Place, mode: int, *, follow: bool = False) -> Record | None:

@@ -109,5 +109,5 @@ class TreeTar:
             path, kind, mode=seen.st_mode, uid=seen.st_uid, gid=seen.st_gid, size=size, mtime_ns=seen.st_mtime_ns,
             linkname=os.fsencode(os.readlink(name, dir_fd=directory)) if kind == SYMLINK else b"",
             device=device,
-            xattrs={key: value for key, value in found.items() if not ownership.is_record(key, status.st_mode)},
+            xattrs={key: value for key, value in found.items() if not ownership.is_record(key, status.st_mode, value)},
         )  # fmt: skip

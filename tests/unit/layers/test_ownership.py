@@ -97,6 +97,7 @@ def test_no_layer_carries_a_record() -> None:
     assert xattrs.belongs(xattrs.CAPABILITY)  # of files; what it holds of others is left out by type
     assert not ownership.is_record(xattrs.CAPABILITY, stat.S_IFREG)
     assert ownership.is_record(xattrs.CAPABILITY, stat.S_IFLNK)
+    assert not ownership.is_record(xattrs.CAPABILITY, stat.S_IFLNK, bytes(20)), "a link's own capability is a layer's"
 
 
 def test_whoever_has_ids_has_owners() -> None:
