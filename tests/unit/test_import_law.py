@@ -55,7 +55,18 @@ LAW: dict[str, tuple[str, ...]] = {
     # session, export, container and their like: everything but what stands above them (see ABOVE).
     "builder": ("layers", "registry", "builder"),
     "builder.api": ("layers", "registry", "builder"),
-    "builder.bakefile": ("layers.values", "builder.errors", "builder.frontend.spelling", "yaml"),
+    "builder.bakefile": (
+        *(
+            "layers.values",
+            "builder.errors",
+            "builder.frontend.spelling",
+            "builder.hcl",
+            "builder.hclfunctions",
+            "yaml",
+        ),
+    ),
+    "builder.hcl": ("layers.values",),
+    "builder.hclfunctions": ("builder.hcl",),
     "builder.rootfs": ("layers", "registry", "builder.changes", "builder.export"),
     "builder.verify": ("layers", "builder.difference", "builder.plan.request"),
     "builder.inchild": ("layers", "registry", "builder"),
@@ -94,6 +105,8 @@ FORKERS = (
     "builder.sandbox",  # launcher, zygote, keeper, their helpers
     "builder.container.lifecycle",  # containers outlive the command that started them
     "builder.container.reach",
+    "builder.container.runtimes",  # an OCI runtime's own exec
+    "builder.container.runtimes",  # an OCI runtime's exec
 )
 
 

@@ -86,7 +86,8 @@ def podman(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> Iterator[Podm
     need_tool("podman", "runc")
     place = Path(tempfile.mkdtemp(prefix="pbtest-", dir="/var/tmp"))  # podman takes 50 characters at most
     tool = Podman(place)
-    context = write_context(tmp_path / "base", f"FROM {busybox_base}\nRUN mkdir -p /pkg /inner && mkdir -m 1777 /store\n")
+    text = f"FROM {busybox_base}\nRUN mkdir -p /pkg /inner && mkdir -m 1777 /store\n"
+    context = write_context(tmp_path / "base", text)
     archive = tmp_path / "base.tar"
     pybuild.build(context, f"--output=type=docker,dest={archive},name=nested:1")
     assert tool.run("load", "-i", str(archive)).returncode == 0
