@@ -216,7 +216,7 @@ def sandbox_spec(
     mounts: list[SandboxMount],
 ) -> SandboxSpec:
     """The sandbox of a container whose config and tree these are. Raises: ContextError, ContainerError."""
-    from builder.solve.steps import user_in
+    from builder.solve.accounts import user_in
 
     tree = _of_image(mount)
     user = user_in(tree, str(config.get("User") or ""))
@@ -277,11 +277,11 @@ def _of_image(mount: Mount) -> Mount:
 
 def _make_workdir(mount: Mount, cwd: str, owner: tuple[int, int]) -> None:
     """WORKDIR is there when the command starts, whoever removed it."""
+    from builder.rootfs import opened
     from builder.solve import fileops
-    from builder.solve.steps import open_mount
     from layers import linux
 
-    with open_mount(mount) as fd:
+    with opened(mount) as fd:
         try:
             os.close(linux.openat2(fd, cwd.lstrip("/"), os.O_PATH | os.O_DIRECTORY))
         except FileNotFoundError:
@@ -291,7 +291,7 @@ def _make_workdir(mount: Mount, cwd: str, owner: tuple[int, int]) -> None:
 
 
 def _extra_groups(mount: Mount, names: tuple[str, ...]) -> list[int]:
-    from builder.solve.steps import user_in
+    from builder.solve.accounts import user_in
 
     return [user_in(mount, f"0:{name}").gid for name in names]
 

@@ -140,14 +140,14 @@ def _remove(directory: Path) -> None:
 
 def fill(volume: Volume, tree: Mount, target: str) -> None:
     """Give an empty volume what a tree has at `target`, with its owner and mode. Raises: ContextError, OSError."""
+    from builder.rootfs import opened
     from builder.solve import fileops
-    from builder.solve.steps import open_mount
     from layers import linux
 
     with os.scandir(volume.path) as entries:
         if next(entries, None) is not None:
             return
-    with open_mount(tree) as source:
+    with opened(tree) as source:
         try:
             fd = linux.openat2(source, target.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY)
         except OSError:

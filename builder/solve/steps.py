@@ -7,7 +7,6 @@ one, changes it, and leaves it to `builder.solve.solver` to commit. Nothing here
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from builder.sandbox.launcher import ExitStatus, Launcher, Running, Usage
     from builder.sandbox.spec import SandboxMount, SandboxSpec
     from builder.session import Session
-    from builder.solve.accounts import ResolvedUser
     from builder.solve.fileops import CopyOptions
     from builder.solve.remote import RemoteSources
     from layers.store import Store
@@ -316,10 +314,11 @@ def sandbox_spec(
     """The spec of a RUN; what to do when it has ended, or was not even begun, goes into `cleanup`."""
     from builder.sandbox import options as rights
     from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
+    from builder.solve import accounts
 
     options = ctx.request.run
     env = dict(op.env)
-    user = user_in(active.mount, op.user)
+    user = accounts.user_in(active.mount, op.user)
     env.setdefault("HOME", user.home)
     for key, value in op.proxy:
         env.setdefault(key.upper(), value)
@@ -370,45 +369,6 @@ def sandbox_spec(
         timeout_s=options.timeout_s,
         stubs=ctx.store.root / "stubs",
     )
-
-
-def user_in(mount: Mount, user: str) -> ResolvedUser:
-    """Who `user` is in a tree whose upper, if any, is still empty. Raises: ContextError."""
-    from builder.solve import accounts
-
-    if mount.type == "overlay":
-        try:
-            return accounts.resolve_user(_etc_opener(mount), user)
-        except _NotPlain:
-            pass
-    with open_mount(mount) as root:
-        return accounts.resolve_user(root, user)
-
-
-class _NotPlain(Exception):
-    """/etc or a file in it is a symlink, say: only the merged tree tells where it leads."""
-
-
-def _etc_opener(mount: Mount) -> Callable[[str], int | None]:
-    """Opens files of /etc in a fresh snapshot, from the layer that has them: a mount would take 1 ms."""
-    from layers import lowerview
-
-    dirs = tuple(map(os.fsencode, mount.lower))
-    found = lowerview.find(dirs, b"etc", mount.dialect)
-
-    def open_file(path: str) -> int | None:
-        if found is None:
-            return None
-        file = lowerview.find(found.dirs, os.fsencode(path.removeprefix("/etc/")), mount.dialect)
-        if file is None:
-            return None
-        if not stat.S_ISREG(file.st.st_mode):
-            raise _NotPlain
-        return os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    if found is not None and not found.dirs:
-        raise _NotPlain
-    return open_file
 
 
 def _mount(
