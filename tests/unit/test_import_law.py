@@ -105,7 +105,6 @@ FORKERS = (
     "builder.sandbox",  # launcher, zygote, keeper, their helpers
     "builder.container.lifecycle",  # containers outlive the command that started them
     "builder.container.reach",
-    "builder.container.runtimes",  # an OCI runtime's own exec
     "builder.container.runtimes",  # an OCI runtime's exec
 )
 
