@@ -1,7 +1,7 @@
 """Build files: several builds described in one document, as `docker buildx bake` and compose files have them.
 
-Read are bake's JSON (what `docker buildx bake --print` writes, or by hand, with `${NAME}` of its variables)
-and the `build` sections of compose files, `x-bake` included. Several files are laid over one another.
+Read are bake's HCL and JSON (in the latter `${NAME}` of its variables, but no expressions) and the `build`
+sections of compose files, `x-bake` included. Several files are laid over one another.
 Everything becomes `Target`s with all that they inherit; nothing is built here, and nothing read but the
 documents.
 """
@@ -118,11 +118,8 @@ def parse_files(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) ->
     whole = BakeFile({}, {})
     for name, text in texts:
         try:
-            document = json.loads(text) if name.endswith(".json") else _yaml(text)
-            if not isinstance(document, dict):
-                raise TypeError("expected a map at the top")
-            part = _compose(document, environ) if "services" in document else _bake(document, environ)
-        except (ValueError, TypeError, AttributeError, RecursionError) as e:
+            part = _hcl(text, environ) if name.endswith(".hcl") else _parsed(name, text, environ)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
             raise UsageError(f"{name} is no build file: {e}") from e
         for target, attributes in part.targets.items():
             _lay_over(whole.targets.setdefault(target, {}), attributes)
@@ -130,6 +127,13 @@ def parse_files(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) ->
         if len(whole.targets) > _MAX_TARGETS:
             raise UsageError(f"{name}: more than {_MAX_TARGETS} targets")
     return whole
+
+
+def _parsed(name: str, text: str, environ: Mapping[str, str]) -> BakeFile:
+    document = json.loads(text) if name.endswith(".json") else _yaml(text)
+    if not isinstance(document, dict):
+        raise TypeError("expected a map at the top")
+    return _compose(document, environ) if "services" in document else _bake(document, environ)
 
 
 def _yaml(text: str) -> Any:
@@ -151,45 +155,141 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             below[key] = value
 
 
-# bake's JSON
+# bake's own files
+
+
+class _Section(NamedTuple):
+    """A target that is not evaluated yet: its matrix, and what it is in a scope of variables."""
+
+    matrix: Callable[[Mapping[str, Any]], Mapping[str, Sequence[Any]]]
+    attributes: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def _bake(document: Mapping[str, Any], environ: Mapping[str, str]) -> BakeFile:
     unknown = set(document) - {"target", "group", "variable"}
     if unknown:
         raise ValueError(f"unknown section {sorted(unknown)[0]!r}: there are target, group and variable")
-    variables: dict[str, str] = {}
+    variables: dict[str, Any] = {}
     for name, entry in (document.get("variable") or {}).items():
         default = (entry or {}).get("default")
         variables[name] = environ.get(name, "" if default is None else _text(_replaced(_text(default), variables.get)))
-    targets: dict[str, dict[str, Any]] = {}
-    for name, entry in (document.get("target") or {}).items():
-        for number, combination in enumerate(_matrix(entry.get("matrix") or {})):
-            scope = {**variables, **combination}
-            attributes = _attributes(name, _resolved(entry, scope.get))
-            full = attributes.get("name") or (name if not combination else f"{name}-{number}")
-            targets[full] = attributes
     groups = {
         name: [str(member) for member in entry.get("targets", [])]
         for name, entry in (document.get("group") or {}).items()
     }
-    for name, entry in (document.get("target") or {}).items():
-        if entry.get("matrix"):
-            # The plain name stands for all of them.
-            scopes = [{**variables, **c} for c in _matrix(entry["matrix"])]
-            groups[name] = [
-                str(_resolved(entry, s.get).get("name") or f"{name}-{number}") for number, s in enumerate(scopes)
-            ]
+
+    def section(entry: Mapping[str, Any]) -> _Section:
+        return _Section(lambda _scope: entry.get("matrix") or {}, lambda scope: _resolved(entry, _texts(scope)))
+
+    sections = {name: section(entry) for name, entry in (document.get("target") or {}).items()}
+    return _assembled(sections, groups, variables)
+
+
+def _texts(scope: Mapping[str, Any]) -> Callable[[str], str | None]:
+    return lambda name: _text(scope[name]) if name in scope else None
+
+
+def _hcl(text: str, environ: Mapping[str, str]) -> BakeFile:
+    from builder.hcl import Block, Function, parse_hcl, truth
+    from builder.hclfunctions import FUNCTIONS
+
+    functions: dict[str, Function] = dict(FUNCTIONS)
+    body = parse_hcl(text, functions)
+    variables: dict[str, Any] = {}
+    for name, value in body.attributes.items():
+        variables[name] = value(variables)
+    sections: dict[str, _Section] = {}
+    groups: dict[str, list[str]] = {}
+
+    def section(block: Block) -> _Section:
+        attributes = block.body.attributes
+        matrix = attributes.get("matrix")
+        return _Section(
+            lambda scope: {} if matrix is None else matrix(scope),
+            lambda scope: {key: value(scope) for key, value in attributes.items() if key != "matrix"},
+        )
+
+    for block in body.blocks:
+        name = block.labels[0] if len(block.labels) == 1 else ""
+        attributes = block.body.attributes
+        if not name or block.type not in {"variable", "group", "target", "function"}:
+            raise ValueError(f"{block.type} {' '.join(block.labels)}: there are variable, group, target, function")
+        if block.type == "function":
+            functions[name] = _own_function(name, attributes)
+        elif block.type == "variable":
+            default = attributes["default"](variables) if "default" in attributes else None
+            given = environ.get(name)
+            if given is None:
+                variables[name] = "" if default is None else default
+            else:
+                typed = (
+                    truth if isinstance(default, bool) else type(default) if isinstance(default, (int, float)) else str
+                )
+                variables[name] = typed(given)
+        elif block.type == "group":
+            groups[name] = [str(member) for member in attributes["targets"](variables)]
+        else:
+            if block.body.blocks:
+                raise ValueError(f"target {name}: {block.body.blocks[0].type} is no attribute")
+            sections[name] = section(block)
+    return _assembled(sections, groups, variables)
+
+
+def _own_function(name: str, attributes: Mapping[str, Callable[[Mapping[str, Any]], Any]]) -> Callable[..., Any]:
+    """A function that the file defines; it sees its parameters alone."""
+    result = attributes.get("result")
+    if result is None or set(attributes) - {"params", "variadic_params", "result"}:
+        raise ValueError(f"function {name}: it has params, variadic_params and a result")
+    # Names of parameters are written without quotes.
+    names = attributes["params"](_Echo()) if "params" in attributes else []
+    rest = attributes["variadic_params"](_Echo()) if "variadic_params" in attributes else None
+
+    def call(*values: Any) -> Any:
+        if len(values) < len(names) or (len(values) > len(names) and rest is None):
+            raise ValueError(f"it takes {len(names)} values, not {len(values)}")
+        scope = dict(zip(names, values, strict=False))
+        if rest is not None:
+            scope[rest] = list(values[len(names) :])
+        return result(scope)
+
+    return call
+
+
+class _Echo(dict[str, Any]):
+    """A scope in which every name means itself."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def _assembled(
+    sections: Mapping[str, _Section], groups: dict[str, list[str]], variables: Mapping[str, Any]
+) -> BakeFile:
+    targets: dict[str, dict[str, Any]] = {}
+    for name, section in sections.items():
+        axes = section.matrix(variables)
+        names = []
+        for number, combination in enumerate(_matrix(axes)):
+            attributes = _attributes(name, section.attributes({**variables, **combination}))
+            names.append(attributes.get("name") or (f"{name}-{number}" if axes else name))
+            targets[names[-1]] = attributes
+            if len(targets) > _MAX_TARGETS:
+                raise ValueError(f"more than {_MAX_TARGETS} targets")
+        if axes:
+            groups[name] = names  # the plain name stands for all of them
     return BakeFile(targets, groups)
 
 
-def _matrix(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, str]]:
+def _matrix(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     total = 1
     for values in axes.values():
         total *= len(values)
     if total > _MAX_TARGETS:
         raise ValueError(f"a matrix of {total} targets")
-    return [dict(zip(axes, map(_text, values), strict=True)) for values in product(*axes.values())]
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def _attributes(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +302,7 @@ def _attributes(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         if key in _MAPS:
             found[key] = {str(k): _text(v) for k, v in value.items() if v is not None}
         elif key in _LISTS:
-            found[key] = [_fields(v) for v in ([value] if isinstance(value, str) else value)]
+            found[key] = [text for v in ([value] if isinstance(value, str) else value) if (text := _fields(v))]
         elif key in _SWITCHES:
             found[key] = _switch(value)
         elif key in (*_SINGLE, "name", "description"):
@@ -326,10 +426,10 @@ def _replaced(text: str, lookup: Callable[[str], str | None]) -> str:
         return value or ""
 
     if "${" in text and not _VARIABLE.search(text):
-        raise ValueError(f"{text!r}: such an expression is not possible; `docker buildx bake --print` resolves it")
+        raise ValueError(f"{text!r}: such an expression is possible in HCL alone")
     for found in re.finditer(r"\$\{[^}]*\}", text):
         if not _VARIABLE.fullmatch(found[0]):
-            raise ValueError(f"{found[0]}: not possible; `docker buildx bake --print` resolves it")
+            raise ValueError(f"{found[0]}: possible in HCL alone")
     return _VARIABLE.sub(one, text)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.cli.options import boolean, store_root
-from builder.errors import ContextError, UsageError
+from builder.errors import ContextError
 
 if TYPE_CHECKING:
     from builder.bakefile import BakeFile, Target
 
 DEFAULT_FILES = (
-    "compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml", "docker-bake.json",
-    "docker-bake.override.json",
+    "compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml", "docker-bake.json", "docker-bake.hcl",
+    "docker-bake.override.json", "docker-bake.override.hcl",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("targets", nargs="*", metavar="TARGET", help="targets and groups (default: the one called default)")
     add("-f", "--file", action="append", default=[], metavar="FILE",
-        help="bake's JSON or a compose file, - for stdin; later ones over earlier ones")  # fmt: skip
+        help="bake's HCL or JSON, or a compose file, - for stdin; later ones over earlier ones")  # fmt: skip
     add("--set", action="append", default=[], metavar="TARGET.KEY=VALUE", help="change a target; * stands for all")
     add("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable's value")
     add("--print", action="store_true", help="print what would be built, as JSON, and build nothing")
@@ -60,14 +60,9 @@ def _read(options: Namespace) -> BakeFile:
 
     names = options.file or [name for name in DEFAULT_FILES if os.path.exists(name)]
     if not names:
-        hint = "`docker buildx bake --print` makes JSON of HCL" if os.path.exists("docker-bake.hcl") else None
-        raise ContextError(f"there is no build file here: none of {', '.join(DEFAULT_FILES)}", hint=hint)
+        raise ContextError(f"there is no build file here: none of {', '.join(DEFAULT_FILES)}")
     texts = []
     for name in names:
-        if name.endswith(".hcl"):
-            raise UsageError(
-                f"{name}: HCL is not read", hint=f"docker buildx bake -f {name} --print > docker-bake.json"
-            )
         try:
             data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if name == "-" else _bounded(Path(name), MAX_FILE_BYTES)
         except OSError as e:

@@ -83,7 +83,17 @@ def test_failures(pybuild: Pybuild, project: Path) -> None:
     assert failed.status == 1
     assert "target app failed" in failed.stderr
     assert pybuild.run("bake", "nothing", cwd=project, check=False).status == 2
-    (project / "docker-bake.json").rename(project / "docker-bake.hcl")
-    hint = pybuild.run("bake", cwd=project, check=False)
-    assert hint.status == 1
-    assert "--print" in hint.stderr
+    (project / "docker-bake.json").unlink()
+    missing = pybuild.run("bake", cwd=project, check=False)
+    assert missing.status == 1
+    assert "there is no build file here" in missing.stderr
+
+
+def test_hcl(pybuild: Pybuild, project: Path) -> None:
+    (project / "docker-bake.json").unlink()
+    (project / "docker-bake.hcl").write_text(
+        'variable "TAG" { default = "1" }\ntarget "default" {\n  context = "lib"\n'
+        '  dockerfile-inline = "FROM scratch\\nCOPY shared /\\n"\n  tags = ["hcl:${TAG}"]\n}\n'
+    )
+    pybuild.run("bake", cwd=project, env={"TAG": "9"})
+    assert pybuild.run("inspect", "hcl:9").status == 0
