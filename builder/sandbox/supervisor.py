@@ -33,7 +33,7 @@ from layers import linux, ownership
 from layers.ownership import Record
 
 _RECEIVE, _SEND, _ID_VALID, _ADD_FD, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104
-_CONTINUE_FLAG, _SYNC_WAKE_UP, _ADDFD_SEND = 1, 1, 2
+_CONTINUE_FLAG, _SYNC_WAKE_UP = 1, 1
 _ANSWER = struct.Struct("=QqiI")
 _ADDITION = struct.Struct("=QIIII")
 _HOW = struct.Struct("=QQQ")
@@ -53,8 +53,6 @@ _STATX_IDS = struct.Struct("=IIH")  # at 20: uid, gid, mode
 _STATX_DEVICE = struct.Struct("=II")  # at 128
 _CONTINUE: Any = object()
 """The answer: let the kernel do it."""
-_SENT: Any = object()
-"""The answer has been given."""
 
 
 def serve(handover: socket.socket, pid: int) -> NoReturn:
@@ -146,8 +144,6 @@ class Supervisor:
         value, error, flags = 0, 0, 0
         try:
             result = handler(call)
-            if result is _SENT:
-                return
             if result is _CONTINUE:
                 flags = _CONTINUE_FLAG
             else:
@@ -547,11 +543,10 @@ class Supervisor:
             return _CONTINUE  # it is there already, or the kernel tells why not
         try:
             _keep(b"self/fd/%d" % fd, stat.S_IFREG, owner, follow=True)
-            addition = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, inherited)
-            fcntl.ioctl(self._listener, _ADD_FD, addition)
+            # Two steps, as before Linux 5.14 the answer does not go along.
+            return fcntl.ioctl(self._listener, _ADD_FD, bytearray(_ADDITION.pack(call.id, 0, fd, 0, inherited)))
         finally:
             os.close(fd)
-        return _SENT
 
     def do_mkdir(self, call: Call) -> Any:
         return self._make(call, self._new_place(call, None, 0), lambda place: os.mkdir(place, call.word(1) & 0o7777))
