@@ -12,16 +12,28 @@ from typing import TYPE_CHECKING
 
 from builder.cli import sandboxflags
 from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
-from builder.cli.options import additional_stores, boolean, fields, key_value
+from builder.cli.options import InvalidValue, additional_stores, boolean, fields, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
-from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
+from builder.plan.request import (
+    Annotation,
+    BuildRequest,
+    CacheRef,
+    Output,
+    PullPolicy,
+    ResourceLimits,
+    RunOptions,
+    SecretSource,
+)
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.frontend.language import RunMount
     from builder.plan.sourcepolicy import SourcePolicy
+    from layers.oci import Platform
 
+_MAX_EPOCH = 253402300799  # the last second of the year 9999: what RFC 3339, and so a config, can tell
+_ENTITLEMENTS = frozenset({"security.insecure", "network.host"})
 _MOUNTS_CONF = ("/etc/containers/mounts.conf", "/usr/share/containers/mounts.conf")
 
 
@@ -30,8 +42,6 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
     containerfile, context, ignore, context_epoch = _inputs(options, stack)
     args = _build_args(options)
     epoch = _epoch(options, args, containerfile, context_epoch)
-    from layers.oci import Platform
-
     outputs: tuple[Output, ...] = ()
     cache_from: tuple[CacheRef, ...] = ()
     cache_to: tuple[CacheRef, ...] = ()
@@ -41,9 +51,10 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         outputs = flags.outputs(options)
         cache_from = flags.caches(options.cache_from, "--cache-from")
         cache_to = flags.caches(options.cache_to, "--cache-to")
-    platforms = [p for value in options.platform for p in value.split(",") if p]
+    platforms = [_platform(p, "--platform") for value in options.platform for p in value.split(",") if p]
     if options.pull not in {"always", "missing", "never", "newer"}:
-        options.pull = "always" if boolean(options.pull) else "missing"
+        options.pull = _pull(options.pull)
+    _check_security(options)
     run_options = RunOptions(
         network=options.network,
         add_hosts=sandboxflags.added_hosts(options),
@@ -52,7 +63,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         security_opt=tuple(options.security_opt),
         ulimits=sandboxflags.ulimits(options),
         shm_size_bytes=options.shm_size,
-        volumes=tuple(options.volume),
+        volumes=tuple(map(_volume, options.volume)),
         mounts=tuple(map(_mount, options.mount)),
         host_mounts=_host_mounts(options.default_mounts_file),
         isolation=_isolation(options),
@@ -79,11 +90,11 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         build_args=args,
         target=options.target,
         base=options.base,
-        platforms=tuple(dict.fromkeys(map(Platform.parse, platforms))),
+        platforms=tuple(dict.fromkeys(platforms)),
         tags=tuple(options.tag),
-        labels=dict(v.partition("=")[::2] for v in options.label),
+        labels=dict(_label(v) for v in options.label),
         annotations_at=tuple(a for v in options.annotation for a in _annotations(v, len(platforms) > 1)),
-        env=dict(_from_environment(v) for v in options.env),
+        env=dict(pair for v in options.env for pair in _from_environment(v)),
         unset_env=tuple(options.unsetenv),
         unset_labels=tuple(options.unsetlabel),
         inherit_labels=options.inherit_labels,
@@ -92,7 +103,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         pull=options.pull,
         secrets=dict(_secret(v) for v in options.secret),
         ssh=dict(_ssh(v) for v in options.ssh),
-        allow=frozenset(name for v in options.allow for name in v.split(",")),
+        allow=frozenset(_entitlement(name) for v in options.allow for name in v.split(",")),
         run=run_options,
         format=options.format,
         compression="none" if options.compression == "uncompressed" else options.compression,
@@ -105,7 +116,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         rewrite_timestamp=options.rewrite_timestamp,
         omit_history=options.omit_history,
         source_date_epoch=epoch,
-        jobs=options.jobs,
+        jobs=_jobs(options.jobs),
         outputs=outputs,
         cache_from=cache_from,
         cache_to=cache_to,
@@ -167,6 +178,8 @@ def _epoch(
     build sees is that time, too, but for the flag's. Raises: UsageError, ParseError.
     """
     if options.timestamp is not None:
+        if not 0 <= options.timestamp <= _MAX_EPOCH:
+            raise UsageError(f"--timestamp {options.timestamp}: expected seconds since 1970")
         return int(options.timestamp)
     name = "SOURCE_DATE_EPOCH"
     if name not in args and os.environ.get(name):
@@ -178,7 +191,7 @@ def _epoch(
         epoch = of_context()
         args[name] = "" if epoch is None else str(epoch)
         return epoch
-    if text and not text.isdigit():
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= _MAX_EPOCH):
         raise UsageError(f"invalid SOURCE_DATE_EPOCH: {text!r} is neither a number of seconds nor `context`")
     return int(text) if text else None
 
@@ -263,7 +276,7 @@ def _build_args(options: Namespace) -> dict[str, str]:
     args: dict[str, str] = {}
     for name in options.build_arg_file:
         try:
-            lines = Path(name).read_text().splitlines()
+            lines = Path(name).read_text("utf-8", "surrogateescape").splitlines()
         except OSError as e:
             raise ContextError(f"cannot read {name}: {e.strerror}") from e
         for line in lines:
@@ -289,8 +302,6 @@ def _annotations(text: str, several: bool) -> list[Annotation]:
     """`[LEVEL[[PLATFORM]][,LEVEL…]:]KEY=VALUE`, as docker buildx has it. Raises: UsageError."""
     import re
 
-    from layers.oci import Platform
-
     match = re.fullmatch(r"(?:([a-z-]+(?:\[[^\]]*\])?(?:,[a-z-]+(?:\[[^\]]*\])?)*):)?([^=\s]+)=(.*)", text, re.DOTALL)
     if match is None:
         raise UsageError(f"--annotation {text!r}: expected [LEVEL:]KEY=VALUE")
@@ -303,19 +314,88 @@ def _annotations(text: str, several: bool) -> list[Annotation]:
             )
         if level != "manifest" and not several:
             raise UsageError(f"--annotation {text!r}: an image for one platform has no index")
-        where = Platform.parse(platform) if platform else None
+        where = _platform(platform, f"--annotation {text!r}:") if "[" in word else None
         found.append(Annotation(match[2], match[3], level, where))  # type: ignore[arg-type]
     return found
 
 
-def _from_environment(text: str) -> tuple[str, str]:
+def _from_environment(text: str) -> list[tuple[str, str]]:
+    """`KEY=VALUE`; `KEY` alone is what the environment has, and nothing if it has none. Raises: UsageError."""
     key, separator, value = text.partition("=")
-    return key, value if separator else os.environ.get(key, "")
+    if not key:
+        raise UsageError(f"--env {text!r}: expected KEY[=VALUE]")
+    if separator:
+        return [(key, value)]
+    return [(key, os.environ[key])] if key in os.environ else []
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    if not key.strip():
+        raise UsageError(f"--label {text!r}: expected KEY=VALUE")
+    return key, value
 
 
 def _context(text: str) -> tuple[str, str]:
-    name, value = key_value(text, "--build-context")
+    name, separator, value = text.partition("=")
+    if not name or not separator or not value:
+        raise UsageError(f"--build-context {text!r}: expected NAME=VALUE")
+    if "://" not in value and not _is_remote(value) and not os.path.isdir(value):
+        raise UsageError(f"--build-context {text!r}: {value} is not a directory")
     return name, value
+
+
+def _platform(text: str, flag: str) -> Platform:
+    from layers.errors import ImageError
+    from layers.oci import Platform
+
+    try:
+        return Platform.parse(text)
+    except ImageError as e:
+        raise UsageError(f"{flag} {e.message}") from e
+
+
+def _pull(text: str) -> PullPolicy:
+    try:
+        return "always" if boolean(text) else "missing"
+    except InvalidValue as e:
+        raise UsageError(f"--pull {text!r}: expected always, missing, never or newer") from e
+
+
+def _jobs(number: int) -> int:
+    if number < 0:
+        raise UsageError(f"--jobs {number}: expected a number of steps")
+    return number
+
+
+def _entitlement(name: str) -> str:
+    if name not in _ENTITLEMENTS:
+        raise UsageError(f"--allow {name!r}: there are {' and '.join(sorted(_ENTITLEMENTS))}")
+    return name
+
+
+def _check_security(options: Namespace) -> None:
+    """Refuse now what a step would refuse: a cached one would never look. Raises: UsageError."""
+    if options.cap_add or options.cap_drop or options.security_opt:
+        from builder.sandbox import options as rights
+
+        rights.capabilities(options.cap_add, options.cap_drop)
+        rights.security(options.security_opt)
+
+
+def _volume(text: str) -> str:
+    """`HOST:CTR[:OPTIONS]`, both absolute; what is not `ro` or `rw` must hold anyway. Raises: UsageError."""
+    host, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not host.startswith("/") or not target.startswith("/") or not target.strip("/"):
+        raise UsageError(f"--volume {text!r}: expected /HOST:/CONTAINER[:ro]")
+    if not os.path.exists(host):
+        raise UsageError(f"--volume {text!r}: there is no {host} here")
+    labels = set() if os.path.exists("/sys/fs/selinux/enforce") else {"z", "Z"}  # without SELinux there are none
+    unknown = {*mode.split(",")} - {"", "ro", "rw", "bind", "rbind", *labels}
+    if unknown:
+        raise UsageError(f"--volume {text!r}: the option {min(unknown)} is not possible", hint="there are ro and rw")
+    return text
 
 
 def _secret(text: str) -> tuple[str, SecretSource]:
@@ -387,9 +467,9 @@ def _host_mounts(given: str | None) -> tuple[tuple[str, str], ...]:
             if not source or source.startswith("#"):
                 continue
             target = target or source
-            if not source.startswith("/") or not target.startswith("/"):
+            if not source.startswith("/") or not target.startswith("/") or not os.path.normpath(target).strip("/"):
                 raise UsageError(f"{place}: {line.strip()!r}: expected two absolute paths, /HOST:/CONTAINER")
-            if os.path.isdir(source):
+            if os.path.isdir(source) or os.path.isfile(source):
                 found.append((source, target))
         return tuple(found)
     return ()

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from registry.hosts import RegistryOptions
     from registry.retry import RetryPolicy
 
+_MAX_BYTES = 1 << 62
+_MAX_SECONDS = 100 * 365 * 86400.0
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class InvalidValue(UsageError, ArgumentTypeError):
+    """A value that its flag does not take: argparse names the flag; where it is a part of one, this tells enough."""
 
 
 def store_root(options: Namespace) -> Path:
@@ -142,25 +148,32 @@ def boolean(text: str) -> bool:
         return True
     if text.lower() in {"0", "f", "false", "n", "no", "off"}:
         return False
-    raise ArgumentTypeError(f"expected true or false, not {text!r}")
+    raise InvalidValue(f"expected true or false, not {text!r}")
 
 
 def size(text: str) -> int:
     """A size in bytes: `64m`, `1.5g`, `512`; units are powers of 1024."""
     match = re.fullmatch(r"(-1|\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
     if match is None:
-        raise ArgumentTypeError(f"invalid size {text!r}: expected a number with b, k, m, g or t")
-    return int(float(match[1]) * _SIZE_UNITS[match[2]]) if match[1] != "-1" else -1
+        raise InvalidValue(f"invalid size {text!r}: expected a number with b, k, m, g or t")
+    if match[1] == "-1":
+        return -1
+    found = float(match[1]) * _SIZE_UNITS[match[2]]
+    if found > _MAX_BYTES:
+        raise InvalidValue(f"invalid size {text[:40]!r}: too large")
+    return int(found)
 
 
 def duration(text: str) -> float:
     """A duration in seconds: `90`, `1.5s`, `10m`, `2h`, `1h30m`."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
+    text = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
     if not parts or "".join(n + u for n, u in parts) != text:
-        raise ArgumentTypeError(f"invalid duration {text!r}: expected a number with ms, s, m, h or d")
-    return sum(float(n) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[u] for n, u in parts)
+        raise InvalidValue(f"invalid duration {text!r}: expected a number with ms, s, m, h or d")
+    found = sum(float(n) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[u] for n, u in parts)
+    if found > _MAX_SECONDS:
+        raise InvalidValue(f"invalid duration {text[:40]!r}: more than a hundred years")
+    return found
 
 
 def key_value(text: str, flag: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from builder.cli.options import key_value, size
+from builder.cli.options import InvalidValue, key_value, size
 from builder.errors import UsageError
 
 T = TypeVar("T")
@@ -19,6 +19,7 @@ _IO_FLAGS = {
     "device-read-iops": "riops",
     "device-write-iops": "wiops",
 }
+_MAX_CPUS = 1 << 20
 _ULIMITS = ("core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
             "rttime", "sigpending", "stack")  # fmt: skip
 
@@ -37,7 +38,15 @@ def add_sandbox_options(parser: ArgumentParser) -> None:
     add("--security-opt", action="append", default=[], metavar="OPTION",
         help="seccomp=FILE|unconfined, no-new-privileges")  # fmt: skip
     add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="a limit of processes")
-    add("--shm-size", type=size, metavar="SIZE", help="of /dev/shm (default: 64m)")
+    add("--shm-size", type=shm_size, metavar="SIZE", help="of /dev/shm (default: 64m)")
+
+
+def shm_size(text: str) -> int:
+    """The size of /dev/shm; 0 is the default, as docker has it, where a tmpfs would have none."""
+    found = size(text)
+    if found < 0:
+        raise InvalidValue(f"invalid size {text!r}")
+    return found
 
 
 def add_limit_options(parser: ArgumentParser) -> None:
@@ -85,7 +94,9 @@ def limits(options: Namespace, make: Callable[..., T]) -> T:
         if quota is not None:
             raise UsageError("--cpus and --cpu-quota exclude each other")
         period = period or 100_000
-        quota = int(options.cpus * period)
+        if not 0 <= options.cpus <= _MAX_CPUS:
+            raise UsageError(f"--cpus {options.cpus}: expected a number of processors")
+        quota = int(options.cpus * period) or None  # 0 is no limit, as docker has it
     found: dict[str, Any] = {
         "memory_bytes": options.memory,
         "memory_swap_bytes": options.memory_swap,

@@ -109,7 +109,10 @@ class RunOptions:
     mounts: tuple[RunMount, ...] = ()
     """As if each RUN had them as its own `--mount`."""
     host_mounts: tuple[tuple[str, str], ...] = ()
-    """(directory of the host, target), read-only, for what this machine lets every RUN see: no part of a step's key."""
+    """(directory or file of the host, target), read-only, for what this machine lets every RUN see.
+
+    It is no part of a step's key.
+    """
     isolation: str = "auto"
     timeout_s: float | None = None
     limits: ResourceLimits = _NO_LIMITS

@@ -332,9 +332,8 @@ def sandbox_spec(
     for volume in options.volumes:
         host, _, rest = volume.partition(":")
         target, _, mode = rest.partition(":")
-        mounts.append(SandboxMount("bind", target, source=Path(host), readonly="ro" in mode.split(","), recursive=True))
-    for directory, target in options.host_mounts:
-        mounts.append(SandboxMount("bind", target, source=Path(directory), readonly=True, recursive=True))
+        mounts.append(_of_host(host, target, readonly="ro" in mode.split(",")))
+    mounts += [_of_host(path, target, readonly=True) for path, target in options.host_mounts]
     mounts += [
         SandboxMount("file", path, source=data, readonly=True, mode=0o755, is_file=True) for path, data in op.files
     ]
@@ -369,6 +368,13 @@ def sandbox_spec(
         timeout_s=options.timeout_s,
         stubs=ctx.store.root / "stubs",
     )
+
+
+def _of_host(path: str, target: str, *, readonly: bool) -> SandboxMount:
+    from builder.sandbox.spec import SandboxMount
+
+    source = Path(path)
+    return SandboxMount("bind", target, source=source, readonly=readonly, recursive=True, is_file=not source.is_dir())
 
 
 def _mount(

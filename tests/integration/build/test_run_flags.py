@@ -76,6 +76,27 @@ def test_huge_pages_are_limited_or_refused(pybuild: Pybuild, busybox_base: str, 
         ("--device=/etc/passwd", "no device"),
         ("--device=/dev/../etc/passwd", "no device"),
         ("--device=/dev/null:/dev/other", "its own name"),
+        ("--cpus=nan", "a number of processors"),
+        ("--memory=9" + "9" * 400, "too large"),
+        ("--shm-size=-1", "invalid size"),
+        ("--timeout=9" + "9" * 400, "a hundred years"),
+        ("--jobs=-1", "a number of steps"),
+        ("--timestamp=99999999999999999999", "seconds since 1970"),
+        ("--pull=perhaps", "always, missing, never or newer"),
+        ("--output=type=image,push=perhaps", "true or false"),
+        ("--platform=linux/", "invalid platform"),
+        ("--annotation=manifest[]:a=b", "invalid platform"),
+        ("--label==b", "expected KEY=VALUE"),
+        ("--env==b", "expected KEY[=VALUE]"),
+        ("--allow=everything", "security.insecure"),
+        ("--cap-add=everything", "no such capability"),
+        ("--security-opt=everything", "not possible"),
+        ("--build-context=a=/nowhere", "not a directory"),
+        ("--volume=/etc", "expected /HOST:/CONTAINER"),
+        ("--volume=/etc:/", "expected /HOST:/CONTAINER"),
+        ("--volume=etc:/x", "expected /HOST:/CONTAINER"),
+        ("--volume=/nowhere:/x", "there is no /nowhere"),
+        ("--volume=/etc:/x:O", "not possible"),
     ],
 )
 def test_nonsense_is_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path, flag: str, words: str) -> None:
@@ -120,14 +141,18 @@ def test_what_mounts_conf_lets_every_run_see(pybuild: Pybuild, busybox_base: str
     secrets = tmp_path / "subscription"
     secrets.mkdir()
     (secrets / "key").write_text("word")
+    (tmp_path / "one").write_text("alone")
     conf = tmp_path / "mounts.conf"
-    conf.write_text(f"# of this machine\n{secrets}:/run/secrets\n{tmp_path}/missing:/elsewhere\n")
+    conf.write_text(
+        f"# of this machine\n{secrets}:/run/secrets\n{tmp_path}/missing:/elsewhere\n{tmp_path}/one:/run/one\n"
+    )
     context = write_context(
-        tmp_path / "context", f"FROM {busybox_base}\nRUN cp /run/secrets/key /seen && ! touch /run/secrets/x\n"
+        tmp_path / "context",
+        f"FROM {busybox_base}\nRUN cat /run/secrets/key /run/one > /seen && ! touch /run/secrets/x\n",
     )
     pybuild.build(context, "--default-mounts-file", conf, "-t", "app:1")
     tree = pybuild.unpack("app:1", tmp_path / "tree")
-    assert (tree / "seen").read_text() == "word"
+    assert (tree / "seen").read_text() == "wordalone"
     assert not (tree / "run").exists() or not (tree / "run" / "secrets").exists()
     assert "CACHED" in pybuild.build(context, "--progress=plain").stderr, "a machine's own mounts change no step"
     conf.write_text("relative:/x\n")
