@@ -20,6 +20,7 @@ from layers.values import NamedTuple
 
 MAX_FILE_BYTES = 8 << 20
 _MAX_TARGETS = 1000
+_MAX_VALUES = 100_000
 _MAPS = ("args", "contexts", "extra-hosts", "labels")
 _LISTS = (
     "annotations", "cache-from", "cache-to", "entitlements", "no-cache-filter", "output", "platforms", "secret", "ssh",
@@ -65,21 +66,23 @@ class BakeFile(NamedTuple):
         """
         found: dict[str, Target] = {}
         for name in names or ["default"]:
-            for member in self._members(name, ()):
+            for member in self._members(name, (), {}):
                 self._add(member, overrides, found, ())
         return list(found.values())
 
-    def _members(self, name: str, above: tuple[str, ...]) -> list[str]:
+    def _members(self, name: str, above: tuple[str, ...], known: dict[str, list[str]]) -> list[str]:
         if name in above:
             raise UsageError(f"group {name} contains itself")
         if name in self.groups:
-            members = [m for member in self.groups[name] for m in self._members(member, (*above, name))]
-            return list(dict.fromkeys(members))
+            if name not in known:  # or groups of groups would be gone through as often as there are ways to them
+                lists = [self._members(member, (*above, name), known) for member in self.groups[name]]
+                known[name] = list(dict.fromkeys([member for members in lists for member in members]))
+            return known[name]
         if name not in self.targets:
             from builder.frontend.spelling import did_you_mean
 
-            known = [*self.targets, *self.groups]
-            raise UsageError(f"there is no target {name!r}{did_you_mean(name, known)}", hint="`pybuild bake --list`")
+            spelled = did_you_mean(name, [*self.targets, *self.groups])
+            raise UsageError(f"there is no target {name!r}{spelled}", hint="`pybuild bake --list`")
         return [name]
 
     def _add(self, name: str, overrides: Sequence[str], found: dict[str, Target], above: tuple[str, ...]) -> None:
@@ -87,7 +90,7 @@ class BakeFile(NamedTuple):
             return
         if name in above:
             raise UsageError(f"target {name} needs itself: {' -> '.join((*above, name))}")
-        attributes = self._inherited(name, ())
+        attributes = self._inherited(name, (), {})
         for text in overrides:
             _override(name, attributes, text)
         target = Target(name, {k: v for k, v in attributes.items() if k not in _UNBUILT})
@@ -97,16 +100,19 @@ class BakeFile(NamedTuple):
             self._add(other, overrides, found, (*above, name))
         found[name] = target
 
-    def _inherited(self, name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    def _inherited(self, name: str, above: tuple[str, ...], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if name in above:
             raise UsageError(f"target {name} inherits from itself: {' -> '.join((*above, name))}")
         if name not in self.targets:
             raise UsageError(f"target {above[-1]} inherits from {name!r}, which is no target")
+        if name in known:
+            return known[name]
         own = self.targets[name]
         merged: dict[str, Any] = {}
         for parent in own.get("inherits", []):
-            _lay_over(merged, self._inherited(parent, (*above, name)))
+            _lay_over(merged, self._inherited(parent, (*above, name), known))
         _lay_over(merged, own)
+        known[name] = merged
         return merged
 
 
@@ -120,7 +126,7 @@ def parse_files(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) ->
         try:
             part = _hcl(text, environ) if name.endswith(".hcl") else _parsed(name, text, environ)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
-            raise UsageError(f"{name} is no build file: {e}") from e
+            raise UsageError(f"{name} is no build file: {e}{' is missing' * isinstance(e, KeyError)}") from e
         for target, attributes in part.targets.items():
             _lay_over(whole.targets.setdefault(target, {}), attributes)
         whole.groups.update(part.groups)
@@ -140,9 +146,27 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        document = yaml.safe_load(text)
     except yaml.YAMLError as e:
         raise ValueError(str(e).replace("\n", " ")) from e
+    _written_out(document, {})
+    return document
+
+
+def _written_out(value: Any, sizes: dict[int, int]) -> int:
+    """How many values a document is with its aliases written out: a few lines may mean more than memory holds.
+
+    Raises: ValueError if that is too many, or without end.
+    """
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = _MAX_VALUES  # what is within itself has no end
+        items = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_written_out(item, sizes) for item in items)
+    if sizes[id(value)] >= _MAX_VALUES:
+        raise ValueError(f"with its aliases written out it has more than {_MAX_VALUES} values")
+    return sizes[id(value)]
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
@@ -360,7 +384,7 @@ def _compose(document: Mapping[str, Any], environ: Mapping[str, str]) -> BakeFil
             attributes["tags"] = [str(values["image"]), *attributes.get("tags", [])]
         attributes = _attributes(service, attributes)
         _lay_over(attributes, _attributes(service, build.get("x-bake") or {}))
-        targets[service.replace(".", "_")] = attributes
+        targets[str(service).replace(".", "_")] = attributes
     return BakeFile(targets, {"default": list(targets)})
 
 

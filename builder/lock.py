@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.errors import PlanError
+from builder.errors import PlanError, UsageError
 from builder.frontend.gitref import parse_git_ref
 from builder.plan.graph import BuildGraph, CopyItem, CopyOp, ResolvedImage
 from builder.plan.request import BuildRequest
@@ -66,7 +66,7 @@ def make_lock(
     pin anew whatever `old` says, None all of them. What nothing uses any more goes.
 
     Raises: ParseError, PlanError (of the target alone: for other stages `warn` is called), ContextError,
-    RegistryError.
+    RegistryError, UsageError if `update` names nothing.
     """
     from builder.frontend.instructions import parse_containerfile
     from builder.session import Session
@@ -85,6 +85,9 @@ def make_lock(
         for identifier, pin in inputs.found.items():
             keep = identifier in known and update is not None and not _named(identifier, update)
             rules[identifier] = known[identifier] if keep else pin()
+        for name in update or ():
+            if not any(_named(identifier, [name]) for identifier in inputs.found):
+                raise UsageError(f"--update {name}: the Containerfile uses no such input")
     finally:
         session.close()
     return Lock(

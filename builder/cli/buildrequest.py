@@ -352,7 +352,7 @@ def _platform(text: str, flag: str) -> Platform:
     try:
         return Platform.parse(text)
     except ImageError as e:
-        raise UsageError(f"{flag} {e.message}") from e
+        raise UsageError(f"{flag.removesuffix(':')}: {e.message}") from e
 
 
 def _pull(text: str) -> PullPolicy:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from builder.cli.options import boolean
+from builder.cli.options import InvalidValue, boolean
 from builder.errors import UsageError
 
 Kind = Literal["text", "list", "number", "switch"]
@@ -34,6 +34,7 @@ class Flag(NamedTuple):
     """What it may always be without a word."""
 
 
+_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")
 _HEADER = "GIT_AUTH_HEADER"
 _SNAPSHOT = "changes come from an overlay, not from looking at all files"
 _ISOLATED = "the container's own files never get into the image"
@@ -222,7 +223,10 @@ def translate(options: Namespace, environ: Mapping[str, str]) -> Translation:
     notes = _unneeded(options)
     no_push = bool(options.no_push)
     if "KANIKO_NO_PUSH" in environ:
-        no_push = boolean(environ["KANIKO_NO_PUSH"])
+        try:
+            no_push = boolean(environ["KANIKO_NO_PUSH"])
+        except InvalidValue as e:
+            raise UsageError(f"KANIKO_NO_PUSH: {e}") from e
     if not no_push and not options.destination:
         raise UsageError("there is no --destination", hint="or say --no-push")
     context, stdin = _context(options)
@@ -238,6 +242,8 @@ def translate(options: Namespace, environ: Mapping[str, str]) -> Translation:
     if options.oci_layout_path:
         arguments += ["-o", f"type=oci,tar=false,dest={options.oci_layout_path}"]
     tries = max(options.push_retry or 0, options.image_download_retry or 0)
+    if min(options.push_retry or 0, options.image_download_retry or 0) < 0:
+        raise UsageError("--push-retry and --image-download-retry are numbers of tries")
     if tries:
         arguments += ["--retry", str(tries)]
     if options.insecure_pull or options.skip_tls_verify_pull:
@@ -359,9 +365,13 @@ def _cache(options: Namespace, no_push: bool) -> list[str]:
 
 
 def _logging(options: Namespace) -> list[str]:
+    if options.log_format not in {None, "text", "color", "json"}:
+        raise UsageError(f"--log-format {options.log_format}: there are text, color and json")
+    if options.verbosity not in {None, *_LEVELS}:
+        raise UsageError(f"--verbosity {options.verbosity}: there are {', '.join(_LEVELS)}")
     if options.log_format == "json":
         return ["--progress=rawjson"]
-    if options.verbosity in {"warn", "error", "fatal", "panic"}:
+    if options.verbosity in {"warn", "warning", "error", "fatal", "panic"}:
         return ["--progress=quiet"]
     return ["--progress=plain"]
 
@@ -413,6 +423,8 @@ def _certificates(options: Namespace) -> dict[str, str]:
     files: dict[str, str] = {}
     for text in options.registry_certificate:
         host, _, path = text.partition("=")
+        if not path:
+            raise UsageError(f"--registry-certificate {text}: expected HOST=CERTIFICATE")
         hosts.add(host)
         files[f"{len(files)}.crt"] = path
     for text in options.registry_client_cert:

@@ -54,8 +54,8 @@ class Rule(NamedTuple):
     identifier: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
 
-    def matches(self, source: Source) -> re.Match[str] | None:
-        """The match of a source's identifier, None if it or an attribute does not match."""
+    def matches(self, source: Source) -> tuple[str, ...] | None:
+        """A source's identifier and what the selector's groups are of it, None if it or an attribute does not match."""
         for constraint in self.constraints:
             value = source.attribute(constraint.key)
             if constraint.condition == "MATCHES":
@@ -64,12 +64,11 @@ class Rule(NamedTuple):
             elif (value == constraint.value) != (constraint.condition == "EQUAL"):
                 return None
         if self.selector == source.identifier:
-            return re.fullmatch("(?s:.*)", source.identifier)
+            return (source.identifier,)
         if self.match == "REGEX":
-            return re.search(self.selector, source.identifier)
-        if self.match == "WILDCARD":
-            return re.fullmatch("(.*)".join(map(re.escape, self.selector.split("*"))), source.identifier, re.DOTALL)
-        return None
+            found = re.search(self.selector, source.identifier)
+            return None if found is None else (found[0], *(group or "" for group in found.groups()))
+        return _wildcards(self.selector, source.identifier) if self.match == "WILDCARD" else None
 
     def to_json(self) -> dict[str, Any]:
         """As the document has it; only what is set."""
@@ -98,14 +97,12 @@ class Source(NamedTuple):
     def attribute(self, key: str) -> str:
         return dict(self.attributes).get(key, "")
 
-    def changed(self, rule: Rule, match: re.Match[str]) -> Source:
+    def changed(self, rule: Rule, groups: tuple[str, ...]) -> Source:
         """Itself with what a rule sets; `$1` and `${1}` are what the selector's groups matched."""
 
         def group(found: re.Match[str]) -> str:
-            try:
-                return match[int(found[1] or found[2])] or ""
-            except IndexError:
-                return ""
+            number = (found[1] or found[2]).lstrip("0") or "0"
+            return groups[int(number)] if len(number) < 9 and int(number) < len(groups) else ""
 
         identifier = re.sub(r"\$(?:(\d+)|\{(\d+)\})", group, rule.identifier) or self.identifier
         return Source(identifier, tuple({**dict(self.attributes), **dict(rule.attributes)}.items()))
@@ -205,6 +202,25 @@ class SourcePolicy(NamedTuple):
         return source
 
 
+def _wildcards(selector: str, text: str) -> tuple[str, ...] | None:
+    """What each `*` of a selector stands for, the earlier the longer; the time is linear, where a regex's is not."""
+    first, *rest = selector.split("*")
+    if not rest:
+        return (text,) if text == selector else None
+    *inner, last = rest
+    start, end = len(first), len(text) - len(last)
+    if end < start or not text.startswith(first) or not text.endswith(last):
+        return None
+    groups: list[str] = []
+    for word in reversed(inner):
+        at = text.rfind(word, start, end)
+        if at < 0:
+            return None
+        groups.append(text[at + len(word) : end])
+        end = at
+    return (text, text[start:end], *reversed(groups))
+
+
 def git_source(ref: GitRef) -> Source:
     """How policies name a repository: without its scheme; that is in an attribute."""
     _, separator, rest = ref.remote.partition("://")
@@ -238,18 +254,22 @@ def parse_policy(data: bytes, where: str) -> tuple[Rule, ...]:
         document = json.loads(data)
         if not isinstance(document, dict) or not isinstance(document.get("rules", []), list):
             raise TypeError('expected an object with "rules"')
-        return tuple(_rule(rule) for rule in document.get("rules", []))
+        return tuple(_rule(_object(rule, "a rule")) for rule in document.get("rules", []))
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as e:
         raise UsageError(f"{where} is no source policy: {e}") from e
 
 
 def _rule(document: Mapping[str, Any]) -> Rule:
-    selector, updates = document.get("selector") or {}, document.get("updates") or {}
+    selector = _object(document.get("selector") or {}, "selector")
+    updates = _object(document.get("updates") or {}, "updates")
+    wanted = [_object(c, "a constraint") for c in selector.get("constraints") or []]
+    if not all(c.get("key") for c in wanted):
+        raise ValueError("a constraint has no key")
     constraints = tuple(
         Constraint(
             str(c["key"]), str(c.get("value", "")), _known(c.get("condition", "EQUAL"), "EQUAL", "NOTEQUAL", "MATCHES")
         )
-        for c in selector.get("constraints") or []
+        for c in wanted
     )
     rule = Rule(
         _known(document.get("action", "ALLOW"), "ALLOW", "DENY", "CONVERT"),
@@ -257,7 +277,7 @@ def _rule(document: Mapping[str, Any]) -> Rule:
         _known(selector.get("matchType", "WILDCARD"), "WILDCARD", "EXACT", "REGEX"),
         constraints,
         str(updates.get("identifier") or ""),
-        tuple((str(k), str(v)) for k, v in (updates.get("attrs") or {}).items()),
+        tuple((str(k), str(v)) for k, v in _object(updates.get("attrs") or {}, "attrs").items()),
     )
     if not rule.selector:
         raise ValueError(f"a rule ({rule.action}) selects nothing")
@@ -268,6 +288,12 @@ def _rule(document: Mapping[str, Any]) -> Rule:
     ]:
         re.compile(pattern)
     return rule
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is no object: {str(value)[:40]!r}")
+    return value
 
 
 def _known(value: Any, *words: str) -> Any:

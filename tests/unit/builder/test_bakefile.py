@@ -150,11 +150,22 @@ def test_a_damaged_file_is_one_error(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [", "services: 3", "services: {a: {build: {nothing: 1}}}", "services: {a: {build: {secrets: [x]}}}", "1"],
-)
+    [
+        "a: [", "services: 3", "services: {a: {build: {nothing: 1}}}", "services: {a: {build: {secrets: [x]}}}", "1",
+        "services: {a: {build: {secrets: [{target: x}]}}}", "services: {a: {build: {ulimits: {nofile: {hard: 5}}}}}",
+        "a: &x [*x]\nservices: {a: {build: {tags: *x}}}", "services: &x {a: {build: {x-bake: *x}}}",
+        "x0: &a0 [x]\n" + "".join(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+    ],
+)  # fmt: skip
 def test_a_damaged_compose_file_is_one_error(text: str) -> None:
     with pytest.raises(UsageError, match="is no build file"):
         compose(text)
+
+
+def test_many_ways_to_the_same_target_take_no_time() -> None:
+    targets = {"t0": {"tags": ["x"]}, **{f"t{n}": {"inherits": [f"t{n - 1}"] * 2} for n in range(1, 60)}}
+    groups = {"g0": {"targets": ["t59"]}, **{f"g{n}": {"targets": [f"g{n - 1}"] * 2} for n in range(1, 60)}}
+    assert attributes(bake({"target": targets, "group": groups}), "g59") == {"tags": ["x"]}
 
 
 @pytest.mark.parametrize(

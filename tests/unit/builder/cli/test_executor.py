@@ -139,6 +139,8 @@ def test_credentials_of_git_are_never_arguments() -> None:
         ("--no-push", "--registry-mirror", 'a"\nx'), ("--no-push", "--push-ignore-immutable-tag-errors"),
         ("--no-push", "--registry-certificate", "a=/a", "--registry-certificate", "b=/b"),
         ("--no-push", "-c", "git://g.com/r", "--git", "insecure-skip-tls=true"),
+        ("--no-push", "-v", "loud"), ("--no-push", "--log-format", "xml"), ("--no-push", "--push-retry", "-1"),
+        ("--no-push", "--registry-certificate", "a"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_an_error(words: tuple[str, ...]) -> None:

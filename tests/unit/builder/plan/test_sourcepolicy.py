@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from builder.errors import UsageError
-from builder.plan.sourcepolicy import Rule, SourceDenied, SourcePolicy, parse_policy, policy_document
+from builder.plan.sourcepolicy import Rule, Source, SourceDenied, SourcePolicy, parse_policy, policy_document
 
 ALPINE = "docker-image://docker.io/library/alpine"
 DIGEST = "sha256:" + "a" * 64
@@ -148,11 +151,29 @@ def test_a_complete_policy_refuses_what_is_not_pinned() -> None:
         "", "[]", "{", '{"rules": 1}', '{"rules": [1]}', '{"rules": [{"action": "MAYBE"}]}', '{"rules": [{}]}',
         '{"rules": [{"action": "CONVERT", "selector": {"identifier": "a"}}]}',
         '{"rules": [{"selector": {"identifier": "(", "matchType": "REGEX"}}]}', "[" * 100_000,
+        '{"rules": [{"selector": "a"}]}', '{"rules": [{"selector": {"identifier": "a", "constraints": [{}]}}]}',
+        '{"rules": [{"action": "CONVERT", "selector": {"identifier": "a"}, "updates": {"attrs": ["b"]}}]}',
     ],
 )  # fmt: skip
 def test_a_damaged_document_is_one_error(text: str) -> None:
     with pytest.raises(UsageError, match=r"p\.json is no source policy"):
         parse_policy(text.encode(), "p.json")
+
+
+@given(st.text("ab*", max_size=6), st.text("ab", max_size=9))
+def test_wildcards_are_those_of_a_regex_that_takes_what_it_can(selector: str, text: str) -> None:
+    wanted = re.fullmatch("(.*)".join(map(re.escape, selector.split("*"))), text)
+    found = Rule("ALLOW", selector).matches(Source(text))
+    assert found == (None if wanted is None else (text, *wanted.groups()))
+
+
+def test_many_wildcards_take_no_time() -> None:
+    assert Rule("DENY", "*a" * 60 + "b").matches(Source("docker-image://" + "a" * 200)) is None
+
+
+def test_a_group_that_there_is_not_is_empty() -> None:
+    changed = policy(rule("CONVERT", f"{ALPINE}:3", f"{ALPINE}:4$7$" + "9" * 5000))
+    assert changed.image("alpine:3") == "docker.io/library/alpine:4"
 
 
 def test_rules_survive_writing() -> None:
