@@ -153,6 +153,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
                 if front.left:
                     store = stack.enter_context(open_store(root))
                 lifecycle.remove_record(store, record, volumes=True)
+            launcher.let_go()
 
 
 def _runtime(options: Namespace) -> str | None:

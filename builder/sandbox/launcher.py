@@ -401,6 +401,15 @@ class Launcher:
                 os.waitpid(self._pid, 0)
             self._pid = 0
 
+    def let_go(self) -> None:
+        """As `close`, but do not wait: for a process that ends itself, all of whose sandboxes have ended.
+
+        Taking a network down means waiting for the kernel, some 70 ms, which nobody else has to.
+        """
+        if self._pid:
+            self._server.close()
+            self._pid = 0
+
     def __enter__(self) -> Launcher:
         return self
 

@@ -255,6 +255,9 @@ class _Zygote:
                 self.prelude, self.spare_flags = hello["prelude"], hello["flags"]
                 self.accounting, self.supervise = hello["accounting"], hello["supervise"]
                 self.breed()
+                if self.accounting:
+                    # While there is nothing else to do: most containers have a network of their own.
+                    from builder.sandbox import network  # noqa: F401
             return bool(data)
         control = socket.socket(fileno=fds[0])
         try:
@@ -349,7 +352,7 @@ class _Zygote:
 
     def start(self, request: dict[str, Any], control: socket.socket, fds: list[int]) -> None:
         self.learn(request)
-        if request.get("programs") and self.spare:
+        if request.get("programs") and self.spare and not self.accounting:
             # It was born without, and the next request may want it.
             self.spare.discard()
             self.spare = None
