@@ -13,17 +13,19 @@ from builder.container.events import Event
 from builder.container.records import Record
 from builder.errors import UsageError
 
-NOW_NS = time.time_ns()
+
+def ago_ns(seconds: int) -> int:
+    return time.time_ns() - seconds * 10**9
 
 
 def record(tmp_path: Path, **state: Any) -> Record:
     found = Record(tmp_path / ("a" * 64))
     found.settings = {
-        "name": "web", "image": "app:1", "image_id": "sha256:abc", "created_ns": NOW_NS - 7200 * 10**9,
+        "name": "web", "image": "app:1", "image_id": "sha256:abc", "created_ns": ago_ns(7200),
         "config": {"Labels": {"tier": "front"}}, "volumes": [{"name": "data", "target": "/data"}],
         "sandbox": {"args": ["sh", "-c", "a long command of many words"], "network": "private"},
     }  # fmt: skip
-    found.state = {"status": "exited", "exit_code": 3, "finished_ns": NOW_NS - 65 * 10**9, **state}
+    found.state = {"status": "exited", "exit_code": 3, "finished_ns": ago_ns(65), **state}
     return found
 
 
@@ -33,7 +35,7 @@ def test_a_row_has_dockers_words(tmp_path: Path) -> None:
     assert row["Command"] == '"sh -c a long comman…"'
     assert row["RunningFor"] == "2 hours ago"
     assert row["Status"] == "Exited (3) 1 minute ago"
-    running = record(tmp_path, status="running", pid=1, started_ns=NOW_NS - 3 * 86400 * 10**9,
+    running = record(tmp_path, status="running", pid=1, started_ns=ago_ns(3 * 86400),
                      ports=[["0.0.0.0", 80, 8080, "tcp"]], health={"Status": "healthy"})  # fmt: skip
     row = containers._fields(running, True)
     assert row["Status"] == "Up 3 days (healthy)"
