@@ -8,6 +8,7 @@ import pytest
 
 from builder.errors import SandboxError
 from builder.plan.graph import MkdirOp, RunOp, Step
+from builder.plan.variables import Snapshot
 from builder.solve.emulation import can_run, emulator, require_runnable
 from layers.oci import Platform
 
@@ -15,7 +16,7 @@ FOREIGN = Platform("linux", "riscv64")
 
 
 def _step(platform: Platform, *, run: bool = True) -> Step:
-    op = RunOp(("true",), (), "/", "") if run else MkdirOp("/w", "")
+    op = RunOp(("true",), Snapshot(), "/", "") if run else MkdirOp("/w", "")
     return Step(number=0, op=op, parent=None, inputs=(), name="[1/1] RUN true", stage="", platform=platform)
 
 
