@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from bench.tools import Pybuild
+
 
 class Bench(Protocol):
     """What a workload is given."""
@@ -105,6 +107,46 @@ def copy_many(bench: Bench, tool: Any, turn: int, count: int = 20_000) -> float:
 
 def copy_very_many(bench: Bench, tool: Any, turn: int) -> float:
     return copy_many(bench, tool, turn, 100_000)
+
+
+def copy_very_many_again(bench: Bench, tool: Any, turn: int) -> float:
+    folder = many_files(bench, 100_000)
+    (folder / "Containerfile").write_text(f"FROM {bench.debian}\nCOPY tree /tree\n")
+    if turn == 0:
+        bench.quiet(tool.build(folder, "many:1"))
+    return bench.timed(tool.build(folder, "many:1"))
+
+
+def eight_layers(bench: Bench) -> str:
+    """An image of eight layers, 600 MB of files in all, in the registry; half of the bytes compress."""
+    name = f"{bench.host}/base/eight:1"
+    folder = bench.work / "contexts" / "eight"
+    if not folder.exists():
+        for n in range(8):
+            (folder / f"l{n}").mkdir(parents=True)
+            for k in range(150):
+                (folder / f"l{n}" / f"f{k}").write_bytes(os.urandom(250_000) + f"{n} {k}\n".encode() * 41_000)
+        (folder / "Containerfile").write_text("FROM scratch\n" + "".join(f"COPY l{n} /l{n}\n" for n in range(8)))
+        maker = Pybuild(bench.work / "maker")
+        bench.quiet(maker.build(folder, name, "--push"))
+    return name
+
+
+def cold_eight(bench: Bench, tool: Any, turn: int) -> float:
+    # No shell in it: a COPY has the files unpacked as a RUN would.
+    folder = context(bench, "cold-eight", f"FROM {eight_layers(bench)}\nCOPY f /l0/f\nWORKDIR /l7/new\n", {"f": "f"})
+    tool.reset()
+    return bench.timed(tool.build(folder, "cold-eight:1"))
+
+
+def unpack_eight(bench: Bench, tool: Any, turn: int) -> float:
+    layout = bench.work / "eight"
+    if not layout.exists():
+        maker = Pybuild(bench.work / "maker")
+        bench.quiet(maker.copy(f"docker://{eight_layers(bench)}", f"oci:{layout}:eight"))
+    target = bench.work / f"rootfs-{tool.name}"
+    shutil.rmtree(target, ignore_errors=True)
+    return bench.timed(tool.unpack(layout, "eight", target))
 
 
 def copy_many_to_layout(bench: Bench, tool: Any, turn: int) -> float:
@@ -252,6 +294,8 @@ WORKLOADS = (
     Workload("pull", "pull Debian into an empty store", BUILDERS[:2], pull, 0.7, 3),
     Workload("to-layout", "Debian, registry to OCI layout", ("pybuild", "skopeo"), to_layout, 1.05, 5),
     Workload("unpack", "Debian, OCI layout to root file system", ("pybuild", "umoci"), unpack, 0.5, 3),
+    Workload("cold-eight", "empty store: FROM eight layers (600 MB)", BUILDERS[:2], cold_eight, 0.64, 2),
+    Workload("unpack-eight", "the same, layout to root file system", ("pybuild", "umoci"), unpack_eight, 0.5, 2),
     Workload("push", "push a fresh build", BUILDERS[:2], push_fresh, 0.4, 3),
     Workload("push-again", "push it again", BUILDERS[:2], push_again, None, 5),
     Workload("copy", "Debian, registry to registry", ("pybuild", "skopeo"), registry_to_registry, 0.9, 5),
@@ -260,5 +304,6 @@ WORKLOADS = (
     Workload("stages-change", "one source line of it changed, rebuilt", BUILDERS[:2], source_line_changed, 0.35, 5),
     Workload("stages-push", "… and pushed", BUILDERS[:2], source_line_pushed, None, 5),
     Workload("copy-100k", "COPY 100,000 small files onto Debian", BUILDERS[:2], copy_very_many, 0.25, 1),
+    Workload("copy-100k-cached", "… found in the cache", BUILDERS[:2], copy_very_many_again, None, 2),
     Workload("huge", "COPY 2 GiB, into an OCI layout", BUILDERS[:1], huge_layer, None, 1),
 )

@@ -262,6 +262,7 @@ def test_prune_by_age_size_and_labels(pybuild: Pybuild, busybox_layout: Path, tm
         "images": [],
         "records": 0,
         "blobs": 0,
+        "downloads": 0,
         "snapshots": 0,
         "bytes": 0,
     }
