@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -30,6 +30,8 @@ from registry.transport import CHUNK_BYTES, BlobInput, ImageSource
 from registry.transports.docker import DockerSource
 
 _MAX_LINKS = 40
+_MAX_PATH_BYTES = 4096
+"""As in the kernel: each of the directories on a path is looked up by its whole name."""
 _MAX_NAME_BYTES = 256 << 20
 """Of all names in one layer together: what an index of it takes in memory at most, about."""
 _FOOTER_BYTES = 51
@@ -44,7 +46,7 @@ class Entry(NamedTuple):
     kind: bytes
     link: bytes = b""
     size_bytes: int = 0
-    chunks: tuple[dict[str, Any], ...] = ()
+    chunks: Sequence[dict[str, Any]] = ()
 
 
 class _Layer:
@@ -175,6 +177,7 @@ class _Layer:
 
     def _take_table(self, table: list[Any]) -> None:
         last = b""
+        chunks: list[dict[str, Any]] = []
         for item in table:
             if not isinstance(item, dict) or not isinstance(item.get("name"), str):
                 raise self._malformed()
@@ -182,13 +185,13 @@ class _Layer:
             if item.get("type") == "chunk":
                 if name != last or name not in self.entries:
                     raise self._malformed()
-                self.entries[name] = self.entries[name]._replace(chunks=(*self.entries[name].chunks, item))
+                chunks.append(item)
                 continue
             last = name
             kind = _TABLE_KINDS.get(str(item.get("type")), b"?")
             link = str(item.get("linkName") or "").encode("utf-8", "surrogateescape")
             size = item.get("size")
-            chunks = (item,) if kind == REGULAR else ()
+            chunks = [item] if kind == REGULAR else []
             self._note(name, Entry(kind, link if kind == SYMLINK else _normal(link), _whole(size), chunks))
 
     def _chunks(self, name: bytes) -> Iterator[bytes]:
@@ -289,6 +292,8 @@ class FileFinder:
 
         Or the name that a symbolic link on the way means.
         """
+        if len(name) > _MAX_PATH_BYTES:
+            raise ImageError(f"{self._name}: {path[:100]} is, or leads to, a path of more than {_MAX_PATH_BYTES} bytes")
         prefixes = [name[:at] for at, byte in enumerate(name) if byte == 0x2F] + [name]
         directories: set[bytes] = {b""}
         for number in reversed(range(below)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -135,3 +136,20 @@ def test_names_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("registry.onefile._MAX_NAME_BYTES", 5000)
     with pytest.raises(LayerError, match="more names"):
         read(tmp_path, "/x", [file(b"%d" % n) for n in range(100)])
+
+
+@pytest.mark.parametrize("link", [symlink, hardlink])
+def test_a_link_to_a_path_without_end_is_refused(tmp_path: Path, link: Callable[[bytes, bytes], Item]) -> None:
+    below = [file(b"x")]
+    with pytest.raises(ImageError, match="more than 4096 bytes"):
+        read(tmp_path, "/a", below, [link(b"a", b"b/" * 100_000 + b"c")])
+
+
+def test_a_table_of_many_chunks_is_read_in_time(tmp_path: Path) -> None:
+    with finder(tmp_path, [file(b"x")]) as found:
+        one = found._layers[0]
+        many = [{"type": "chunk", "name": "a"}] * 300_000
+        started = time.process_time()
+        one._take_table([{"type": "reg", "name": "a", "size": 1}, *many])
+        assert len(one.entries[b"a"].chunks) == 300_001
+        assert time.process_time() - started < 10
