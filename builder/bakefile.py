@@ -125,7 +125,7 @@ def parse_files(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) ->
     for name, text in texts:
         try:
             part = _hcl(text, environ) if name.endswith(".hcl") else _parsed(name, text, environ)
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as e:
             raise UsageError(f"{name} is no build file: {e}{' is missing' * isinstance(e, KeyError)}") from e
         for target, attributes in part.targets.items():
             _lay_over(whole.targets.setdefault(target, {}), attributes)

@@ -18,6 +18,9 @@ Expression = Callable[[Scope], Any]
 Function = Callable[..., Any]
 
 _MAX_DEPTH = 200
+MAX_TEXT = 1 << 20
+_MAX_ITEMS = 100_000
+_MAX_BITS = 4096
 _TOKEN = re.compile(
     r"""(?P<skip>[ \t\r]+|\#[^\n]*|//[^\n]*|/\*.*?\*/)
     |(?P<newline>\n)
@@ -136,7 +139,7 @@ def _template(text: str, at: int, end: str, functions: Mapping[str, Function], l
     pieces = [part for part in parts if part != ""]
     if len(pieces) == 1 and not isinstance(pieces[0], str):
         return pieces[0], at
-    return lambda scope: "".join(p if isinstance(p, str) else text_of(p(scope)) for p in pieces), at
+    return lambda scope: bounded("".join(p if isinstance(p, str) else text_of(p(scope)) for p in pieces)), at
 
 
 def _escape(text: str, at: int, line: int) -> tuple[str, int]:
@@ -282,7 +285,7 @@ class _Parser:
             for value, spread in arguments:
                 values += value(scope) if spread else [value(scope)]
             try:
-                return function(*values)
+                return bounded(function(*bounded(values)))
             except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e:
                 raise ValueError(f"{name}(): {e}") from e
 
@@ -464,7 +467,7 @@ def _operation(operator: str, left: Expression, right: Expression) -> Expression
             case "-":
                 return x - y
             case "*":
-                return x * y
+                return bounded(x * y)
         if y == 0:
             raise ValueError("a division by zero")
         if operator == "%":
@@ -475,6 +478,31 @@ def _operation(operator: str, left: Expression, right: Expression) -> Expression
 
 
 # Values
+
+
+def bounded(value: Any) -> Any:
+    """The value, if it is of a size that a build file has use for: a few lines may double one forty times.
+
+    Raises: ValueError.
+    """
+    _written_size(value, {})
+    return value
+
+
+def _written_size(value: Any, known: dict[int, int]) -> int:
+    """How many values it is when what is in it several times is written out as often. Raises: ValueError."""
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"a text of more than {MAX_TEXT} characters")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ValueError(f"a number of more than {_MAX_BITS} bits")
+    if not isinstance(value, (list, dict)):
+        return 1
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_size(item, known) for item in items)
+    if known[id(value)] > _MAX_ITEMS:
+        raise ValueError(f"a list or map of more than {_MAX_ITEMS} values")
+    return known[id(value)]
 
 
 def truth(value: Any) -> bool:

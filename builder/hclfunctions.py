@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from builder.hcl import Function, number, text_of, truth
+from builder.hcl import MAX_TEXT, Function, number, text_of, truth
 
 _MAX_ITEMS = 10_000
 
@@ -56,7 +56,13 @@ def _flatten(items: Iterable[Any]) -> list[Any]:
 
 
 def _coalesce(*values: Any) -> Any:
-    return next(value for value in values if value not in (None, ""))
+    return _first(value for value in values if value not in (None, ""))
+
+
+def _first(values: Iterable[Any]) -> Any:
+    for value in values:
+        return value
+    raise ValueError("none of the values has anything in it")
 
 
 def _lookup(whole: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -81,10 +87,33 @@ def _substr(text: str, start: Any, length: Any) -> str:
 
 
 def _regex_replace(text: str, pattern: str, by: str) -> str:
+    _check_length((len(text) + 1) * len(by))  # an empty pattern is found everywhere
     try:
         return re.sub(pattern, re.sub(r"\$(\d+|\{(\w+)\})", lambda m: rf"\g<{m[2] or m[1]}>", by), text)
     except re.error as e:
         raise ValueError(str(e)) from e
+
+
+def _replace(text: str, old: str, new: str) -> str:
+    _check_length(len(text) + text.count(old) * len(new))
+    return text.replace(old, new)
+
+
+def _indent(count: Any, text: str) -> str:
+    margin = " " * min(int(number(count)), 1000)
+    return _replace(text, "\n", "\n" + margin)
+
+
+def _join(separator: str, *lists: Iterable[Any]) -> str:
+    texts = [text_of(item) for each in lists for item in each]
+    _check_length(len(separator) * len(texts) + sum(map(len, texts)))
+    return separator.join(texts)
+
+
+def _check_length(characters: int) -> None:
+    """Before a text is made that would not fit into memory. Raises: ValueError."""
+    if characters > MAX_TEXT:
+        raise ValueError(f"a text of more than {MAX_TEXT} characters")
 
 
 def _trim(text: str, characters: str) -> str:
@@ -100,7 +129,7 @@ FUNCTIONS: dict[str, Function] = {
     "basename": lambda path: path.rstrip("/").rpartition("/")[2] or "/",
     "chomp": lambda text: text.rstrip("\r\n"),
     "coalesce": _coalesce,
-    "coalescelist": lambda *lists: next(each for each in lists if each),
+    "coalescelist": lambda *lists: _first(each for each in lists if each),
     "compact": lambda items: [item for item in items if item not in (None, "")],
     "concat": lambda *lists: [item for each in lists for item in each],
     "contains": lambda items, wanted: wanted in items,
@@ -113,11 +142,11 @@ FUNCTIONS: dict[str, Function] = {
     "format": _format,
     "greaterthan": lambda a, b: number(a) > number(b),
     "greaterthanorequalto": lambda a, b: number(a) >= number(b),
-    "indent": lambda count, text: text.replace("\n", "\n" + " " * min(int(number(count)), 1000)),
+    "indent": _indent,
     "index": lambda whole, key: whole[key] if isinstance(whole, Mapping) else whole[int(number(key))],
     "indexof": _index,
     "int": lambda value: int(number(value)),
-    "join": lambda separator, *lists: separator.join(text_of(item) for each in lists for item in each),
+    "join": _join,
     "jsondecode": json.loads,
     "jsonencode": lambda value: json.dumps(value, separators=(",", ":")),
     "keys": sorted,
@@ -139,7 +168,7 @@ FUNCTIONS: dict[str, Function] = {
     "parseint": lambda text, base: int(text, int(number(base))),
     "range": _range,
     "regex_replace": _regex_replace,
-    "replace": lambda text, old, new: text.replace(old, new),
+    "replace": _replace,
     "reverse": lambda text: text[::-1],
     "reverselist": lambda items: items[::-1],
     "sanitize": lambda text: re.sub(r"[^A-Za-z0-9_-]", "_", text),

@@ -55,12 +55,25 @@ def test_expressions(text: str, wanted: Any) -> None:
         'x = upper(1)', "x = 1 / 0", 'x = "a" + 1', "x = <<E\nno end", 'x = "\\q"', 'x = "%{ if B }a%{ endif }"',
         "a { b",
         "x = 1\nx = 2", "x = (((", "x = range(99999999)", 'x = format("%s")', "x = &", "x = " + "(" * 5000,
-        "x = T ? 1 : 2",
+        "x = T ? 1 : 2", "x = coalesce()", "x = coalescelist([])", f"x = {'9' * 1000} / 3.5",
+        'x = jsondecode("' + "[" * 100_000 + '")', 'x = ' + "1+" * 5000 + "1",
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_error(text: str) -> None:
     with pytest.raises(UsageError, match=r"docker-bake\.hcl is no build file"):
         bake(f'variable "T" {{ default = "t" }}\n{text}\n')
+
+
+@pytest.mark.parametrize(
+    ("first", "twice"),
+    [('"x"', '"${A}${A}"'), ("[1]", "concat(A, A)"), ("[1]", "length([A, A]) > 0 ? [A, A] : []"), ("3", "A * A"),
+     ("3", "multiply(A, A)"), ('"xx"', 'replace(A, "x", A)'), ('"xx"', 'join(A, split("", A))'),
+     ('"xx"', 'regex_replace(A, "x", A)')],
+)  # fmt: skip
+def test_what_doubles_itself_does_not_fill_memory(first: str, twice: str) -> None:
+    rows = [f"a{n} = {twice}".replace("A", f"a{n - 1}") for n in range(1, 60)]
+    with pytest.raises(UsageError, match="more than"):
+        bake("\n".join([f"a0 = {first}", *rows]))
 
 
 @given(st.text(alphabet='abTNLM{}[]()=,.:?"$%!&|+-*/<>\n 01', max_size=60))
