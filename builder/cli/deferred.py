@@ -1,7 +1,8 @@
 """Imports put off until something of them is used.
 
 `import requests` takes 60 ms of a command that asks a registry one question, a fifth of it for
-modules that only `Response.text`, HTTP/2, uploaded forms and zipped certificates need. A finder in front of the
+modules that only `Response.text`, HTTP/2, uploaded forms and zipped certificates need; and the stdlib's
+own take 4 ms of every command, such as translations for argparse, of which there are none. A finder in front of the
 others gives those an empty module, which is filled when an attribute is missed. That is for a
 process of our own: `builder.cli.program` installs it, and nothing else may.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from _thread import RLock  # threading's own, without threading
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -20,10 +22,15 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
 
 _NAMES = frozenset(
-    {"charset_normalizer", "idna", "importlib.metadata", "mimetypes", "tempfile", "urllib.request", "zipfile"}
+    {
+        *("charset_normalizer", "idna"),
+        *("datetime", "gettext", "importlib.metadata", "mimetypes", "tempfile", "urllib.parse", "urllib.request"),
+        "zipfile",
+    }
 )
 _EARLY = {
     "importlib.metadata": ("version",),  # of h2, if HTTP/2 is switched on
+    "urllib.parse": ("quote_from_bytes",),  # pathlib, for URIs
     "urllib.request": (
         *("getproxies", "getproxies_environment", "parse_http_list", "proxy_bypass", "proxy_bypass_environment"),
     ),
@@ -63,6 +70,13 @@ class _Later:
     def exec_module(self, module: ModuleType) -> None:
         for name in _EARLY.get(module.__name__, ()):
             module.__dict__[name] = _forward(module, name)
+        if module.__name__ == "gettext":
+            module.__dict__.update(gettext=_untranslated, ngettext=_untranslated_number)
+        elif module.__name__ == "datetime":
+            # What the module comes to in the end, after it has said all of it in Python; 3.12 has left that away.
+            with suppress(ImportError):
+                types = vars(import_module("_datetime"))
+                module.__dict__.update((name, types[name]) for name in types if not name.startswith("_"))
         module.__class__ = _Deferred
 
     def fill(self, module: ModuleType) -> None:
@@ -108,6 +122,14 @@ def _fill(module: ModuleType) -> None:
             later: object = spec.loader if spec is not None else None
             assert isinstance(later, _Later)
             later.fill(module)
+
+
+def _untranslated(message: str) -> str:
+    return message
+
+
+def _untranslated_number(singular: str, plural: str, number: int) -> str:
+    return singular if number == 1 else plural
 
 
 def _forward(module: ModuleType, name: str) -> Callable[..., object]:

@@ -156,9 +156,9 @@ def _host(text: str) -> tuple[str, str]:
 
 def name_servers(options: Namespace) -> tuple[str, ...]:
     """`--dns`. Raises: UsageError for what is no address."""
-    import ipaddress
-
     for text in options.dns:
+        import ipaddress
+
         try:
             ipaddress.ip_address(text)
         except ValueError as e:

@@ -14,6 +14,7 @@ from typing import Any
 
 from builder.sandbox.spec import DEFAULT_HOSTNAME, SandboxMount, SandboxSpec
 from layers import linux
+from layers.sha import sha256
 from layers.snapshot import Mount
 from layers.values import NamedTuple
 
@@ -159,8 +160,6 @@ def _kept_stubs(targets: list[list[Any]]) -> list[list[Any]]:
 
 
 def _digest(kept: list[list[Any]]) -> str:
-    from hashlib import sha256
-
     return sha256(repr(kept).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
