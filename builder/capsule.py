@@ -194,7 +194,7 @@ def read_capsule(path: Path, context: TransportContext) -> Capsule:
     try:
         manifest = Manifest.parse(check_manifest(source.get_manifest(), None).raw)
         document = json.loads(read_blob(source, manifest.config, MAX_CONFIG_BYTES))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ImageError(f"{path}: the config of its image is no JSON") from e
     finally:
         source.close()
@@ -211,5 +211,5 @@ def read_capsule(path: Path, context: TransportContext) -> Capsule:
             mounts=tuple(map(str, field.get("mounts", ()))),
             network=str(field.get("network", "default")),
         )
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise ImageError(f"{path}: what it says of the failed step cannot be read: {e}") from e
