@@ -50,7 +50,7 @@ def run(verb: str, options: Namespace) -> int:
         print(json.dumps(difference_document(found), indent=2))
     elif options.name_only:
         for change in found.files:
-            print(os.fsdecode(change.path))
+            print(shown_path(change.path))
     else:
         print_difference(found)
     return status

@@ -345,7 +345,10 @@ def _document(found: InspectedImage, *, config: bool) -> dict[str, Any]:
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Columns aligned; the last is not padded."""
+    """Columns aligned; the last is not padded. What images say of themselves sends nothing to the terminal."""
+    from builder.cli.progress import sanitise
+
+    rows = [[sanitise(" ".join(str(cell).splitlines())).strip() for cell in row] for row in rows]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("   ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -352,11 +352,17 @@ def _print_error(error: BaseException) -> None:
     hint = getattr(error, "hint", None)
     notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
     if isinstance(error, ParseError):
-        text = error.render()
-        print(f"error: {text}", file=sys.stderr)
+        _say(f"error: {error.render()}")
         return
-    print(f"error: {notes}{error}", file=sys.stderr)
+    _say(f"error: {notes}{error}")
     if isinstance(error, StepError) and error.source is not None and error.range is not None:
-        print(error.source.excerpt(error.range), file=sys.stderr)
+        _say(error.source.excerpt(error.range))
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        _say(f"hint: {hint}")
+
+
+def _say(text: str) -> None:
+    """On stderr. Errors quote registries, images and Containerfiles, and none of these may work the terminal."""
+    from builder.cli.progress import sanitise
+
+    print("\n".join(map(sanitise, text.split("\n"))), file=sys.stderr)

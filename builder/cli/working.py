@@ -230,12 +230,13 @@ def inspect(root: Path, name: str) -> dict[str, Any]:
 
 
 def diff(root: Path, name: str) -> int:
+    from builder.cli.differ import shown_path
     from builder.container import assemble
 
     letters = {"add": "A", "modify": "C", "delete": "D"}
     with opened(root, name) as container, assemble.changes_of(container) as changes:
         for change in sorted(changes, key=lambda change: change.path):
-            print(f"{letters[change.kind]} /{os.fsdecode(change.path)}")
+            print(f"{letters[change.kind]} /{shown_path(change.path)}")
     return 0
 
 

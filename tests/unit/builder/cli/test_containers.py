@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from builder.cli import containers, upkeep, watch
+from builder.cli.images import print_table
 from builder.container.events import Event
 from builder.container.records import Record
 from builder.errors import UsageError
@@ -88,3 +89,8 @@ def test_paths_of_cp(text: str, parts: tuple[str | None, str]) -> None:
 
 def test_what_a_process_calls_itself_does_not_steer_a_terminal() -> None:
     assert watch._printable("sh\x1b[2J\n\u202e") == "sh?[2J??"
+
+
+def test_what_an_image_says_of_itself_sends_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([["COMMAND", "NAME"], ["sh\x1b]0;title\x07\x1b[2J -c\nnext\u202e\x9b31m", "\udcff\r\x08web"]])
+    assert capsys.readouterr().out == "COMMAND      NAME\nsh -c next   web\n"

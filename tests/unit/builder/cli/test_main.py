@@ -122,3 +122,12 @@ def test_what_ends_a_command_from_outside(
     monkeypatch.setattr(entry, "_dispatch", fail)
     assert main(["images"]) == {KeyboardInterrupt: 130, BrokenPipeError: 141}[error]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_an_error_quotes_sends_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    source, where = SourceFile("Containerfile", "RUN \x1b[2Jx\n"), SourceRange(1, 1)
+    report(PybuildError("the registry said: \x1b]52;c;aGk=\x07no\n  twice\x9b2J", hint="\x1b[8mhidden"))
+    report(ParseError("bad", source=source, range=where))
+    words = capsys.readouterr().err
+    assert "error: the registry said: no\n  twice\nhint: hidden\n" in words
+    assert not set(words) & {"\x1b", "\x07", "\x9b"}
