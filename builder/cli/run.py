@@ -140,7 +140,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         return _leave(root, record, options) if verb == "run" else _told(record)
     with ExitStack() as stack:
         # Before anything starts a thread, and beside what follows here.
-        launcher = stack.enter_context(start_launcher(_runtime(options)))
+        launcher = stack.enter_context(start_launcher(_runtime(options), _network(wanted)))
         store = stack.enter_context(open_store(root))
         record = _create(store, options, wanted)
         # While the container runs nothing of ours is to be kept from gc, which would wait for us.
@@ -154,6 +154,15 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
                     store = stack.enter_context(open_store(root))
                 lifecycle.remove_record(store, record, volumes=True)
             launcher.let_go()
+
+
+def _network(wanted: ContainerOptions) -> str:
+    """The network that the container will have."""
+    if wanted.network != "default":
+        return wanted.network
+    from builder.container.reach import private_network_obstacle
+
+    return "host" if private_network_obstacle() else "private"
 
 
 def _runtime(options: Namespace) -> str | None:
@@ -267,7 +276,8 @@ def _start(root: Path, options: Namespace) -> int:
     from builder.container.monitor import start_launcher
 
     record = records.find(root, options.names[0])
-    with start_launcher(record.settings.get("runtime")) as launcher:
+    settings = record.settings
+    with start_launcher(settings.get("runtime"), settings["sandbox"].get("network", "host")) as launcher:
         front = _front(options, tty=bool(record.settings["tty"]))
         return lifecycle.run_foreground(record, launcher, front)
 

@@ -148,7 +148,7 @@ def _settle(keep: set[int]) -> None:
 def _monitor(record: Record, ready: int) -> int:
     from builder.container.monitor import Monitor, start_launcher
 
-    launcher = start_launcher(record.settings.get("runtime"))
+    launcher = start_launcher(record.settings.get("runtime"), record.settings["sandbox"].get("network", "host"))
     try:
         monitor = Monitor(record, launcher, ready_fd=ready)
 

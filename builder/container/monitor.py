@@ -52,10 +52,10 @@ class ContainerLauncher(Launcher):
         return filters.program(self.root, spec.capabilities, lambda: compiled_filter(spec))
 
 
-def start_launcher(runtime: str | None) -> Launcher:
-    """What starts a container: of namespaces, or of an OCI runtime (its path). Raises: SandboxError."""
+def start_launcher(runtime: str | None, network: str = "host") -> Launcher:
+    """What starts containers with this network: of namespaces, or of a runtime (its path). Raises: SandboxError."""
     if runtime is None:
-        return ContainerLauncher.start()
+        return ContainerLauncher.start(network)
     from builder.sandbox import oci
 
     return oci.start(runtime)

@@ -45,7 +45,7 @@ class BareLauncher(Launcher):
     bare = True
 
     @classmethod
-    def start(cls) -> BareLauncher:
+    def start(cls, network: str = "host") -> BareLauncher:
         """Start the bare zygote. Raises: SandboxError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

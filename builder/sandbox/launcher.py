@@ -33,8 +33,8 @@ from layers.values import NamedTuple
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MAX_INLINE_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 16
-_SPARE_FLAGS = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
-"""The namespaces of most sandboxes, and so of the zygote's spare."""
+_FLAGS = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
+"""The namespaces of every sandbox; one that has not the host's network has another beside these."""
 
 
 class Usage(NamedTuple):
@@ -228,7 +228,8 @@ class Launcher:
     accounting = False
     """Whether sandboxes are expected to ask for that (`Resources.accounting`), one after the other."""
 
-    def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
+    def __init__(self, server: socket.socket, pid: int, host: Host, network: str = "host") -> None:
+        self._expected = network
         self._server = server
         self._pid = pid
         self._host = host
@@ -237,9 +238,10 @@ class Launcher:
         self._programs: dict[bytes, int] = {}
 
     @classmethod
-    def start(cls) -> Launcher:
+    def start(cls, network: str = "host") -> Launcher:
         """Start the zygote. Best called before any thread is started: afterwards a new interpreter has to be.
 
+        The network is the one that most sandboxes are expected to have: as much as can be is made ahead.
         Raises: SandboxError where the kernel refuses namespaces.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -255,9 +257,9 @@ class Launcher:
             ) from e
         finally:
             theirs.close()
-        launcher = cls(ours, pid, host_now())
-        hello = {"prelude": launcher._prelude, "flags": _SPARE_FLAGS, "accounting": cls.accounting}
-        hello["supervise"] = launcher._host.single
+        launcher = cls(ours, pid, host_now(), network)
+        hello = {"prelude": launcher._prelude, "flags": _clone_flags(network), "accounting": cls.accounting}
+        hello.update(supervise=launcher._host.single, network=launcher._helper(network))
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
         return launcher
@@ -283,7 +285,7 @@ class Launcher:
             supervised, more = self._number(self._supervision())
             programs = {**programs, **more}
             steps = operations(spec, self._host._replace(seccomp=number, supervised=supervised))
-            flags = _clone_flags(spec)
+            flags = _clone_flags(spec.network)
             request: dict[str, Any] = {
                 "flags": flags,
                 "trace": trace,
@@ -291,6 +293,7 @@ class Launcher:
                 "env": spec.environment(),
                 "init": spec.init,
                 "terminal": spec.terminal,
+                "network": self._helper(spec.network),
             }
             ahead = len(self._prelude)
             letter = b"D"
@@ -301,10 +304,8 @@ class Launcher:
                 request["programs"] = programs
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
-            if flags == _SPARE_FLAGS and not limited and steps[:ahead] == self._prelude:
+            if spec.network == self._expected and not limited and steps[:ahead] == self._prelude:
                 letter, steps = b"P" if programs else b"S", steps[ahead:]
-            else:
-                request["network"] = self._network(spec)
             trees: list[int] = []
             try:
                 trees = _mounted_outside(steps)
@@ -325,9 +326,9 @@ class Launcher:
         """The compiled filter of a spec; None for none. Raises: SandboxError."""
         return compiled_filter(spec)
 
-    def _network(self, spec: SandboxSpec) -> str | None:
+    def _helper(self, network: str) -> str | None:
         """Which helper a private network needs."""
-        if spec.network != "private":
+        if network != "private":
             return None
         return "rootless" if self._host.rootless else "rootful"
 
@@ -492,9 +493,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _clone_flags(spec: SandboxSpec) -> int:
-    flags = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
-    return flags if spec.network == "host" else flags | linux.CLONE_NEWNET
+def _clone_flags(network: str) -> int:
+    return _FLAGS if network == "host" else _FLAGS | linux.CLONE_NEWNET
 
 
 def _status(message: dict[str, Any]) -> ExitStatus:

@@ -6,7 +6,8 @@ that is, when the launcher's process closes it or dies.
 
 The first datagram (SOCK_SEQPACKET) names the *prelude*, the operations that most sandboxes begin with,
 and the namespaces that they have. A spare child, which has done them already, waits for the next
-request: that saves the clone, the page faults of a fresh copy and half of the setup, some 3 ms of 7.
+request: that saves the clone, the page faults of a fresh copy and half of the setup, some 3 ms of 7; with
+a private network, which a helper sets up meanwhile, some 30.
 All other datagrams are one letter and JSON, S for a request that the spare can take (it brings the
 rest of the operations), P for one of these with a filter that is new to the zygote, and D for one that
 the spare cannot take; the JSON comes in a memfd where it is long; with descriptors
@@ -31,6 +32,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from builder.sandbox import cgroup, rootfs, setup, springboard
@@ -77,6 +79,9 @@ class _Child:
 class _Spare:
     """A child that waits, set up as far as the prelude goes, for a request on its socket."""
 
+    network = 0
+    """See `_Child.network`."""
+
     def __init__(
         self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None, helper: int
     ) -> None:
@@ -88,10 +93,10 @@ class _Spare:
         self.helper = helper
 
     def discard(self) -> None:
-        """Kill and reap it, and who would have answered it."""
+        """Kill and reap it, and who would have answered it or keeps its network up."""
         with contextlib.suppress(OSError):
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        for pid in filter(None, (self.pid, self.helper)):
+        for pid in filter(None, (self.pid, self.helper, self.network)):
             os.waitpid(pid, 0)
         self.requests.close()
         os.close(self.pidfd)
@@ -206,6 +211,45 @@ def _rehearse() -> None:
             call()
 
 
+class _Gate:
+    """What a child waits at until its private network is up; `kind` says who sets it up, None for nobody."""
+
+    def __init__(self, kind: str | None) -> None:
+        self._kind = kind
+        self._read = self._write = -1
+        if kind is not None:
+            # Now: the child will see no other file system than the image's.
+            from builder.sandbox import network  # noqa: F401
+
+            self._read, self._write = os.pipe2(os.O_CLOEXEC)
+
+    def ours(self) -> int:
+        """In the child: where to wait, or -1."""
+        if self._kind is not None:
+            os.close(self._write)
+        return self._read
+
+    def attend(self, zygote: _Zygote, pidfd: int, others: Sequence[int]) -> int:
+        """In the zygote: start the helper of the child, which closes the others; its process, or 0."""
+        if self._kind is None:
+            return 0
+        from builder.sandbox import network
+
+        helper = os.fork()
+        if helper == 0:
+            zygote.let_go()
+            for fd in (self._read, *others):
+                os.close(fd)
+            network.serve(pidfd, self._write, rootless=self._kind == "rootless")
+        self.close()
+        return helper
+
+    def close(self) -> None:
+        for fd in (self._read, self._write):
+            if fd >= 0:
+                os.close(fd)
+
+
 class _Zygote:
     def __init__(self, server: socket.socket) -> None:
         self.server = server
@@ -216,6 +260,8 @@ class _Zygote:
         self.spare_flags = 0
         self.accounting = False
         self.supervise = False
+        self.network: str | None = None
+        """What sets the spare's network up, if it has one of its own."""
         self.spare: _Spare | None = None
         self.board: springboard.Springboard | None = None
         with contextlib.suppress(OSError):  # told by the sandbox that tries it again
@@ -238,7 +284,7 @@ class _Zygote:
 
     def clear(self) -> None:
         """Kill and bury every sandbox: the launcher is gone."""
-        if self.spare and self.spare.group:
+        if self.spare and (self.spare.group or self.spare.network):
             self.spare.discard()
         children = list(self.by_pidfd.values())
         for child in children:
@@ -254,10 +300,8 @@ class _Zygote:
                 hello = json.loads(data)
                 self.prelude, self.spare_flags = hello["prelude"], hello["flags"]
                 self.accounting, self.supervise = hello["accounting"], hello["supervise"]
+                self.network = hello["network"]
                 self.breed()
-                if self.accounting:
-                    # While there is nothing else to do: most containers have a network of their own.
-                    from builder.sandbox import network  # noqa: F401
             return bool(data)
         control = socket.socket(fileno=fds[0])
         try:
@@ -296,10 +340,12 @@ class _Zygote:
         group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        gate = _Gate(self.network)
         handover = self.handover()
         try:
             pid, pidfd = linux.clone(self.spare_flags)
         except OSError:
+            gate.close()
             requests.close()
             os.close(undo_read)
             if group:
@@ -308,10 +354,11 @@ class _Zygote:
             if pid == 0:
                 requests.close()
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
-                sandbox = setup.Sandbox(undo_write, self.programs, supervisor_fd=handover.ours())
+                sandbox = setup.Sandbox(undo_write, self.programs, gate.ours(), handover.ours())
                 sandbox.board = self.board
                 _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
             self.spare = _Spare(pid, pidfd, requests, undo_read, group, handover.attend(pid))
+            self.spare.network = gate.attend(self, pidfd, (theirs.fileno(), undo_read, undo_write))
         theirs.close()
         os.close(undo_write)
 
@@ -327,6 +374,7 @@ class _Zygote:
             return False
         spare.requests.close()
         child = _Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group)
+        child.network = spare.network
         child.helpers.extend(filter(None, (spare.helper,)))
         self.register(child)
         return True
@@ -361,45 +409,32 @@ class _Zygote:
         if limits := request.get("limits"):
             group, ahead = self.make_group(limits)
             request["operations"] = ahead + request["operations"]
-        gate_read = gate_write = -1
-        if request.get("network"):
-            # Now: the child will see no other file system than the image's.
-            from builder.sandbox import network
-
-            gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
+        gate = _Gate(request["network"])
         handover = self.handover()
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
+            gate.close()
             if group:
                 group.remove()
             raise
         if pid == 0:
-            if gate_write >= 0:
-                os.close(gate_write)
-            sandbox = setup.Sandbox(undo_write, self.programs, gate_read, handover.ours())
+            sandbox = setup.Sandbox(undo_write, self.programs, gate.ours(), handover.ours())
             sandbox.board = self.board
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
-        if gate_write >= 0:
-            os.close(gate_read)
-            helper = os.fork()
-            if helper == 0:
-                self.let_go({pidfd, gate_write})
-                network.serve(pidfd, gate_write, rootless=request["network"] == "rootless")
-            child.network = helper
-            os.close(gate_write)
+        child.network = gate.attend(self, pidfd, (control.fileno(), undo_read, *fds[1:]))
         child.helpers.extend(filter(None, (handover.attend(pid),)))
         self.register(child)
 
-    def let_go(self, keep: set[int]) -> None:
+    def let_go(self) -> None:
         """In a helper: close what is the zygote's, or the launcher would not see its end."""
         self.server.close()
         if self.spare:
             self.spare.requests.close()
         for child in self.by_pidfd.values():
-            for fd in {child.pidfd, child.control.fileno(), child.undo_fd} - keep:
+            for fd in {child.pidfd, child.control.fileno(), child.undo_fd}:
                 os.close(fd)
 
     def bury(self, child: _Child) -> None:
