@@ -152,7 +152,7 @@ def run(verb: str, options: Namespace) -> int:
             _copy_certificates(translation.certificates, place / "certificates")
             own += ["--cert-dir", str(place / "certificates")]
         redirect = f" < {shlex.quote(translation.stdin)}" if translation.stdin else ""
-        print(f"+ pybuild build {shlex.join(translation.arguments)}{redirect}", file=sys.stderr)
+        print(f"+ pybuild build {shlex.join(_shown(translation.arguments))}{redirect}", file=sys.stderr)
         if translation.stdin:
             _read_from(translation.stdin)
         if os.environ.get("GIT_PASSWORD"):
@@ -162,6 +162,17 @@ def run(verb: str, options: Namespace) -> int:
         if status == 0:
             _write_digests(options, metadata)
     return status
+
+
+def _shown(arguments: list[str]) -> list[str]:
+    """What may be read in a log: a repository's URL without the token that is often in it."""
+    from urllib.parse import urlsplit
+
+    def shown(word: str) -> str:
+        user = word.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        return word.replace(f"{user}@", "***@", 1) if user and urlsplit(word).scheme else word
+
+    return [shown(word) for word in arguments]
 
 
 def _directory() -> AbstractContextManager[str]:
@@ -316,7 +327,8 @@ def _inputs(options: Namespace, context: str, environ: Mapping[str, str]) -> lis
     arguments = ["-f", options.dockerfile or "Dockerfile"]
     for text in options.build_arg:
         # A name alone takes its value from the environment, an empty one if it has none.
-        arguments += ["--build-arg", text if "=" in text else f"{text}={environ.get(text, '')}"]
+        # By its name, as what is done is shown, and may be a secret's value.
+        arguments += ["--build-arg", text if "=" in text or text in environ else f"{text}="]
     if ".git" in context and environ.get("GIT_TOKEN"):
         arguments += ["--secret", "id=GIT_AUTH_TOKEN,env=GIT_TOKEN"]
     elif ".git" in context and environ.get("GIT_PASSWORD"):

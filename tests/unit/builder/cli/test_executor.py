@@ -114,7 +114,7 @@ def test_the_rest_of_what_is_translated() -> None:
         "--verbosity", "error", environ={"A": "1"},
     )  # fmt: skip
     assert found.arguments == [
-        "-t", "r.example/a:1", "-t", "r.example/a:2", "-f", "Dockerfile", "--build-arg", "A=1", "--build-arg", "B=2",
+        "-t", "r.example/a:1", "-t", "r.example/a:2", "-f", "Dockerfile", "--build-arg", "A", "--build-arg", "B=2",
         "--target", "t", "--platform", "linux/arm64", "--label", "l=1", "--timestamp", "0", "--compression", "zstd",
         "--compression-level", "3", "--cache-from", "type=local,src=/c,ignore-error=true", "--cache-ttl", "6h",
         "--push",
@@ -152,3 +152,25 @@ def test_what_is_the_default_needs_no_word() -> None:
     words = ("--ignore-var-run=true", "--skip-unused-stages", "--compressed-caching=true", "--log-timestamp=false")
     assert translate("--no-push", *words).notes == ()
     assert len(translate("--no-push", "--snapshot-mode=redo", "--use-new-run", "--ignore-path=/busybox").notes) == 3
+
+
+def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The translated command stands in logs that many may read."""
+    done: list[list[str]] = []
+
+    def build(words: list[str]) -> int:
+        done.append(words)
+        return 1
+
+    monkeypatch.setattr("builder.cli.main.main", build)
+    monkeypatch.setenv("TOKEN", "hidden-1")
+    parser = ArgumentParser(allow_abbrev=False)
+    parser.set_defaults(root=None, debug=False)
+    executor.configure("executor", parser)
+    words = ["--context", "git://user:hidden-2@git.example/a.git", "--no-push", "--build-arg", "TOKEN"]
+    assert executor.run("executor", parser.parse_args([*words, "--build-arg", "NONE"])) == 1
+    assert "https://user:hidden-2@git.example/a.git" in done[0]
+    shown = capsys.readouterr().err
+    assert "--build-arg TOKEN --build-arg NONE= " in shown
+    assert "https://***@git.example/a.git" in shown
+    assert "hidden" not in shown
