@@ -36,7 +36,8 @@ def write_bundle(store: Store, image: Image, directory: Path, options: Container
 
     rootfs = directory / "rootfs"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        # The set-id programs of an image are not for other users of this machine.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise ContainerError(f"{directory} is not empty", hint="name a directory that is not there yet")
         rootfs.mkdir()
@@ -50,7 +51,10 @@ def write_bundle(store: Store, image: Image, directory: Path, options: Container
             os.chmod(rootfs, status.st_mode & 0o7777)
             copy_tree(fd, str(rootfs))
         document = config(store.root, image, rootfs, options)
-        (directory / "config.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        # Nor is what a runtime will do as our user for others to write, whatever the umask.
+        fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     except BaseException as e:
         remove_tree(str(rootfs))
         if isinstance(e, OSError):

@@ -81,6 +81,7 @@ def test_a_bundle_is_run_by_runc(box: Pybuild, tmp_path: Path) -> None:
         "bundle", "-u", "web", "-w", "/srv", "-e", "A=b", IMAGE, bundle, "sh", "-c", "echo $GREETING $A; id -u; pwd"
     )
     config = json.loads((bundle / "config.json").read_text())
+    assert bundle.stat().st_mode & 0o777 == 0o700
     assert config["annotations"]["org.opencontainers.image.stopSignal"] == "TERM"
     argv = [which("runc") or "runc", "--root", f"{home}/state", "run", "--bundle", str(bundle), f"test-{os.getpid()}"]
     command = box.account.command(argv) if box.account else argv
