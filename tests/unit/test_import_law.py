@@ -41,7 +41,9 @@ LAW: dict[str, tuple[str, ...]] = {
         *("layers.errors", "layers.oci", "layers.sha", "registry.reference"),
         *("builder.errors", "builder.frontend", "builder.plan"),
     ),
-    "builder.sandbox": ("layers.linux", "layers.errors", "layers.snapshot", "builder.errors", "builder.sandbox"),
+    "builder.sandbox": (
+        *("layers.linux", "layers.errors", "layers.sha", "layers.snapshot", "builder.errors", "builder.sandbox"),
+    ),
     "builder.sandbox.rootfs": ("layers.linux", "layers.fusemount", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "layers.ownership", "builder.sandbox"),
