@@ -124,8 +124,7 @@ def run(verb: str, options: Namespace) -> int:
 
 
 def _run(verb: str, root: Path, options: Namespace) -> int:
-    from builder.container import lifecycle
-    from builder.container.monitor import start_launcher
+    from builder.container.starting import start_launcher
     from builder.opening import open_store
 
     wanted = _container_options(options)
@@ -141,6 +140,8 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
     with ExitStack() as stack:
         # Before anything starts a thread, and beside what follows here.
         launcher = stack.enter_context(start_launcher(_runtime(options), _network(wanted)))
+        from builder.container import lifecycle
+
         store = stack.enter_context(open_store(root))
         record = _create(store, options, wanted)
         # While the container runs nothing of ours is to be kept from gc, which would wait for us.
@@ -273,7 +274,7 @@ def _start(root: Path, options: Namespace) -> int:
         return status
     if len(options.names) != 1:
         raise UsageError("--attach takes one container")
-    from builder.container.monitor import start_launcher
+    from builder.container.starting import start_launcher
 
     record = records.find(root, options.names[0])
     settings = record.settings

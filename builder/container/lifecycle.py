@@ -146,7 +146,8 @@ def _settle(keep: set[int]) -> None:
 
 
 def _monitor(record: Record, ready: int) -> int:
-    from builder.container.monitor import Monitor, start_launcher
+    from builder.container.monitor import Monitor
+    from builder.container.starting import start_launcher
 
     launcher = start_launcher(record.settings.get("runtime"), record.settings["sandbox"].get("network", "host"))
     try:

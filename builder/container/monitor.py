@@ -20,45 +20,19 @@ from builder.container.front import Front
 from builder.container.logs import MAX_BYTES, LogWriter
 from builder.container.options import Port, Restart
 from builder.container.records import ContainerError, Record
+from builder.container.starting import ContainerLauncher
 from builder.errors import SandboxError
-from builder.sandbox.launcher import ExitStatus, Launcher, Running, compiled_filter
+from builder.sandbox.launcher import ExitStatus, Launcher, Running
 from layers.errors import PybuildError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from builder.container.health import Health
     from builder.container.reach import Publisher
-    from builder.sandbox.spec import SandboxSpec
 
 _READ_BYTES = 1 << 16
 _BACKOFF_S, _MAX_BACKOFF_S, _STEADY_S = 0.1, 60.0, 10.0
 _FORCED_AFTER = 3
 _DRAIN_S = 1.0
-
-
-class ContainerLauncher(Launcher):
-    """Launches one container, time and again: see `Launcher`. `root` is the store's."""
-
-    accounting = True
-    root: Path | None = None
-
-    def filter_of(self, spec: SandboxSpec) -> bytes | None:
-        """See `Launcher.filter_of`; the default one is kept in the store."""
-        if self.root is None or spec.privileged or spec.seccomp != "default":
-            return compiled_filter(spec)
-        from builder.container import filters
-
-        return filters.program(self.root, spec.capabilities, lambda: compiled_filter(spec))
-
-
-def start_launcher(runtime: str | None, network: str = "host") -> Launcher:
-    """What starts containers with this network: of namespaces, or of a runtime (its path). Raises: SandboxError."""
-    if runtime is None:
-        return ContainerLauncher.start(network)
-    from builder.sandbox import oci
-
-    return oci.start(runtime)
 
 
 class Monitor:
