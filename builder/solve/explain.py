@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INPUTS = "inputs:"
 SLOT = "slot:"
 _MAX_FILES = 200_000
+_PART_FILES = 1000  # so many are put into words at a time: bounds memory
 _MAX_RECORD_BYTES = 64 << 20
 _SHOWN = 8
 
@@ -96,7 +97,10 @@ def slot_of(request: BuildRequest, graph: BuildGraph) -> list[str]:
 def describe(
     step: Step, graph: BuildGraph, request: BuildRequest, entries: Iterable[ContentEntry] | None
 ) -> dict[str, Any]:
-    """The inputs of a step as JSON values; `entries` are the files that a COPY takes, None if unknown."""
+    """The inputs of a step as JSON values; `entries` are the files that a COPY takes, None if unknown.
+
+    Those are under "files" by path, as they are: there may be a hundred thousand, and they are not made twice.
+    """
     doc: dict[str, Any] = {"step": step.name, "op": type(step.op).__name__}
     match step.op:
         case RunOp() as op:
@@ -131,8 +135,6 @@ def describe(
                 "time stamp": str(request.source_date_epoch),
             }
             doc["heredocs"] = {i.source: sha256(i.data).hexdigest() for i in op.items if i.kind == "inline"}
-            if entries is not None:
-                doc["files"] = {e.path: [e.kind, e.mode, e.uid, e.gid, e.value] for e in entries}
         case MkdirOp() as op:
             doc["fields"] = {"path": op.path, "user": op.user}
         case SourceOp():
@@ -145,7 +147,10 @@ def describe(
         for i in step.inputs
         if isinstance(source := graph.steps[i].op, SourceOp)
     }
-    return json.loads(json.dumps(doc, default=str))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(doc, default=str))
+    if entries is not None and isinstance(step.op, CopyOp):
+        plain["files"] = {e.path: e for e in entries}
+    return plain
 
 
 def _mount_text(mount: Any) -> str:
@@ -153,11 +158,28 @@ def _mount_text(mount: Any) -> str:
     return ",".join(parts)
 
 
-def encode(doc: Mapping[str, Any]) -> bytes | None:
-    """The record's bytes; None for one that is too large to be worth it."""
-    if len(doc.get("files", ())) > _MAX_FILES:
-        doc = {k: v for k, v in doc.items() if k != "files"}
-    return zlib.compress(json.dumps(doc, separators=(",", ":")).encode("utf-8", "surrogatepass"), 1)
+def encode(doc: Mapping[str, Any]) -> bytes:
+    """The record's bytes, of what `describe` gave; without the files, where they are too many to be worth it."""
+    packer = zlib.compressobj(1)
+    files: Mapping[str, ContentEntry] | None = doc.get("files")
+    head = _json({k: v for k, v in doc.items() if k != "files"})
+    if files is None or len(files) > _MAX_FILES:
+        return packer.compress(head) + packer.flush()
+    parts = [packer.compress(head[:-1] + b',"files":{')]
+    some: dict[str, tuple[Any, ...]] = {}
+    joint = b""
+    for number, (path, entry) in enumerate(files.items(), 1):
+        some[path] = entry[1:]
+        if len(some) == _PART_FILES or number == len(files):
+            parts.append(packer.compress(joint + _json(some)[1:-1]))
+            joint = b","
+            some.clear()
+    parts.append(packer.compress(b"}}") + packer.flush())
+    return b"".join(parts)
+
+
+def _json(doc: Mapping[str, Any]) -> bytes:
+    return json.dumps(doc, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def decode(data: bytes) -> dict[str, Any] | None:
@@ -257,9 +279,10 @@ def _shown(value: Any) -> str | None:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def _files(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[Reason]:
+def _files(old: Mapping[str, Any], new: Mapping[str, ContentEntry]) -> Iterable[Reason]:
     for path in sorted({*old, *new}):
-        was, now = old.get(path), new.get(path)
+        entry = new.get(path)
+        was, now = old.get(path), None if entry is None else list(entry[1:])
         if was == now:
             continue
         name = path or "/"
