@@ -141,6 +141,42 @@ def test_sigkill_leaves_rules_only_until_the_next(root_box: RootBox) -> None:
     assert_host_state(before)
 
 
+AHEAD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from builder.sandbox.launcher import Launcher
+from builder.sandbox.spec import SandboxSpec
+from layers.snapshot import Mount
+lower, upper, work = map(Path, sys.argv[2:5])
+script = "cd /sys/class/net; echo *"
+with Launcher.start("private") as launcher:
+    for network in sys.argv[5:]:
+        spec = SandboxSpec(
+            args=("sh", "-c", script), root=Mount("overlay", (lower,), upper, work), env={"PATH": "/bin"},
+            network=network,
+        )
+        with launcher.run(spec, stdout_fd=1, stderr_fd=2) as running:
+            assert running.wait().code == 0
+"""
+
+
+@pytest.mark.parametrize("networks", [[], ["private", "private"], ["none", "private"]])
+def test_a_network_made_ahead(root_box: RootBox, networks: list[str]) -> None:
+    """It is the first sandbox's if that wants one, is taken down if not, and is there anew for the next."""
+    need_nat()
+    before = host_state()
+    root = root_box.overlay()
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD, str(CHECKOUT), *map(str, (root_box.lower, root.upper, root.work)), *networks],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = {"private": "eth0 lo", "none": "lo"}
+    assert done.stdout.splitlines() == [shown[network] for network in networks]
+    assert_host_state(before)
+
+
 def test_the_rules_of_a_killed_zygote_are_cleared(root_box: RootBox) -> None:
     need_nat()
     before = host_state()
