@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from builder.building import Parts
     from builder.plan.graph import RunOp
     from builder.plan.request import BuildRequest
-    from builder.solve.solver import FailedStep
+    from builder.solve.results import FailedStep
     from layers.events import EventSink
     from layers.oci import Descriptor, Manifest
     from registry.transport import ImageSource, TransportContext

@@ -19,7 +19,8 @@ from layers.oci import Descriptor, Digest, ImageConfig, Index, Platform
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
-    from builder.solve.solver import Solver, StepResult
+    from builder.solve.results import StepResult
+    from builder.solve.solver import Solver
     from layers.store import Store
 
 HISTORY_COMMENT = "buildkit.dockerfile.v0"

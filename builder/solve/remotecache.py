@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from builder.building import Parts
     from builder.export import ExportedImage
-    from builder.solve.solver import Solver, StepResult
+    from builder.solve.results import StepResult
+    from builder.solve.solver import Solver
     from layers.store import Store
     from registry.transport import ImageDestination, ImageSource
 

@@ -8,32 +8,30 @@ finished snapshot's layer is packed in the background while the next step runs.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from builder.errors import ParseError, StepError
+from builder.errors import StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
-from builder.solve import cachekey
 from builder.solve.layering import LayerBook
+from builder.solve.results import FailedStep, StepResult, from_record, to_record
 from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
-from builder.solve.steps import StepContext, copy_options, open_mount, run_command, run_copy, run_mkdir
+from builder.solve.stepkeys import StepKeys, locate
+from builder.solve.steps import StepContext, run_command, run_copy, run_mkdir
 from layers.errors import BlobNotFound, Cancelled, PybuildError, StoreError
 from layers.events import Vertex
 from layers.oci import Platform, chain_id
 from layers.snapshot import ActiveSnapshot, Mount
-from layers.values import NamedTuple
 
 if TYPE_CHECKING:
     from builder.sandbox.launcher import Usage
     from builder.solve.audit import AuditResult
-    from builder.solve.contenthash import ContentEntry
-    from builder.solve.explain import BuildPlan, Status, StepPlan
+    from builder.solve.explain import BuildPlan
     from builder.solve.remotecache import RemoteCache
     from builder.solve.report import StepReport
     from layers.oci import Descriptor
@@ -42,28 +40,6 @@ if TYPE_CHECKING:
 
 _TOUCH_AFTER_NS = 600 * 10**9
 _MAX_LOOKS = 5
-
-
-class StepResult(NamedTuple):
-    """What a step came to. `snapshot` is None for an image whose layers nobody needed yet.
-
-    `key` is the content key, on which its users build theirs.
-    """
-
-    key: str
-    snapshot: str | None
-    created_ns: int
-    cached: bool
-    layer: LayerRecord | None = None
-    """Of a result that a remote cache has and whose files nobody needed yet."""
-
-
-class FailedStep(NamedTuple):
-    """A RUN that failed, and the snapshot of what it left; it has no cache record."""
-
-    step: Step
-    snapshot: str
-    error: StepError
 
 
 class Solver:
@@ -89,11 +65,10 @@ class Solver:
         self._tick = tick
         self._host = Platform.host()
         self._before_threads = before_threads
-        self._definition: list[str] = []
+        self._keys = StepKeys(ctx, graph, here=self._here, bring=self._snapshot)
         self._needed: list[Step] | None = None
         self._arguments = arguments
         self._in_images = {step.number for image in graph.images for step in graph.chain(image.top)}
-        self._content: dict[int, list[str]] = {}
         self.results: dict[int, StepResult] = {}
         self.made_ns: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -147,7 +122,7 @@ class Solver:
 
     def _prepare(self) -> list[Step]:
         if self._needed is None:
-            self._define()
+            self._keys.define()
             self._needed = self._look_up()
         return self._needed
 
@@ -162,182 +137,43 @@ class Solver:
                     ids.add(top)
         return self._ctx.store.lease(snapshots=ids)
 
-    # What would be done
+    # Lookup
 
     def forecast(self) -> BuildPlan:
         """What `solve` would do, and why. Runs no step and fetches no layer.
 
         Raises: ContextError, StoreError.
         """
-        from builder.solve.explain import BuildPlan, Explainer, StepPlan
+        from builder.solve.forecast import Forecast
 
         needed = {s.number for s in self._prepare()}
-        explainer = Explainer(
-            self._ctx.store.cache, self._ctx.request, self._graph, self._definition, self.entries, self._arguments()
+        made = Forecast(
+            self._ctx,
+            self._graph,
+            self._keys,
+            needed=needed,
+            anew=self._anew,
+            results=self.results,
+            here=self._here,
         )
-        keys: dict[int, str | None] = {}
-        rows: list[StepPlan] = []
-        used: set[int] = set()
-        for step in self._graph.steps:
-            if isinstance(step.op, SourceOp):
-                keys[step.number] = self._definition[step.number]
-            elif step.number in self.results:
-                keys[step.number] = self.results[step.number].key
-            elif step.number in needed:
-                status, keys[step.number] = self._foresee(step, keys, used)
-                reasons = () if status == "hit" else explainer.reasons(step, self._cause(step, rows))
-                emulated = "" if status == "hit" else self._emulated(step)
-                rows.append(StepPlan(step.number, step.name, status, reasons, emulated=emulated))
-                continue
-            rows.append(StepPlan(step.number, step.name, "hit"))
-        missing = self._missing(used)
-        rows = [row._replace(fetch_bytes=sum(missing.get(row.number, {}).values())) for row in rows]
-        once: dict[str, int] = {}
-        for layers in missing.values():
-            once |= layers
-        return BuildPlan(tuple(rows), sum(once.values()))
-
-    def _emulated(self, step: Step) -> str:
-        """What would run a RUN for another CPU; empty for what this machine's own runs."""
-        if step.platform == self._host or not isinstance(step.op, RunOp):
-            return ""
-        from builder.solve.emulation import can_run, emulator
-
-        path = emulator(step.platform)
-        if path is not None:
-            return f"emulated by {path}"
-        return "" if can_run(step.platform) else f"cannot run here: no emulator for {step.platform}"
-
-    def _foresee(self, step: Step, keys: Mapping[int, str | None], used: set[int]) -> tuple[Status, str | None]:
-        """Whether a step that its definition does not find will run; and its content key, if it can be known yet."""
-        below = [i for i in (step.parent, *step.inputs) if i is not None]
-        if any(keys.get(i) is None for i in below):
-            used.update(below)
-            return "content", None
-        if isinstance(step.op, CopyOp) and step.op.input is not None and self._tree(step.op.input) is None:
-            used.update(below)
-            return "content", None
-        key = self._content_key(step, lambda i: str(keys[i]))[0]
-        record = None if step.number in self._anew else self._ctx.store.cache.get(key)
-        found = None if record is None else _from_record(record.record, record.snapshot_id)
-        if found is not None:
-            self.made_ns[step.number] = found.created_ns
-            return "hit", found.key
-        used.update(below)
-        return "run", key
-
-    def _tree(self, index: int) -> str | None:
-        """The snapshot of a step if it is here already."""
-        step = self._graph.steps[index]
-        if isinstance(step.op, SourceOp):
-            top = chain_id(step.op.image.config.diff_ids)
-            return top if self._ctx.store.snapshots.get(top) is not None else None
-        result = self.results.get(index)
-        return None if result is None else result.snapshot
-
-    def _cause(self, step: Step, rows: Sequence[StepPlan]) -> Step | None:
-        """The nearest step below that is not found."""
-        missed = {row.number for row in rows if row.status != "hit"}
-        below = [i for i in (step.parent, *step.inputs) if i in missed]
-        return self._graph.steps[below[0]] if below else None
-
-    def _missing(self, used: set[int]) -> dict[int, dict[str, int]]:
-        """The layers to be fetched, by FROM: those whose files a step needs, and those of the images themselves."""
-        bases = {image.base.digest for image in self._graph.images if image.base is not None}
-        missing: dict[int, dict[str, int]] = {}
-        for step in self._graph.steps:
-            if not isinstance(step.op, SourceOp):
-                continue
-            image = step.op.image
-            files = step.number in used and self._tree(step.number) is None
-            if files or image.digest in bases:
-                missing[step.number] = {
-                    d.digest: d.size_bytes for d in image.manifest.layers if self._ctx.store.stat(d.digest) is None
-                }
-        return missing
-
-    def entries(self, step: Step) -> Sequence[ContentEntry] | None:
-        """The files that a COPY takes, one by one; None where they cannot be known yet."""
-        from builder.solve.contenthash import content_key
-
-        if not isinstance(step.op, CopyOp):
-            return None
-        op = step.op
-        found: list[ContentEntry] = []
-        for item in op.items:
-            if item.kind != "path" or (op.input is None and op.context is None):
-                continue
-            options = copy_options(self._ctx, op, item, owner=None)
-            stats = self._ctx.store.filestats
-            if op.input is None:
-                root = self._ctx.session.context(op.context or "").fd
-                found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
-            elif self._tree(op.input) is not None:
-                with open_mount(self._ctx.store.snapshots.view(self._tree(op.input))) as root:
-                    found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
-            else:
-                return None
-        return found
-
-    # Keys and lookup
-
-    def _define(self) -> None:
-        keys: list[str] = []
-        for step in self._graph.steps:
-            parent = None if step.parent is None else keys[step.parent]
-            inputs = [keys[i] for i in step.inputs]
-            match step.op:
-                case SourceOp():
-                    key = cachekey.source_key(step.op)
-                case RunOp():
-                    key = cachekey.run_key(step.op, self._ctx.request.run, parent, inputs)
-                case MkdirOp():
-                    key = cachekey.mkdir_key(step.op, parent, self._ctx.request.source_date_epoch)
-                case CopyOp():
-                    try:
-                        content = [self._item_key(step.op, at, inputs) for at in range(len(step.op.items))]
-                    except PybuildError as e:
-                        self._locate(e, step)
-                        raise
-                    self._content[step.number] = content
-                    key = cachekey.copy_key(step.op, parent, content, self._ctx.request.source_date_epoch)
-                    if step.op.link:
-                        key = cachekey.stack_key(parent, key)
-            keys.append(key)
-        self._definition = keys
-
-    def _item_key(self, op: CopyOp, at: int, inputs: Sequence[str]) -> str:
-        """What decides about one item before anything ran: context files by content, stages by definition."""
-        item = op.items[at]
-        if item.kind == "path" and op.input is None:
-            if op.context is None:
-                return "empty"
-            return self._digest_tree(op, at, self._ctx.session.context(op.context).fd)
-        if item.kind == "path":
-            return inputs[0]
-        if item.kind in {"http", "git"}:
-            return self._ctx.remotes.key(self._ctx, op, item)
-        return "inline"
-
-    def _digest_tree(self, op: CopyOp, at: int, root: int) -> str:
-        from builder.solve.contenthash import content_key
-
-        item = op.items[at]
-        options = copy_options(self._ctx, op, item, owner=None)
-        return content_key(root, [item.source], options, stats_cache=self._ctx.store.filestats).digest
+        plan = made.plan(self._arguments())
+        self.made_ns |= made.made_ns
+        return plan
 
     def _look_up(self) -> list[Step]:
         """The steps that have to run, in order; what is known goes to `results`."""
         steps = self._graph.steps
-        wanted = [self._definition[s.number] for s in steps if not isinstance(s.op, SourceOp) and not s.ignore_cache]
+        wanted = [
+            self._keys.definition[s.number] for s in steps if not isinstance(s.op, SourceOp) and not s.ignore_cache
+        ]
         records = self._ctx.store.cache.get_many(wanted)
         known: dict[int, StepResult] = {}
         unsure: set[int] = set()
         for step in steps:
             if isinstance(step.op, SourceOp):
                 continue
-            record = records.get(self._definition[step.number])
-            result = None if record is None else _from_record(record.record, record.snapshot_id)
+            record = records.get(self._keys.definition[step.number])
+            result = None if record is None else from_record(record.record, record.snapshot_id)
             expired = result is not None and result.created_ns < self._not_before_ns
             if step.ignore_cache or expired or self._stands_on(step, self._anew):
                 self._anew.add(step.number)
@@ -365,7 +201,7 @@ class Solver:
             visited.add(index)
             step = steps[index]
             if isinstance(step.op, SourceOp):
-                self.results[index] = StepResult(self._definition[index], None, 0, True)
+                self.results[index] = StepResult(self._keys.definition[index], None, 0, True)
                 continue
             if index in known:
                 self.results[index] = known[index]
@@ -386,7 +222,7 @@ class Solver:
         below = None if step.parent is None else self._graph.steps[step.parent]
         if below is not None and below.number not in known and not isinstance(below.op, SourceOp):
             return
-        found = self._remote.find(self._definition[step.number], not_before_ns=self._not_before_ns)
+        found = self._remote.find(self._keys.definition[step.number], not_before_ns=self._not_before_ns)
         if found is not None:
             known[step.number] = StepResult(found.key, None, found.created_ns, True, found.layer)
             self.made_ns[step.number] = found.created_ns
@@ -415,7 +251,7 @@ class Solver:
 
     def definition(self, step: Step) -> str:
         """A step's definition key."""
-        return self._definition[step.number]
+        return self._keys.definition[step.number]
 
     def layer_of(self, step: Step) -> tuple[StepResult, LayerRecord] | None:
         """A step's result and the layer that it adds; None for an image, and where nothing is known of it."""
@@ -468,7 +304,7 @@ class Solver:
             raise
         except PybuildError as e:
             ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), error=e.message))
-            self._locate(e, step)
+            locate(ctx, e, step)
             raise
         completed = time.time_ns()
         self._times[step.number] = (started, completed)
@@ -477,17 +313,12 @@ class Solver:
         ctx.events.emit(Vertex(vertex, step.name, inputs, started, completed, cached=cached, usage=usage))
         return result
 
-    def _locate(self, error: PybuildError, step: Step) -> None:
-        """Let an error that knows no place in the Containerfile tell the step's."""
-        if step.range is not None and not isinstance(error, (ParseError, StepError)):
-            error.add_note(f"{self._ctx.source.name}:{step.range.start_line}")
-
     def _solve_step(
         self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...]
     ) -> tuple[StepResult, bool]:
         if ctx.cancelled():
             raise Cancelled
-        key, layer_key = self._content_key(step, lambda i: self.results[i].key)
+        key, layer_key = self._keys.content(step, lambda i: self.results[i].key)
         store = ctx.store
         if step.number in self._anew:
             return self._make(ctx, step, vertex, inputs, key, layer_key), False
@@ -496,9 +327,9 @@ class Solver:
             self._phase(step.number, "wait", waited)
             record = store.cache.get(key)
             if record is not None and store.snapshots.get(record.snapshot_id or "") is not None:
-                found = _from_record(record.record, record.snapshot_id)
+                found = from_record(record.record, record.snapshot_id)
                 if found is not None and found.created_ns >= self._not_before_ns:
-                    store.cache.put(self._definition[step.number], record.snapshot_id, record.record)
+                    store.cache.put(self._keys.definition[step.number], record.snapshot_id, record.record)
                     self._layers.submit(lambda: self._remember(step))
                     return found, True
             remote = None if self._remote is None else self._remote.find(key, not_before_ns=self._not_before_ns)
@@ -535,10 +366,10 @@ class Solver:
             snapshot = self._build(ctx, step, parent, vertex)
         result = StepResult(key, snapshot, time.time_ns(), False)
         store = ctx.store
-        record_bytes = json.dumps({"key": key, "created_ns": result.created_ns}).encode()
+        record_bytes = to_record(key, result.created_ns)
         store.cache.put(key, snapshot, record_bytes)
-        if self._definition[step.number] != key:
-            store.cache.put(self._definition[step.number], snapshot, record_bytes)
+        if self._keys.definition[step.number] != key:
+            store.cache.put(self._keys.definition[step.number], snapshot, record_bytes)
         self._layers.start(snapshot, wanted=step.number in self._in_images)
         self._layers.submit(lambda: self._remember(step))
         return result
@@ -547,12 +378,12 @@ class Solver:
         """Keep what a step's key was made of, to compare with when it is not found one day."""
         from builder.solve.explain import INPUTS, describe, encode, slot_of
 
-        cache, key = self._ctx.store.cache, self._definition[step.number]
+        cache, key = self._ctx.store.cache, self._keys.definition[step.number]
         with self._lock:
             if self._slots is None:
                 self._slots = slot_of(self._ctx.request, self._graph)
         try:
-            entries = self.entries(step)
+            entries = self._keys.entries(step)
         except PybuildError:
             entries = None  # a file of the context has gone meanwhile: the build is none the worse for it
         record = encode(describe(step, self._graph, self._ctx.request, entries))
@@ -683,37 +514,20 @@ class Solver:
             if op.chown and not op.chown.replace(":", "").isdigit():
                 return self._build(ctx, step, parent, vertex)
             layer = self._build(ctx, step, None, vertex)
-            ctx.store.cache.put(layer_key, layer, json.dumps({"key": layer_key, "created_ns": time.time_ns()}).encode())
+            ctx.store.cache.put(layer_key, layer, to_record(layer_key, time.time_ns()))
         return layer if parent is None else snapshots.rebase(layer, parent).id
-
-    def _content_key(self, step: Step, key_of: Callable[[int], str]) -> tuple[str, str]:
-        """The content key, and for `--link` the key of the layer by itself."""
-        parent = None if step.parent is None else key_of(step.parent)
-        inputs = [key_of(i) for i in step.inputs]
-        match step.op:
-            case RunOp() as op:
-                key = cachekey.run_key(op, self._ctx.request.run, parent, inputs)
-                return key, key
-            case MkdirOp() as op:
-                key = cachekey.mkdir_key(op, parent, self._ctx.request.source_date_epoch)
-                return key, key
-            case CopyOp() as op:
-                content = self._content[step.number]
-                if op.input is not None:
-                    with open_mount(
-                        self._ctx.store.snapshots.view(self._tree(op.input) or self._snapshot(op.input))
-                    ) as root:
-                        content = [
-                            self._digest_tree(op, at, root) if item.kind == "path" else content[at]
-                            for at, item in enumerate(op.items)
-                        ]
-                layer = cachekey.copy_key(op, parent, content, self._ctx.request.source_date_epoch)
-                return (cachekey.stack_key(parent, layer) if op.link else layer), layer
-            case SourceOp():
-                return self._definition[step.number], ""
 
     def _view(self, index: int) -> Mount:
         return self._ctx.store.snapshots.view(self._snapshot(index))
+
+    def _here(self, index: int) -> str | None:
+        """The snapshot of a step if it is here already."""
+        step = self._graph.steps[index]
+        if isinstance(step.op, SourceOp):
+            top = chain_id(step.op.image.config.diff_ids)
+            return top if self._ctx.store.snapshots.get(top) is not None else None
+        result = self.results.get(index)
+        return None if result is None else result.snapshot
 
     def _snapshot(self, index: int | None) -> str | None:
         """The snapshot of a result; an image's layers are fetched and unpacked when first asked for."""
@@ -722,7 +536,7 @@ class Solver:
         step = self._graph.steps[index]
         result = self.results.get(index) or self._known.get(index)
         if result is None:  # a FROM beneath a step that a remote cache has
-            result = StepResult(self._definition[index], None, 0, True)
+            result = StepResult(self._keys.definition[index], None, 0, True)
         if result.snapshot is not None or (result.layer is None and not isinstance(step.op, SourceOp)):
             return result.snapshot
         place = step.op.image.digest if isinstance(step.op, SourceOp) else vertex_id(step)
@@ -745,22 +559,11 @@ class Solver:
         assert result.layer is not None
         parent = self._snapshot(step.parent)
         snapshot = self._remote.materialise(result.layer, parent, vertex_id(step))
-        record = json.dumps({"key": result.key, "created_ns": result.created_ns}).encode()
-        for key in {result.key, self._definition[step.number]}:
+        record = to_record(result.key, result.created_ns)
+        for key in {result.key, self._keys.definition[step.number]}:
             self._ctx.store.cache.put(key, snapshot, record)
         return snapshot
 
 
 def vertex_id(step: Step) -> str:
     return f"step:{step.number}"
-
-
-def _from_record(record: bytes | Mapping[str, object], snapshot: str | None) -> StepResult | None:
-    """A cache record as a result; None if it is of another kind or version."""
-    if snapshot is None:
-        return None
-    try:
-        doc = json.loads(record) if isinstance(record, (bytes, str)) else record
-        return StepResult(str(doc["key"]), snapshot, int(str(doc["created_ns"])), True)
-    except (ValueError, KeyError, TypeError):
-        return None
