@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.errors import CacheLostError
@@ -354,8 +353,3 @@ def metadata(result: BuildResult) -> Mapping[str, object]:
         "pybuild.sent_bytes": result.sent_bytes,
         "pybuild.pulls_left": {host: limit._asdict() for host, limit in result.pulls_left},
     }
-
-
-def store_path(path: str) -> Path:
-    """A path of an output as given, `~` expanded."""
-    return Path(path).expanduser()

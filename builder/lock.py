@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from layers.store import Store
     from registry.transport import TransportContext
 
-SUFFIX = ".lock"
-
 
 class Lock(NamedTuple):
     """A lock's rules, sorted, and what differs from the rules before: identifiers of sources."""

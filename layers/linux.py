@@ -59,7 +59,6 @@ _NR_OF = {
 FSOPEN_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
 FSMOUNT_CLOEXEC = 1
 MOUNT_ATTR_RDONLY = 0x1
@@ -202,12 +201,6 @@ def fsconfig_set_string(fd: int, key: str, value: Path) -> None:
     """fsconfig(2), FSCONFIG_SET_STRING. `value` holds at most 255 bytes. Raises: OSError with the kernel's words."""
     if _syscall(_NR_FSCONFIG, fd, FSCONFIG_SET_STRING, key.encode(), _bytes(value), 0) != 0:
         raise _fs_fail(fd, f"fsconfig({key})", value)
-
-
-def fsconfig_set_fd(fd: int, key: str, value: int) -> None:
-    """fsconfig(2), FSCONFIG_SET_FD. Raises: OSError with the kernel's words."""
-    if _syscall(_NR_FSCONFIG, fd, FSCONFIG_SET_FD, key.encode(), None, value) != 0:
-        raise _fs_fail(fd, f"fsconfig({key})", None)
 
 
 def fsconfig_set_flag(fd: int, key: str) -> None:

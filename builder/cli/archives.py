@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from builder.cli.options import store_root
+from builder.cli.options import epoch_of, store_root
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,19 +140,10 @@ def _import(store: Store, options: Namespace) -> int:
             message=options.message,
             platform=_platform(options),
             compression=options.compression,
-            epoch_s=_epoch(options),
+            epoch_s=epoch_of(options),
         )
     print(made.image_id)
     return 0
-
-
-def _epoch(options: Namespace) -> int | None:
-    if options.timestamp is not None:
-        return int(options.timestamp)
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if text and not text.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
-    return int(text) if text else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.cli.options import add_registry_options, boolean, registry_options, store_root
+from builder.cli.options import add_registry_options, boolean, epoch_of, registry_options, store_root
 from builder.errors import UsageError
 from layers.errors import NameNotFound, PybuildError
 
@@ -149,17 +149,6 @@ def request_of(options: Namespace, **fields: Any) -> BuildRequest:
     from builder.container.byhand import step_request
 
     return step_request(epoch_s=epoch_of(options), environ=dict(os.environ), **fields)
-
-
-def epoch_of(options: Namespace) -> int | None:
-    """`--timestamp`, where there is that flag, or SOURCE_DATE_EPOCH. Raises: UsageError."""
-    given = getattr(options, "timestamp", None)
-    if given is not None:
-        return int(given)
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if text and not (text.isascii() and text.isdigit()):
-        raise UsageError(f"SOURCE_DATE_EPOCH={text!r} is no number of seconds")
-    return int(text) if text else None
 
 
 # from

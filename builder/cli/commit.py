@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from builder.cli.options import store_root
+from builder.cli.options import epoch_of, store_root
 from builder.errors import UsageError
 
 
@@ -89,7 +89,7 @@ def run(verb: str, options: Namespace) -> int:
             message=options.message,
             pause=options.pause == "true",
             squash=options.squash,
-            epoch_s=_epoch(options),
+            epoch_s=epoch_of(options),
             format=options.format,
             compression=options.compression,
         )
@@ -98,15 +98,6 @@ def run(verb: str, options: Namespace) -> int:
     if not options.quiet:
         print(made.image_id)
     return 0
-
-
-def _epoch(options: Namespace) -> int | None:
-    if options.timestamp is not None:
-        return int(options.timestamp)
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if text and not (text.isascii() and text.isdigit()):
-        raise UsageError(f"SOURCE_DATE_EPOCH={text!r} is no number of seconds")
-    return int(text) if text else None
 
 
 def _inspect(options: Namespace) -> int:

@@ -12,7 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.cli.options import add_registry_options, key_value, registry_options, store_root
+from builder.cli.options import (
+    add_registry_options,
+    environment_epoch,
+    epoch_of,
+    key_value,
+    registry_options,
+    store_root,
+)
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -171,8 +178,7 @@ def _editor(verb: str, options: Namespace, source: ImageSource, places: Places, 
             old, new = _bases(options, source, places, opened)
             return edit.rebasing(old, new)
         case _:
-            epoch = options.timestamp if options.timestamp is not None else _epoch()
-            return edit.flattening(Path(_SCRATCH), epoch_s=epoch)
+            return edit.flattening(Path(_SCRATCH), epoch_s=epoch_of(options))
 
 
 def _check_append(options: Namespace) -> None:
@@ -201,7 +207,7 @@ def _layers(files: list[str]) -> Callable[[], list[NewLayer]]:
                 if name == "-":
                     made.append(layer_of_stream(sys.stdin.buffer, scratch, "stdin"))
                 elif os.path.isdir(name):
-                    made.append(layer_of_directory(Path(name), scratch, epoch_s=_epoch()))
+                    made.append(layer_of_directory(Path(name), scratch, epoch_s=environment_epoch()))
                 else:
                     made.append(layer_of_file(Path(name), scratch))
         except BaseException:
@@ -242,7 +248,7 @@ def _mutation(options: Namespace) -> Editor:
     if options.rewrite_timestamp or options.strip_file:
         from registry.rewrite import LayerChanges, rewriting
 
-        latest = options.timestamp if options.timestamp is not None else _epoch()
+        latest = epoch_of(options)
         if options.rewrite_timestamp and latest is None:
             raise UsageError("--rewrite-timestamp: to what time?", hint="say --timestamp SECONDS")
         changes = LayerChanges(latest if options.rewrite_timestamp else None, options.strip_file)
@@ -333,15 +339,8 @@ def _platform(text: str | None) -> Platform | None:
     return Platform.parse(text) if text is not None else None
 
 
-def _epoch() -> int | None:
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if text and not text.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
-    return int(text) if text else None
-
-
 def _created() -> str | None:
-    return _time(_epoch())
+    return _time(environment_epoch())
 
 
 def _time(seconds: int | None) -> str | None:

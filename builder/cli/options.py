@@ -142,6 +142,28 @@ def retry_policy(options: Namespace) -> RetryPolicy:
     return policy
 
 
+MAX_EPOCH = 253402300799
+"""The last second of the year 9999: no later time can be written down (RFC 3339)."""
+
+
+def epoch_of(options: Namespace) -> int | None:
+    """`--timestamp`, where there is that flag, or SOURCE_DATE_EPOCH, in seconds. Raises: UsageError."""
+    given = getattr(options, "timestamp", None)
+    if given is not None:
+        if not 0 <= given <= MAX_EPOCH:
+            raise UsageError(f"--timestamp {given}: expected seconds since 1970")
+        return int(given)
+    return environment_epoch()
+
+
+def environment_epoch() -> int | None:
+    """SOURCE_DATE_EPOCH in seconds, None where it is unset. Raises: UsageError."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_EPOCH):
+        raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
+    return int(text) if text else None
+
+
 def boolean(text: str) -> bool:
     """The words that Go's flag package takes for a boolean."""
     if text.lower() in {"1", "t", "true", "y", "yes", "on"}:

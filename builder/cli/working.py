@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.cli import sandboxflags
-from builder.cli.byhand import epoch_of, finder, opened, request_of, tell
-from builder.cli.options import store_root
+from builder.cli.byhand import finder, opened, request_of, tell
+from builder.cli.options import epoch_of, store_root
 from builder.errors import UsageError
 
 if TYPE_CHECKING:

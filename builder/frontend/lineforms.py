@@ -13,7 +13,6 @@ from builder.errors import ParseError
 from builder.frontend.words import GO_SPACE
 
 BLANKS = re.compile("[\t\v\f\r ]+")
-MAX_JSON_DEPTH = 50
 
 Arguments = tuple[tuple[str, ...], bool]
 """The arguments, and whether they came as a JSON array."""

@@ -77,11 +77,6 @@ def parse_syntax(source: SourceFile) -> SyntaxTree:
     return _Parser(source).run()
 
 
-def is_comment(line: str) -> bool:
-    """Whether a line's first visible character is `#`."""
-    return line.lstrip(GO_SPACE).startswith("#")
-
-
 class _Parser:
     """One pass over the lines. `at` is the index of the next one, so also the number of the last one read."""
 
