@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,16 @@ class Database:
 
     def _create(self) -> int:
         execute = self._connection.execute
-        execute("PRAGMA journal_mode=WAL")
+        deadline_s = time.monotonic() + _BUSY_TIMEOUT_S
+        while True:
+            try:
+                execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as e:
+                # Of two that make this change at once one is told so immediately, whatever the time-out.
+                if (e.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.005)
         execute("BEGIN IMMEDIATE")
         version = int(execute("PRAGMA user_version").fetchone()[0])
         if version == 0:

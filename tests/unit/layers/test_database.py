@@ -115,3 +115,17 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ForeignStore, match="something else"):
         Database(tmp_path / "store.db")
+
+
+def test_several_may_make_the_store_at_once(tmp_path: Path) -> None:
+    """Changing the journal's mode is the one lock that SQLite does not wait for."""
+
+    def make(path: Path) -> None:
+        together.wait()
+        Database(path).close()
+
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        for n in range(60):
+            for done in [pool.submit(make, tmp_path / f"{n}.db") for _ in range(4)]:
+                done.result()
