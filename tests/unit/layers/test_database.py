@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -118,15 +119,19 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
         Database(tmp_path / "store.db")
 
 
+def _make_many(directory: Path, together: Barrier) -> None:
+    for n in range(150):
+        together.wait(30)
+        Database(directory / f"{n}.db").close()
+
+
 def test_several_may_make_the_store_at_once(tmp_path: Path) -> None:
     """Changing the journal's mode is the one lock that SQLite does not wait for."""
-
-    def make(path: Path) -> None:
-        together.wait()
-        Database(path).close()
-
-    together = threading.Barrier(4)
-    with ThreadPoolExecutor(4) as pool:
-        for n in range(60):
-            for done in [pool.submit(make, tmp_path / f"{n}.db") for _ in range(4)]:
-                done.result()
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+    makers = [context.Process(target=_make_many, args=(tmp_path, together)) for _ in range(2)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(60)
+    assert [maker.exitcode for maker in makers] == [0, 0]
