@@ -117,8 +117,8 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         "--ssh",
         action="append",
         default=[],
-        metavar="default|ID[=SOCKET]",
-        help="an ssh agent for RUN --mount=type=ssh",
+        metavar="default|ID[=SOCKET|KEY,…]",
+        help="an ssh agent, or keys, for RUN --mount=type=ssh",
     )
     add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="security.insecure")
     add(

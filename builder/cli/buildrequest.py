@@ -102,7 +102,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         no_cache_filter=tuple(name for v in options.no_cache_filter for name in v.split(",")),
         pull=options.pull,
         secrets=dict(_secret(v) for v in options.secret),
-        ssh=dict(_ssh(v) for v in options.ssh),
+        ssh=dict(_ssh(v, stack) for v in options.ssh),
         allow=frozenset(_entitlement(name) for v in options.allow for name in v.split(",")),
         run=run_options,
         format=options.format,
@@ -426,8 +426,13 @@ def _secret(text: str) -> tuple[str, SecretSource]:
     return id, SecretSource(path=path)
 
 
-def _ssh(text: str) -> tuple[str, Path]:
+def _ssh(text: str, stack: ExitStack) -> tuple[str, Path]:
     id, _, value = text.partition("=")
+    keys = [Path(name) for name in value.split(",") if name]
+    if keys and all(key.is_file() for key in keys):
+        from builder.cli.sshkeys import agent_with
+
+        return id, agent_with(keys, stack)
     socket = value or os.environ.get("SSH_AUTH_SOCK", "")
     if not socket:
         raise UsageError(
@@ -435,7 +440,7 @@ def _ssh(text: str) -> tuple[str, Path]:
         )
     path = Path(socket)
     if not path.is_socket():
-        raise UsageError(f"--ssh {text!r}: {path} is not an agent's socket")
+        raise UsageError(f"--ssh {text!r}: {path} is neither an agent's socket nor a key")
     return id, path
 
 
