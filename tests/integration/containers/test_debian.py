@@ -23,8 +23,8 @@ def test_bash_at_a_terminal_and_the_image_made_of_it(pybuild: Pybuild, debian_la
         terminal.type("useradd -m -s /bin/bash someone && su - someone -c 'touch made; id -un'\r")
         terminal.expect("someone\r\n")
         terminal.expect("# ")
-        terminal.type("cat\r")
-        terminal.expect("cat\r\n")
+        terminal.type("printf 'now %s\\n' cat; cat\r")
+        terminal.expect("now cat\r\n")  # bash gave the line editor's terminal back: what comes now is echoed
         terminal.type("there\r")
         terminal.expect("there\r\nthere\r\n")  # said again by cat: it runs, and ^C will be its
         terminal.type("\x03")
