@@ -30,6 +30,7 @@ from layers.tarreader import (
     SYMLINK,
     TarEntry,
     TarReader,
+    normal_name,
 )
 from layers.values import NamedTuple
 
@@ -153,7 +154,7 @@ class Tree:
         fresh: dict[int, _Place] = {}
         for entry in reader:
             self._count(entry)
-            path = _clean(entry.name)
+            path = normal_name(entry.name)
             parent_path, _, name = path.rpartition(b"/")
             if name.startswith(WHITEOUT_PREFIX):
                 self._whiteout(parent_path, name, keep=whiteouts == "keep", fresh=fresh)
@@ -178,7 +179,7 @@ class Tree:
 
     def _node(self, entry: TarEntry, reader: TarReader) -> Node | None:
         if entry.type == HARDLINK:
-            target = self._find(_clean(entry.linkname))
+            target = self._find(normal_name(entry.linkname))
             if target is None:
                 raise LayerError(f"{os.fsdecode(entry.name)!r} is a link to a file that is not there")
             return target.node
@@ -331,16 +332,6 @@ def _hash_entry(reader: TarReader) -> tuple[bytes, int]:
         hasher.update(view[:length])
         size += length
     return hasher.digest(), size
-
-
-def _clean(path: bytes) -> bytes:
-    parts: list[bytes] = []
-    for part in path.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    return b"/".join(parts)
 
 
 # Comparing

@@ -128,32 +128,6 @@ class Layers:
             return None
         return LayerRecord(Digest(str(row[0])), decode_descriptor(str(row[1])), cast(int, row[2]))
 
-    def lookup_many(self, snapshot_ids: Sequence[str], compression: str) -> dict[str, LayerRecord]:
-        """Those of the snapshots that have a layer in this compression, in one query per 500."""
-        found: dict[str, LayerRecord] = {}
-        for start in range(0, len(snapshot_ids), _CHUNK):
-            ids = snapshot_ids[start : start + _CHUNK]
-            marks = ",".join("?" * len(ids))
-            sql = (
-                "SELECT l.snapshot, l.diff_id, l.descriptor, l.uncompressed_size FROM layers l"  # noqa: S608
-                f" JOIN blobs b ON b.digest=l.digest WHERE l.compression=? AND l.snapshot IN ({marks})"
-            )
-            for row in self._database.rows(sql, (compression, *ids)):
-                found[str(row[0])] = LayerRecord(Digest(str(row[1])), decode_descriptor(str(row[2])), cast(int, row[3]))
-        return found
-
-    def by_diff_id(self, diff_id: Digest) -> list[Descriptor]:
-        """The blobs in the store that unpack to this diff, each once."""
-        rows = self._database.rows(
-            "SELECT DISTINCT l.descriptor FROM layers l JOIN blobs b ON b.digest=l.digest WHERE l.diff_id=?", (diff_id,)
-        )
-        return list({d.digest: d for d in (decode_descriptor(str(row[0])) for row in rows)}.values())
-
-    def diff_id_of(self, digest: Digest) -> Digest | None:
-        """The diff ID of a layer blob that was once unpacked or made here."""
-        row = self._database.row("SELECT diff_id FROM layers WHERE digest=? LIMIT 1", (digest,))
-        return None if row is None else Digest(str(row[0]))
-
 
 class CacheRecord(NamedTuple):
     """What a step's key led to: a snapshot (or none), and bytes that are the caller's own."""

@@ -511,6 +511,17 @@ class TarReader:
         return [self._decimal(n, b"sparse map") for n in b"".join(blocks).split(b"\n")[1 : wanted + 1]]
 
 
+def normal_name(name: bytes) -> bytes:
+    """A name without `.`, `//`, a leading slash, and with `..` resolved by text, which never leaves the root."""
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in {b"", b"."}:
+            parts.append(part)
+    return b"/".join(parts)
+
+
 def _is_sparse_key(key: bytes) -> bool:
     return key.startswith(b"GNU.sparse.")
 

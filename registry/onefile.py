@@ -22,7 +22,7 @@ from layers.errors import DigestMismatch, ImageError, LayerError
 from layers.estargz import TOC_DIGEST, read_footer
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
 from layers.oci import Descriptor, Digest, Manifest
-from layers.tarreader import DIRECTORY, HARDLINK, REGULAR, SYMLINK, TarReader
+from layers.tarreader import DIRECTORY, HARDLINK, REGULAR, SYMLINK, TarReader, normal_name
 from layers.values import NamedTuple
 from registry.convert import layer_compression
 from registry.recompress import FileSpan, open_scratch
@@ -117,9 +117,9 @@ class _Layer:
     def _entries(self, plain: BinaryIO) -> Iterator[tuple[bytes, Entry, TarReader]]:
         reader = TarReader(plain)
         for found in reader:
-            link = found.linkname if found.type == SYMLINK else _normal(found.linkname)
+            link = found.linkname if found.type == SYMLINK else normal_name(found.linkname)
             kind = REGULAR if found.type in {b"\0", b"7"} else found.type
-            yield _normal(found.name), Entry(kind, link, found.size), reader
+            yield normal_name(found.name), Entry(kind, link, found.size), reader
 
     def _keep(self, name: bytes, reader: TarReader) -> None:
         file = open_scratch(self._scratch_dir)
@@ -181,7 +181,7 @@ class _Layer:
         for item in table:
             if not isinstance(item, dict) or not isinstance(item.get("name"), str):
                 raise self._malformed()
-            name = _normal(item["name"].encode("utf-8", "surrogateescape"))
+            name = normal_name(item["name"].encode("utf-8", "surrogateescape"))
             if item.get("type") == "chunk":
                 if name != last or name not in self.entries:
                     raise self._malformed()
@@ -192,7 +192,7 @@ class _Layer:
             link = str(item.get("linkName") or "").encode("utf-8", "surrogateescape")
             size = item.get("size")
             chunks = [item] if kind == REGULAR else []
-            self._note(name, Entry(kind, link if kind == SYMLINK else _normal(link), _whole(size), chunks))
+            self._note(name, Entry(kind, link if kind == SYMLINK else normal_name(link), _whole(size), chunks))
 
     def _chunks(self, name: bytes) -> Iterator[bytes]:
         entry = self.entries[name]
@@ -271,7 +271,7 @@ class FileFinder:
 
     def find(self, path: str) -> ImageFile:
         """The file that `path` leads to. Raises: ImageError; DigestMismatch, LayerError, RegistryError."""
-        name = _normal(path.encode("utf-8", "surrogateescape"))
+        name = normal_name(path.encode("utf-8", "surrogateescape"))
         for _ in range(_MAX_LINKS):
             found = self._look(name, path, len(self._layers))
             if isinstance(found, bytes):
@@ -313,7 +313,7 @@ class FileFinder:
                 if entry.kind == SYMLINK:
                     rest = name[len(prefix) + 1 :]
                     base = b"" if entry.link.startswith(b"/") else prefix.rpartition(b"/")[0]
-                    return _normal(b"/".join((base, entry.link, rest)))
+                    return normal_name(b"/".join((base, entry.link, rest)))
                 if prefix != name:
                     raise ImageError(f"{self._name}: {path} leads through a file")
                 return self._linked(number, name, entry, path)
@@ -359,14 +359,3 @@ def _exactly(stream: Any, size: int) -> bytes:
 
 def _whole(value: object) -> int:
     return value if type(value) is int and 0 <= value < 1 << 62 else 0
-
-
-def _normal(name: bytes) -> bytes:
-    """The name without `.`, `//`, a leading slash, and with `..` resolved by text, which never leaves the root."""
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    return b"/".join(parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from builder.cli import sandboxflags
 from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
-from builder.cli.options import InvalidValue, additional_stores, boolean, fields, key_value
+from builder.cli.options import MAX_EPOCH, InvalidValue, additional_stores, boolean, epoch_of, fields, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import (
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from builder.plan.sourcepolicy import SourcePolicy
     from layers.oci import Platform
 
-_MAX_EPOCH = 253402300799  # the last second of the year 9999: what RFC 3339, and so a config, can tell
 _ENTITLEMENTS = frozenset({"security.insecure", "network.host"})
 _MOUNTS_CONF = ("/etc/containers/mounts.conf", "/usr/share/containers/mounts.conf")
 
@@ -178,9 +177,7 @@ def _epoch(
     build sees is that time, too, but for the flag's. Raises: UsageError, ParseError.
     """
     if options.timestamp is not None:
-        if not 0 <= options.timestamp <= _MAX_EPOCH:
-            raise UsageError(f"--timestamp {options.timestamp}: expected seconds since 1970")
-        return int(options.timestamp)
+        return epoch_of(options)
     name = "SOURCE_DATE_EPOCH"
     if name not in args and os.environ.get(name):
         args[name] = os.environ[name]
@@ -191,7 +188,7 @@ def _epoch(
         epoch = of_context()
         args[name] = "" if epoch is None else str(epoch)
         return epoch
-    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= _MAX_EPOCH):
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_EPOCH):
         raise UsageError(f"invalid SOURCE_DATE_EPOCH: {text!r} is neither a number of seconds nor `context`")
     return int(text) if text else None
 

@@ -37,11 +37,6 @@ class GitRef(NamedTuple):
     submodules: bool | None = None
     like_a_path: bool = False
 
-    @property
-    def unencrypted(self) -> bool:
-        """Whether anyone on the way can change what is fetched."""
-        return self.remote.startswith(("http://", "git://"))
-
 
 def parse_git_ref(text: str, *, known: bool = False) -> GitRef | None:
     """Parse a reference to a repository; None if it is something else.

@@ -96,12 +96,6 @@ def test_known_to_be_a_repository(text: str) -> None:
     assert not is_git_source("file.txt", known=True)
 
 
-def test_unencrypted() -> None:
-    assert GitRef("http://e.com/f.git").unencrypted
-    assert GitRef("git://e.com/f.git").unencrypted
-    assert not GitRef("git@e.com:f.git").unencrypted
-
-
 @given(st.text(max_size=40), st.sampled_from(["", "https://", "git@h:", "github.com/", "https://e.com/f.git?"]))
 def test_nothing_but_value_errors(text: str, prefix: str) -> None:
     try:
