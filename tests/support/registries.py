@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.support.machine import need_tool, which
+from tests.support.ports import free_port
 
 MANIFEST_TYPES = ", ".join(
     (
@@ -31,13 +32,6 @@ MANIFEST_TYPES = ", ".join(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     )
 )
-
-
-def free_port() -> int:
-    """A loopback port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RegistryServer:
@@ -69,9 +63,8 @@ class RegistryServer:
             # docker-registry takes REGISTRY_AUTH_FILE and its like for configuration.
             environ = {k: v for k, v in os.environ.items() if not k.startswith("REGISTRY_")}
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
-        for _ in range(200):
-            if self._process.poll() is not None:
-                break
+        deadline = time.monotonic() + 60
+        while self._process.poll() is None and time.monotonic() < deadline:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1):
                     return self

@@ -15,7 +15,8 @@ import pytest
 
 from tests.integration.build.test_main_job import context_dir
 from tests.support.cli import Pybuild, write_context
-from tests.support.registries import RegistryServer, free_port
+from tests.support.ports import free_port
+from tests.support.registries import RegistryServer
 
 
 def test_a_failing_run_keeps_its_status(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:

@@ -85,13 +85,6 @@ def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    """A port of the loopback's that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def fetch(port: int, path: str = "/", timeout_s: float = 5.0) -> str:
     """What a web server on the loopback answers; "" where nobody does."""
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from tests.integration.containers.boxes import (
     IMAGE,
     fetch,
-    free_port,
     remains_of_network,
     root_box,
     status_of,
@@ -16,6 +15,7 @@ from tests.integration.containers.boxes import (
 )
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
+from tests.support.ports import free_port
 
 __all__ = ["root_box"]
 

@@ -26,18 +26,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.support.ports import free_port
+
 REGISTRY = shutil.which("docker-registry")
 HTPASSWD = shutil.which("htpasswd")
+SETPRIV = shutil.which("setpriv")
 
 needs_registry = pytest.mark.skipif(REGISTRY is None, reason="docker-registry is not installed")
 needs_htpasswd = pytest.mark.skipif(HTPASSWD is None, reason="htpasswd (apache2-utils) is not installed")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -99,20 +95,22 @@ def docker_registry(
     path.write_text(json.dumps(config))
     log = directory / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen([REGISTRY, "serve", str(path)], stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        # A worker that is killed takes its registries along.
+        command = [*([SETPRIV, "--pdeathsig", "KILL"] if SETPRIV else []), REGISTRY, "serve", str(path)]
+        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
     try:
         wait_for_port(port, process, log)
         yield RunningRegistry(host, directory / "data", log, process)
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 20) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -41,11 +41,11 @@ from tests.integration.registry.servers import (
     TlsFiles,
     TokenServer,
     docker_registry,
-    free_port,
     get,
     needs_htpasswd,
     needs_registry,
 )
+from tests.support.ports import free_port
 
 pytestmark = [needs_registry, pytest.mark.registry]
 
