@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Pybuild
+from tests.support.networks import subnet_of
 
 IMAGE = "base:1"
 CONTAINERFILE = """\
@@ -77,14 +76,6 @@ def parent(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("PPid:")).split()[1])
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Wait for something to become so, or fail."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.05)
-
-
 def fetch(port: int, path: str = "/", timeout_s: float = 5.0) -> str:
     """What a web server on the loopback answers; "" where nobody does."""
     try:
@@ -98,22 +89,7 @@ def fetch(port: int, path: str = "/", timeout_s: float = 5.0) -> str:
         return ""
 
 
-def subnet_of(box: Pybuild, name: str) -> str:
-    """The host's end of a container's private network: the beginning of its addresses."""
+def network_of(box: Pybuild, name: str) -> int:
+    """The number of a container's private network."""
     words = box.run("exec", name, "ip", "-4", "-o", "addr", "show", "dev", "eth0").text.split()
-    address = words[words.index("inet") + 1].partition("/")[0]
-    head, _, last = address.rpartition(".")
-    return f"{head}.{int(last) & ~3}"
-
-
-def remains_of_network(subnet: str) -> list[str]:
-    """Interfaces, addresses and firewall rules of a private network that are still there."""
-    head, _, last = subnet.rpartition(".")
-    found = []
-    for program in (["ip", "-o", "addr"], ["iptables-save"], ["nft", "list", "ruleset"]):
-        if shutil.which(program[0]):
-            done = subprocess.run(program, check=False, capture_output=True, text=True)
-            found += [
-                line for line in done.stdout.splitlines() if f"{subnet}/" in line or f"{head}.{int(last) + 1}/" in line
-            ]
-    return found
+    return subnet_of(words[words.index("inet") + 1])

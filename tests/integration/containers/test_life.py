@@ -7,8 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-from tests.integration.containers.boxes import IMAGE, box, parent, pid_of, start, status_of, until
+from tests.integration.containers.boxes import IMAGE, box, parent, pid_of, start, status_of
 from tests.support.cli import Pybuild
+from tests.support.waiting import until
 
 __all__ = ["box"]
 

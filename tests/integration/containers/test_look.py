@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.containers.boxes import IMAGE, box, root_box, start, status_of, until
+from tests.integration.containers.boxes import IMAGE, box, root_box, start, status_of
 from tests.support.cli import Pybuild
+from tests.support.waiting import until
 
 __all__ = ["box", "root_box"]
 

@@ -7,10 +7,11 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.integration.containers.boxes import IMAGE, box, root_box, start, status_of, until
+from tests.integration.containers.boxes import IMAGE, box, root_box, start, status_of
 from tests.integration.containers.terminals import Terminal
 from tests.support.cli import Pybuild
 from tests.support.machine import need_tool, which
+from tests.support.waiting import until
 
 __all__ = ["box", "root_box"]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from tests.integration.containers.boxes import (
     IMAGE,
     fetch,
-    remains_of_network,
+    network_of,
     root_box,
     status_of,
-    subnet_of,
-    until,
 )
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
+from tests.support.networks import assert_taken_down, left_behind, traces
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 __all__ = ["root_box"]
 
@@ -33,8 +33,9 @@ def test_the_life_of_a_web_server(root_box: Pybuild, tmp_path: Path) -> None:
     root_box.build(write_context(tmp_path / "web", SERVER), "-t", "web:1")
     port = free_port()
     root_box.run("run", "-d", "--name", "web", "--network", "private", "-p", f"127.0.0.1:{port}:8080", "web:1")
-    subnet = subnet_of(root_box, "web")
-    assert remains_of_network(subnet)
+    before = left_behind()
+    network = network_of(root_box, "web")
+    assert network in traces().values()
     assert root_box.run("port", "web", "8080").text == f"127.0.0.1:{port}\n"
     until(lambda: "home" in fetch(port))
 
@@ -59,13 +60,13 @@ def test_the_life_of_a_web_server(root_box: Pybuild, tmp_path: Path) -> None:
 
     root_box.run("stop", "web")
     assert status_of(root_box, "web") == "exited 5"
-    follower.wait(20)
+    follower.wait(120)
     assert follower.stdout is not None
     assert follower.stdout.read() == b"stopped by QUIT\n"
     follower.stdout.close()
     follower.stderr.close()
     assert fetch(port) == ""
-    assert remains_of_network(subnet) == []
+    assert_taken_down({line: number for line, number in before.items() if number != network})
 
     root_box.run("commit", "-c", "LABEL made=here", "web", "web:2")
     root_box.run("run", "-d", "--name", "again", "--network", "private", "-P", "web:2")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.integration.containers.boxes import IMAGE, box, start, status_of, until
+from tests.integration.containers.boxes import IMAGE, box, start, status_of
 from tests.integration.containers.terminals import Terminal
 from tests.support.cli import Pybuild
+from tests.support.waiting import until
 
 __all__ = ["box"]
 

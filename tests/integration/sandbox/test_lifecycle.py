@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from builder.sandbox.spec import SandboxSpec
 from layers.snapshot import Mount
 from tests.integration.sandbox.boxes import Box, RootBox
 from tests.support.machine import CHECKOUT
+from tests.support.waiting import until
 
 
 def spec_of(box: Box, *args: str) -> SandboxSpec:
@@ -37,22 +37,12 @@ def alive(marker: str) -> bool:
     return False
 
 
-def appears(marker: str, within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if alive(marker):
-            return True
-        time.sleep(0.02)
-    return False
+def assert_appears(marker: str) -> None:
+    until(lambda: alive(marker), lambda: f"no process {marker} appeared")
 
 
-def gone(marker: str, within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not alive(marker):
-            return True
-        time.sleep(0.02)
-    return False
+def assert_gone(marker: str) -> None:
+    until(lambda: not alive(marker), lambda: f"a process {marker} lives on")
 
 
 def test_statuses_are_the_commands(box: Box) -> None:
@@ -130,9 +120,7 @@ def test_a_daemon_left_behind_dies_with_the_step(box: Box) -> None:
 
 
 def test_a_daemon_that_holds_the_output_does_not_hold_the_step(box: Box) -> None:
-    started = time.monotonic()
-    assert box.sh("sleep 60 & echo done").out == "done\n"
-    assert time.monotonic() - started < 20
+    assert box.sh("sleep 100000 & echo done").out == "done\n"
 
 
 def test_a_timeout_kills_everything(box: Box) -> None:
@@ -199,9 +187,9 @@ def test_dropping_a_running_sandbox_kills_it(root_box: RootBox) -> None:
         running = root_box.launcher.run(
             spec_of(root_box, "sleep", marker), stdout_fd=null.fileno(), stderr_fd=null.fileno()
         )
-    assert appears(marker)
+    assert_appears(marker)
     running.close()
-    assert gone(marker)
+    assert_gone(marker)
 
 
 def test_closing_the_launcher_kills_its_sandboxes(root_box: RootBox) -> None:
@@ -209,7 +197,7 @@ def test_closing_the_launcher_kills_its_sandboxes(root_box: RootBox) -> None:
     launcher = Launcher.start()
     with open("/dev/null", "wb") as null:
         running = launcher.run(spec_of(root_box, "sleep", marker), stdout_fd=null.fileno(), stderr_fd=null.fileno())
-    assert appears(marker)
+    assert_appears(marker)
     launcher.close()
     assert not alive(marker)
     assert running.wait().signal == 9
@@ -273,14 +261,14 @@ def test_sigkill_leaves_nothing(root_box: RootBox, target: str) -> None:
     )
     assert process.stdout and process.stderr
     assert process.stdout.readline() == b"started\n"
-    assert appears(marker)
+    assert_appears(marker)
     if target == "launcher":
         process.kill()
     else:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
-    assert gone(marker)
-    process.wait(10)
+    assert_gone(marker)
+    process.wait(60)
     errors = process.stderr.read()
     process.stdout.close()
     process.stderr.close()

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from builder.sandbox.network import resolv_conf
+from builder.sandbox.spec import SandboxMount
 from tests.integration.sandbox.boxes import RootBox, UserBox, make_image
-from tests.integration.sandbox.test_lifecycle import KILLED, appears, gone
+from tests.integration.sandbox.test_lifecycle import KILLED, assert_appears, assert_gone
 from tests.support.accounts import Account
 from tests.support.machine import CHECKOUT, need_tool, which
+from tests.support.networks import assert_taken_down, left_behind, networks_of, traces
 
 
 @contextmanager
@@ -53,43 +54,25 @@ def host_address() -> str:
         return str(probe.getsockname()[0])
 
 
-def host_state() -> tuple[set[str], str]:
-    """Interfaces of ours and rules about them, on the host."""
-    rules = ""
-    for command in (["iptables", "-S"], ["iptables", "-t", "nat", "-S"], ["nft", "list", "tables"]):
-        if which(command[0]):
-            rules += subprocess.run(command, capture_output=True, text=True).stdout
-    names = {name for _, name in socket.if_nameindex() if name.startswith("pybuild")}
-    return names, "\n".join(line for line in rules.splitlines() if "10.213." in line or "pybuild" in line)
-
-
-def assert_host_state(expected: object) -> None:
-    """The end of a sandbox is told before its network is down, which takes the kernel a moment."""
-    deadline = time.monotonic() + 5
-    while host_state() != expected and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert host_state() == expected
-
-
 def need_nat() -> None:
     need_tool("ip")
     if not (which("iptables") or which("nft")):
         pytest.skip("needs iptables or nftables")
 
 
-CONNECT = "import socket; s = socket.create_connection(('{}', {}), 5); print(s.makefile().read(), end='')"
+CONNECT = "import socket; s = socket.create_connection(('{}', {}), 60); print(s.makefile().read(), end='')"
 
 
 def test_a_veth_pair_with_nat(root_box: RootBox) -> None:
     need_nat()
-    before = host_state()
+    before = left_behind()
     address = host_address()
     with greeter(address) as port:
         outcome = root_box.python(CONNECT.format(address, port), network="private")
         assert outcome.out.startswith("hello 10.213."), outcome
         names = "import socket; print(sorted(n for _, n in socket.if_nameindex()))"
         assert root_box.python(names, network="private").out == "['eth0', 'lo']\n"
-    assert_host_state(before)
+    assert_taken_down(before)
 
 
 def test_the_host_loopback_is_not_reached(root_box: RootBox) -> None:
@@ -102,13 +85,20 @@ def test_the_host_loopback_is_not_reached(root_box: RootBox) -> None:
 def test_two_at_once_have_two_subnets(root_box: RootBox) -> None:
     need_nat()
     found: list[str] = []
-    script = "import subprocess, time; print(open('/proc/net/fib_trie').read()); time.sleep(1)"
+    both = root_box.directory("both")[0]
+    mount = SandboxMount("bind", "/tmp", source=both)
+    script = """
+import os, time
+print(open('/proc/net/fib_trie').read())
+open(f'/tmp/{NUMBER}', 'w').close()
+while len(os.listdir('/tmp')) < 2: time.sleep(0.01)
+"""
 
-    def one() -> None:
-        text = root_box.python(script, network="private").out
+    def one(number: int) -> None:
+        text = root_box.python(script.replace("NUMBER", str(number)), network="private", mounts=(mount,)).out
         found.append(next(word for word in text.split() if word.startswith("10.213.")))
 
-    threads = [threading.Thread(target=one) for _ in range(2)]
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,7 +108,7 @@ def test_two_at_once_have_two_subnets(root_box: RootBox) -> None:
 
 def test_sigkill_leaves_rules_only_until_the_next(root_box: RootBox) -> None:
     need_nat()
-    before = host_state()
+    before = left_behind()
     marker = f"7{os.getpid()}41"
     root = root_box.overlay()
     script = KILLED.replace("root=root, env", 'root=root, network="private", env')
@@ -129,16 +119,15 @@ def test_sigkill_leaves_rules_only_until_the_next(root_box: RootBox) -> None:
     )
     assert process.stdout
     assert process.stdout.readline() == b"started\n"
-    assert appears(marker)
-    assert host_state() != before
+    assert_appears(marker)
+    mine = networks_of(process.pid)
+    assert len(mine) == 1
+    assert mine <= set(traces().values())
     process.kill()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
-    assert gone(marker)
-    deadline = time.monotonic() + 10
-    while host_state() != before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert_host_state(before)
+    assert_gone(marker)
+    assert_taken_down(before)
 
 
 AHEAD = """
@@ -165,7 +154,7 @@ with Launcher.start("private") as launcher:
 def test_a_network_made_ahead(root_box: RootBox, networks: list[str]) -> None:
     """It is the first sandbox's if that wants one, is taken down if not, and is there anew for the next."""
     need_nat()
-    before = host_state()
+    before = left_behind()
     root = root_box.overlay()
     done = subprocess.run(
         [sys.executable, "-c", AHEAD, str(CHECKOUT), *map(str, (root_box.lower, root.upper, root.work)), *networks],
@@ -174,12 +163,12 @@ def test_a_network_made_ahead(root_box: RootBox, networks: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     shown = {"private": "eth0 lo", "none": "lo"}
     assert done.stdout.splitlines() == [shown[network] for network in networks]
-    assert_host_state(before)
+    assert_taken_down(before)
 
 
 def test_the_rules_of_a_killed_zygote_are_cleared(root_box: RootBox) -> None:
     need_nat()
-    before = host_state()
+    before = left_behind()
     marker = f"7{os.getpid()}42"
     root = root_box.overlay()
     script = KILLED.replace("root=root, env", 'root=root, network="private", env')
@@ -192,11 +181,11 @@ def test_the_rules_of_a_killed_zygote_are_cleared(root_box: RootBox) -> None:
     assert process.stdout.readline() == b"started\n"
     zygote = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
     os.kill(int(zygote), signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
-    assert gone(marker)
+    assert_gone(marker)
     assert root_box.run("true", network="private").code == 0
-    assert_host_state(before)
+    assert_taken_down(before)
 
 
 def test_without_a_tun_device_the_user_is_told(user_box: UserBox) -> None:
