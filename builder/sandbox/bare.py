@@ -25,7 +25,7 @@ from builder.sandbox.spec import SandboxMount, SandboxSpec
 from builder.sandbox.userns import has_powers, threads
 from layers.snapshot import Mount
 
-_KEPT = ("limits", "identity", "cwd")
+_KEPT = ("limits", "workdir", "identity", "cwd")
 """The setup operations that mean the same in a chroot."""
 
 

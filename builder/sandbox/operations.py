@@ -61,9 +61,20 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     if host.supervised is not None:
         who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups), "capabilities": _capabilities(spec)}
         steps.append(["supervise", {"program": host.supervised, **who}])
-    steps.append(["identity", _identity(spec, host)])
-    steps.append(["cwd", {"path": spec.cwd}])
-    return steps
+    if host.nodes is not None and _capabilities(spec) & capability_mask(frozenset({"MKNOD"})):
+        steps.append(["nodes", {"program": host.nodes}])
+    return [*steps, *_start(spec, host)]
+
+
+def _start(spec: SandboxSpec, host: Host) -> list[Operation]:
+    """Who and where the command is. A working directory that is missing is made: by root, for its user.
+
+    With a single id the user makes it: the supervisor lets him, and records that it is his.
+    """
+    identity: Operation = ["identity", _identity(spec, host)]
+    owner = None if host.single else [spec.uid, spec.gid]
+    workdir: Operation = ["workdir", {"path": spec.cwd, "owner": owner}]
+    return [*([identity, workdir] if host.single else [workdir, identity]), ["cwd", {"path": spec.cwd}]]
 
 
 def prelude(spec: SandboxSpec, host: Host) -> list[Operation]:

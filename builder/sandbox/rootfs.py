@@ -299,6 +299,20 @@ def make_in(root_fd: int, parts: list[str], *, is_file: bool) -> list[str]:
     return made
 
 
+def make_workdir(root_fd: int, path: str, owner: list[int] | None) -> None:
+    """Make what is missing of a working directory, for its user; a part before `..`, too. Raises: OSError.
+
+    As BuildKit and OCI runtimes do. The owner None is whoever calls.
+    """
+    pieces = path.split("/")
+    for number in range(len(pieces)):
+        parts, exists = walk(root_fd, "/".join(pieces[: number + 1]))
+        for made in [] if exists else make_in(root_fd, parts, is_file=False):
+            os.chmod(made, 0o755, dir_fd=root_fd)  # noqa: S103 - whatever the umask, as WORKDIR makes it
+            if owner is not None:
+                os.chown(made, *owner, dir_fd=root_fd)
+
+
 def _make_in_place(root_fd: int, base: str | None, absent: list[tuple[list[str], bool]]) -> list[dict[str, Any]]:
     """Make the mount points in the tree itself; returns what `undo` needs to know about `base`."""
     if base is None:

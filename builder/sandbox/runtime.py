@@ -50,8 +50,10 @@ class RuntimeKeeper(Keeper):
         arguments = self.request["root"]
         root = rootfs.mount_root(**arguments)
         self._undo = root.undo
-        os.close(root.fd)
         config = self.request["config"]
+        process = config["process"]
+        rootfs.make_workdir(root.fd, process["cwd"], [process["user"]["uid"], process["user"]["gid"]])
+        os.close(root.fd)
         config["root"]["path"] = arguments["upper"] or arguments["lower"][0]
         self._mounted.append(config["root"]["path"])
         mounts = config["mounts"][-len(self.request["sources"]) :] if self.request["sources"] else []

@@ -544,6 +544,16 @@ def op_identity(
         linux.seccomp_filter(program)
 
 
+def op_workdir(sandbox: Sandbox, path: str, owner: list[int] | None) -> None:
+    """The working directory is there when the command starts, although a step before removed it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+        return
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    rootfs.make_workdir(root_fd, path, owner)
+    os.close(root_fd)
+
+
 def op_cwd(sandbox: Sandbox, path: str) -> None:
     os.chdir(path)
 

@@ -45,6 +45,15 @@ RUN cat /etc/resolv.conf /etc/hosts /proc/version >/dev/null
 RUN sed -i s/x/y/ /etc/hosts; echo nameserver 1.2.3.4 > /etc/resolv.conf; rm -f /etc/hosts; rm -rf /proc/sys; true
 COPY --chown=3:4 file /etc/hosts
 RUN cat /etc/hosts > /hosts-in-run
+USER 1234:50
+WORKDIR /removed/deep
+RUN echo x > of-the-user
+USER root
+RUN rm -r /removed
+USER 1234:50
+RUN touch again && stat -c '%n %u %g %a' . .. > /tmp/workdir
+USER root
+WORKDIR /
 """
 
 

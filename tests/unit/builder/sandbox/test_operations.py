@@ -36,9 +36,11 @@ def test_operations_are_json_that_setup_knows() -> None:
 
 
 def test_the_order_is_what_security_needs() -> None:
-    found = names(SandboxSpec(args=("true",), root=ROOT))
-    order = ["keyring", "stage", "dev", "mask", "readonly", "root", "place", "enter", "limits", "identity", "cwd"]
-    assert [name for name in found if name in order] == order
+    spec = SandboxSpec(args=("true",), root=ROOT)
+    order = ["keyring", "stage", "dev", "mask", "readonly", "root", "place", "enter", "limits"]
+    assert [name for name in names(spec) if name in order] == order
+    assert names(spec)[-3:] == ["workdir", "identity", "cwd"]
+    assert [name for name, _ in operations(spec, Host(single=True))][-3:] == ["identity", "workdir", "cwd"]
 
 
 def test_privilege_drops_masks_not_isolation() -> None:
