@@ -143,10 +143,13 @@ class IndexDraft:
             found = [
                 i
                 for i, e in enumerate(self.entries)
-                if wanted is not None and e.get("platform") and Platform.from_json(e["platform"]) == wanted
+                if wanted is not None and e.get("platform") and _is_meant(wanted, Platform.from_json(e["platform"]))
             ]
         if not found:
-            raise ImageError(f"the index has no entry {text!r}", hint="name a digest or a platform that it has")
+            have = ", ".join(str(Platform.from_json(e["platform"])) for e in self.entries if e.get("platform"))
+            raise ImageError(
+                f"the index has no entry {text!r}", hint=f"name a digest or a platform: it has {have or 'no platform'}"
+            )
         return found
 
     def remove(self, text: str) -> list[Digest]:
@@ -197,6 +200,12 @@ class IndexDraft:
         if result.written:
             destination.commit()
         return result
+
+
+def _is_meant(wanted: Platform, has: Platform) -> bool:
+    """Whether a platform as a user writes it means an entry's: what it leaves out may be anything."""
+    named = (wanted.os, wanted.architecture, wanted.variant) == (has.os, has.architecture, has.variant)
+    return named and wanted.os_version in {"", has.os_version} and {*wanted.os_features} <= {*has.os_features}
 
 
 def _entry_of(source: ImageSource, document: Manifest | Index, descriptor: Descriptor) -> dict[str, Any]:

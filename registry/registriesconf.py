@@ -22,6 +22,7 @@ MAX_CONF_BYTES = 1 << 20
 SYSTEM_CONF = "/etc/containers/registries.conf"
 _MODES = ("enforcing", "permissive", "disabled")
 _PULL_FROM = ("all", "digest-only", "tag-only")
+_SEARCH = "unqualified-search-registries"
 
 
 class Mirror(NamedTuple):
@@ -67,6 +68,8 @@ class RegistriesConf(NamedTuple):
     tables: tuple[RegistryTable, ...] = ()
     search: tuple[str, ...] = ()
     aliases: Mapping[str, tuple[str, str]] = {}
+    """What each short name means, and the file and line that say so."""
+    search_origin: str = ""
     short_name_mode: str = "permissive"
     credential_helpers: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -148,13 +151,13 @@ def _merge(conf: RegistriesConf, text: str | None, path: str) -> RegistriesConf:
     if isinstance(doc.get("registries"), dict):
         tables, search = reader.version_1(doc["registries"])
     else:
-        tables, search = reader.tables(doc), reader.strings(doc, "unqualified-search-registries")
+        tables, search = reader.tables(doc), reader.strings(doc, _SEARCH)
     merged = {t.prefix: t for t in conf.tables}
     merged.update((t.prefix, t) for t in tables)
     aliases = dict(conf.aliases)
     for name, value in reader.aliases(doc):
         if value:
-            aliases[name] = (value, path)
+            aliases[name] = (value, reader.line_of(name))
         else:
             aliases.pop(name, None)
     mode = doc.get("short-name-mode") or conf.short_name_mode
@@ -164,6 +167,7 @@ def _merge(conf: RegistriesConf, text: str | None, path: str) -> RegistriesConf:
         tables=tuple(merged.values()),
         search=conf.search if search is None else search,
         aliases=aliases,
+        search_origin=conf.search_origin if search is None else reader.line_of(_SEARCH, "search", "registries"),
         short_name_mode=mode,
         credential_helpers=reader.strings(doc, "credential-helpers") or conf.credential_helpers,
         files=(*conf.files, path),
@@ -175,10 +179,11 @@ class _Reader:
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
+        self.lines = text.splitlines()
         # tomllib keeps no positions: the headers are found again, in order, to name lines to people.
         self.headers = [
             (number, "mirror" in line)
-            for number, line in enumerate(text.splitlines(), 1)
+            for number, line in enumerate(self.lines, 1)
             if re.match(r"\s*\[\[\s*registry(?:\s*\.\s*mirror)?\s*\]\]", line)
         ]
 
@@ -249,6 +254,11 @@ class _Reader:
             if is_mirror == mirror:
                 return f"{self.path}:{number}"
         return self.path
+
+    def line_of(self, *keys: str) -> str:
+        """The first line that sets one of the keys, for people; the file alone if it cannot be told."""
+        key = re.compile(rf"\s*[\"']?(?:{'|'.join(map(re.escape, keys))})[\"']?\s*=")
+        return next((f"{self.path}:{n}" for n, line in enumerate(self.lines, 1) if key.match(line)), self.path)
 
     def location(self, text: str, origin: str) -> str:
         if "://" in text:

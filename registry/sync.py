@@ -7,6 +7,7 @@ failed is in the report. `registry.syncfile` says what to mirror.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -14,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from layers.errors import Cancelled, PybuildError
-from layers.events import EventSink, NullSink, VertexWarning
+from layers.events import EventSink, NullSink
 from layers.oci import Digest
 from layers.values import NamedTuple
 from registry.copy import DEFAULT_JOBS, CopyOptions, HostSlots, copy_location, run_parallel
 from registry.errors import ConfigError, InvalidReference, NotFoundError, RegistryError
 from registry.reference import Reference
 from registry.syncfile import Access, SyncConfig, SyncEntry
+from registry.tags import delete_tag
 from registry.transport import ImageLocation, TransportContext, split_transport
 from registry.transports.directory import DirLocation
 from registry.transports.docker import DockerLocation
@@ -28,6 +30,8 @@ from registry.transports.oci import REF_NAME, LayoutDir, OciLocation
 
 ContextFor = Callable[[Access], TransportContext]
 """Gives the context to reach an entry's source with; the same for the same."""
+_ABOUT_A_MANIFEST = re.compile(r"sha256-[0-9a-f]{64}(\..*)?")
+"""Tags by which registries without a referrers API, and cosign, find what refers to a manifest: no versions."""
 _IMAGES_AT_ONCE = 4
 _LISTS_AT_ONCE = 6
 
@@ -264,11 +268,12 @@ class _Sync:
 
     def _prune(self, target: Target, keep: set[str], *, dry_run: bool) -> None:
         try:
-            for name in sorted(set(self._names(target)) - keep):
+            for name in sorted(n for n in set(self._names(target)) - keep if not _ABOUT_A_MANIFEST.fullmatch(n)):
                 shown = str(target.location(name, None))
                 if dry_run:
                     self.planned.append(f"delete {shown}")
-                elif self._remove(target, name, keep):
+                else:
+                    self._remove(target, name)
                     self._deleted.append(shown)
         except PybuildError as e:
             self.failures.append(SyncFailure(f"deletion at {target.ref or target.path}", e))
@@ -290,13 +295,15 @@ class _Sync:
         finally:
             layout.close()
 
-    def _remove(self, target: Target, name: str, keep: set[str]) -> bool:
+    def _remove(self, target: Target, name: str) -> None:
         if target.ref is not None:
-            return self._remove_tag(target.ref, name, keep)
+            # Never by the manifest: a tag that is kept may name the same one, or an index that it is a part of.
+            delete_tag(self._destination_context.client, target.ref.with_tag(name))
+            return
         assert target.path is not None
         if target.kind == "dir":
             shutil.rmtree(target.path / name)
-            return True
+            return
         layout = LayoutDir(target.path)
         try:
             layout.update_index(
@@ -304,28 +311,6 @@ class _Sync:
             )
         finally:
             layout.close()
-        return True
-
-    def _remove_tag(self, ref: Reference, tag: str, keep: set[str]) -> bool:
-        """Delete one tag; by its manifest where the registry knows no other way, unless a tag to keep has it, too."""
-        client = self._destination_context.client
-        try:
-            client.delete_tag(ref.with_tag(tag))
-            return True
-        except RegistryError as e:
-            if e.status not in {400, 405, 501}:
-                raise
-        found = client.head_manifest(ref.with_tag(tag), for_push=True)
-        if found is None:
-            return False
-        for other in sorted(keep):
-            kept = client.head_manifest(ref.with_tag(other), for_push=True) if ":" not in other else None
-            if kept is not None and kept.digest == found.digest:
-                message = f"{ref.with_tag(tag)} stays: the registry deletes by digest only, and {other} has the same"
-                self._events.emit(VertexWarning("sync", message))
-                return False
-        client.delete_manifest(ref.with_digest(found.digest))
-        return True
 
 
 def _name_at(location: ImageLocation) -> str:

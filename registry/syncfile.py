@@ -207,7 +207,7 @@ def _parse_skopeo(top: Mapping[str, Any]) -> SyncConfig:
     entries: list[SyncEntry] = []
     for host, value in top.items():
         registry = _mapping(value, f"registry {host!r}")
-        _known(registry, _SKOPEO, f"registry {host!r}", f"a registry {host!r}, or misspelt")
+        _known(registry, _SKOPEO, f"registry {host!r}", "misspelt")
         access = _access(registry, f"registry {host!r}")
         for name, tags in _repositories(registry, "images", host):
             entries.append(_entry(_reference(f"{host}/{name}", f"registry {host}"),

@@ -367,18 +367,23 @@ def parse_error_body(body: bytes) -> tuple[tuple[str, ...], str]:
         code, message = entry.get("code"), entry.get("message")
         if isinstance(code, str):
             codes.append(printable(code, 60))
-        parts = [printable(p, 200) for p in (code, message) if isinstance(p, str) and p]
+        detail = entry.get("detail")
+        about = detail if isinstance(detail, str) and detail.startswith("sha256:") else None
+        parts = [printable(p, 200) for p in (code, message, about) if isinstance(p, str) and p]
         texts.append(": ".join(parts))
-    return tuple(codes), printable("; ".join(t for t in texts if t), 500)
+    return tuple(codes), printable("; ".join(dict.fromkeys(t for t in texts if t)), 500)
 
 
 def _rate(text: str) -> tuple[int, int]:
     """Parse `100;w=21600`."""
     count, _, window = text.partition(";w=")
-    return (
-        int(count) if count.strip().isascii() and count.strip().isdigit() else 0,
-        int(window) if window.isascii() and window.isdigit() else 0,
-    )
+    return _count(count), _count(window)
+
+
+def _count(text: str) -> int:
+    """A number of a header; 0 for what is none, or absurd."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def _upgraded(url: str, base: str) -> str:

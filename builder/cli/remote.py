@@ -125,8 +125,8 @@ def _tags(options: Namespace, client: RegistryClient) -> int:
             ref = reference_of(text)
             if ref.digest is not None:
                 raise UsageError(f"{text!r} is not a tag", hint="delete manifests with `pybuild delete`")
-            delete_tag(client, ref)
-            print(ref.with_default_tag())
+            delete_tag(client, _with_tag(ref))
+            print(ref)
         return 0
     repository = _repository(options.names[0])
     found = select(client.list_tags(repository), options.include, options.exclude)
@@ -195,13 +195,17 @@ def _limit(options: Namespace) -> int | None:
 
 
 def _blob(options: Namespace, client: RegistryClient) -> int:
+    from layers.errors import ImageError
     from layers.oci import Digest
     from registry.errors import NotFoundError
 
     if options.action == "put":
         return _blob_put(options, client)
     ref = reference_of(options.names[0])
-    digest = Digest(options.names[1]) if len(options.names) == 2 else ref.digest
+    try:
+        digest = Digest(options.names[1]) if len(options.names) == 2 else ref.digest
+    except ImageError as e:
+        raise UsageError(e.message) from e
     if digest is None:
         raise UsageError("which blob?", hint="write REPOSITORY DIGEST, or REPOSITORY@DIGEST")
     ref = ref.without_target()
@@ -265,13 +269,18 @@ def _delete(options: Namespace, client: RegistryClient) -> int:
         if options.tag_only:
             if ref.digest is not None:
                 raise UsageError(f"{text!r} is not a tag")
-            delete_tag(client, ref)
-        elif ref.tag is None and ref.digest is None:
-            raise UsageError(f"{text!r} names a repository", hint="say which tag or digest: NAME:latest, NAME@sha256:…")
+            delete_tag(client, _with_tag(ref))
         else:
-            client.delete_manifest(ref._replace(tag=None) if ref.digest is not None else ref)
+            client.delete_manifest(_with_tag(ref) if ref.digest is None else ref._replace(tag=None))
         print(ref)
     return 0
+
+
+def _with_tag(ref: Reference) -> Reference:
+    """What is to be deleted must be named: `latest` is nobody's default there. Raises: UsageError."""
+    if ref.tag is None:
+        raise UsageError(f"{str(ref)!r} names a repository", hint=f"say which tag: {ref}:latest")
+    return ref
 
 
 def _digest(options: Namespace, places: Places) -> int:

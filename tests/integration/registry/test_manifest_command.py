@@ -62,6 +62,9 @@ def test_an_index_in_a_registry_grows_and_shrinks(
     assert fresh_registry.manifest("grow", "1")["manifests"][1]["platform"] == {
         "os": "linux", "architecture": "arm64", "variant": "v9", "os.version": "7",
     }  # fmt: skip
+    # A platform as users write it names an entry that says more.
+    cli("manifest", "annotate", there, "linux/arm64/v9", "--os-version", "6")
+    assert fresh_registry.manifest("grow", "1")["manifests"][1]["platform"]["os.version"] == "6"
     cli("manifest", "annotate", there, "--index", "--annotation", "whole=yes")
     assert fresh_registry.manifest("grow", "1")["annotations"] == {"whole": "yes"}
     put(cli, tmp_path, images["arm64"], f"docker://{fresh_registry.host}/arm:1")
@@ -78,6 +81,7 @@ def test_an_index_in_a_registry_grows_and_shrinks(
     assert [e["digest"] for e in fresh_registry.manifest("grow", "1")["manifests"]] == [images["arm64"].digest]
     missing = cli("manifest", "remove", there, "linux/ppc64le", status=1)
     assert "no entry 'linux/ppc64le'" in missing.err
+    assert "it has linux(8)/arm64/v9" in missing.err
 
 
 def test_a_list_of_the_store_is_pushed_whole(

@@ -84,15 +84,18 @@ def test_deletion_follows_the_source(mirror: Mirror) -> None:
     host = mirror.registry.host
     entry = {"source": f"{host}/src/app", "tags": ["v1.*"], "target": f"{host}/copy"}
     mirror.put("copy", stale=make_image(), v0_9=make_image())
-    # `alias` has the digest of a tag that stays: a registry that deletes by digest must leave both.
+    # `alias` has the digest of a tag that stays, which a registry that deletes by digest alone must not lose.
     mirror.put("copy", alias=mirror.images["v1_0"])
+    signature = f"sha256-{'a' * 64}.sig"
+    mirror.put("copy", **{signature: make_image()})
     assert mirror.run(entry, delete=True, dry_run=True).planned[-3:] == tuple(
         f"delete docker://{host}/copy:{t}" for t in ("alias", "stale", "v0.9")
     )
     report = mirror.run(entry, delete=True)
     assert report.failures == ()
-    assert report.deleted == tuple(f"docker://{host}/copy:{t}" for t in ("stale", "v0.9"))
-    assert tags(mirror.registry, "copy") == ["alias", "v1.0", "v1.1"]
+    assert report.deleted == tuple(f"docker://{host}/copy:{t}" for t in ("alias", "stale", "v0.9"))
+    assert tags(mirror.registry, "copy") == [signature, "v1.0", "v1.1"]
+    assert mirror.registry.manifest("copy", "v1.0") == mirror.images["v1_0"].document()
 
 
 def test_nothing_is_deleted_when_the_source_is_empty_or_fails(mirror: Mirror) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from hypothesis import given, settings
@@ -81,6 +82,13 @@ def test_retry_after(text: str) -> None:
 def test_error_bodies(body: bytes) -> None:
     _, text = parse_error_body(body)
     assert text.isprintable()
+
+
+def test_what_a_registry_says_of_several_blobs_is_said_once_each() -> None:
+    one, other = ({"code": "X", "message": "no blob", "detail": f"sha256:{c * 64}"} for c in "ab")
+    codes, text = parse_error_body(json.dumps({"errors": [one, one, other]}).encode())
+    assert codes == ("X", "X", "X")
+    assert text == f"X: no blob: {one['detail']}; X: no blob: {other['detail']}"
 
 
 @given(st.text(max_size=100) | st.sampled_from(["{}", "[]", "null", '{"registry": 1}']))
