@@ -61,8 +61,6 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     if host.supervised is not None:
         who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups), "capabilities": _capabilities(spec)}
         steps.append(["supervise", {"program": host.supervised, **who}])
-    if host.nodes is not None and _capabilities(spec) & capability_mask(frozenset({"MKNOD"})):
-        steps.append(["nodes", {"program": host.nodes}])
     return [*steps, *_start(spec, host)]
 
 
