@@ -171,6 +171,15 @@ class HostConfig:
             )
         return [Reference.parse(f"{host}/{text}") for host in search]
 
+    def name_origin(self, text: str) -> str:
+        """What makes a name without a registry mean what `resolve_name` says; "" for one with a registry."""
+        if not is_short_name(text):
+            return ""
+        alias = self.names.aliases.get(text.partition("@")[0].partition(":")[0])
+        if alias is not None:
+            return f"alias of {alias[1]}"
+        return f"search registries of {self.names.search_origin}" if self.names.search else "default registry"
+
     def tls_for(self, host: str, *, insecure: bool) -> TlsConfig:
         """The TLS settings for a host; `insecure` as a configuration or the caller's endpoint says."""
         options = self.options
@@ -220,13 +229,17 @@ def is_loopback(host: str) -> bool:
     if name == "localhost" or name.endswith(".localhost") or name == "::1":
         return True
     parts = name.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and int(p) < 256 for p in parts)
+    return len(parts) == 4 and parts[0] == "127" and all(_is_octet(p) for p in parts)
+
+
+def _is_octet(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 4 and int(text) < 256
 
 
 def split_port(host: str) -> tuple[str, int | None]:
     """Split `host[:port]`; brackets of an IPv6 address are removed."""
     name, colon, port = host.rpartition(":")
-    if not colon or port.endswith("]") or not port.isdigit():
+    if not colon or port.endswith("]") or not (port.isascii() and port.isdigit() and len(port) < 9):
         name, port = host, ""
     return name.strip("[]"), int(port) if port else None
 

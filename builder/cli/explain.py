@@ -44,6 +44,7 @@ def run(verb: str, options: Namespace) -> int:
         names = client.hosts.resolve_name(text, interactive=True)
         document = {
             "name": text,
+            "set by": client.hosts.name_origin(text),
             "means": [_explained(client, ref.with_default_tag(), options) for ref in names],
             "files": list(client.hosts.names.files),
         }
@@ -108,6 +109,8 @@ def _tls(endpoint: Any) -> str:
 def _show(document: dict[str, Any]) -> None:
     files = document["files"]
     print(f"{document['name']}   (read: {', '.join(files) if files else 'no registries.conf'})")
+    if document["set by"]:
+        print(f"a short name: {document['set by']}")
     for meaning in document["means"]:
         print(f"{meaning['reference']}\n  policy: {meaning['policy']}")
         if "error" in meaning:

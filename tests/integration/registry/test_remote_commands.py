@@ -60,7 +60,9 @@ def test_a_tag_goes_without_its_manifest(cli: CommandLine, tagged: str, fresh_re
     cli("delete", digest)
     cli("digest", f"{tagged}:latest", status=4)
     cli("delete", f"{tagged}:latest", status=4)
-    assert "names a repository" in cli("delete", tagged, status=2).err
+    for words in (("delete",), ("delete", "--tag-only"), ("tags", "rm")):
+        assert "names a repository" in cli(*words, tagged, status=2).err
+    assert "invalid digest" in cli("blob", "get", tagged, "sha256:zz", status=2).err
 
 
 def test_blobs(cli: CommandLine, tmp_path: Path, fresh_registry: RegistryServer) -> None:
@@ -179,7 +181,7 @@ def test_explain_tells_what_set_each_endpoint(cli: CommandLine, tmp_path: Path, 
         "registry", "explain", "short", "--registries-conf", conf, "--signature-policy", policy, "--json",
     ).json()  # fmt: skip
     (meaning,) = found["means"]
-    assert meaning["reference"] == "r.example/team/short:latest"
+    assert (found["set by"], meaning["reference"]) == (f"alias of {conf}:9", "r.example/team/short:latest")
     assert "rejects this image" in meaning["policy"]
     first, second = meaning["endpoints"]
     assert first["url"].endswith(f"{fresh_registry.host}/v2/mirror/team/short")
@@ -234,6 +236,8 @@ def test_short_names_mean_what_is_configured(cli: CommandLine, tmp_path: Path, f
     assert cli("pull", "app:1", "--registries-conf", conf).text == image.digest
     conf.write_text(f'unqualified-search-registries = ["localhost:1", "{fresh_registry.host}/team"]\n')
     assert cli("pull", "app:1", "--registries-conf", conf).text == image.digest
+    means = cli("registry", "explain", "app:1", "--registries-conf", conf, "--no-probe").text
+    assert f"search registries of {conf}:1" in means
     none = cli("pull", "app:2", "--registries-conf", conf, status=4)
     assert "'app:2' may mean: localhost:1" in none.err
     conf.write_text('unqualified-search-registries = ["a.example", "b.example"]\nshort-name-mode = "enforcing"\n')
