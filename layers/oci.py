@@ -60,7 +60,7 @@ class Digest(str):
 
     def __new__(cls, value: str) -> Digest:
         if not isinstance(value, str) or not _DIGEST.match(value):
-            raise ImageError(f"invalid digest {value!r}: expected sha256:<64 hex digits>")
+            raise ImageError(f"invalid digest {_shown(value)}: expected sha256:<64 hex digits>")
         return super().__new__(cls, value)
 
     @classmethod
@@ -158,7 +158,7 @@ class Platform:
         base = cls._normalised(
             str(doc.get("os") or "linux"), str(doc.get("architecture") or ""), str(doc.get("variant") or "")
         )
-        features = doc.get("os.features") or ()
+        features = _array(doc.get("os.features") or [], "os.features")
         return cls(
             base.os, base.architecture, base.variant, str(doc.get("os.version") or ""), tuple(map(str, features))
         )
@@ -214,18 +214,18 @@ class Descriptor:
         """Raises: ImageError if a required field is missing or malformed."""
         obj = _object(doc, "descriptor")
         size = obj.get("size")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ImageError(f"descriptor has an invalid size {size!r}")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
+            raise ImageError(f"descriptor has an invalid size {_shown(size)}")
         platform = obj.get("platform")
         return cls(
             media_type=_text(obj.get("mediaType", ""), "mediaType"),
             digest=Digest(cast(str, obj.get("digest"))),
             size_bytes=size,
-            urls=tuple(_text(u, "urls") for u in obj.get("urls") or ()),
+            urls=tuple(_text(u, "urls") for u in _array(obj.get("urls") or [], "urls")),
             annotations=_string_map(obj.get("annotations"), "annotations"),
             platform=Platform.from_json(_object(platform, "platform")) if platform else None,
-            artifact_type=obj.get("artifactType"),
-            data=obj.get("data"),
+            artifact_type=_optional_text(obj.get("artifactType"), "artifactType"),
+            data=_optional_text(obj.get("data"), "data"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class Manifest:
             layers=tuple(Descriptor.from_json(d) for d in _array(doc.get("layers"), "layers")),
             annotations=_string_map(doc.get("annotations"), "annotations"),
             subject=Descriptor.from_json(subject) if subject else None,
-            artifact_type=doc.get("artifactType"),
+            artifact_type=_optional_text(doc.get("artifactType"), "artifactType"),
         )
 
     @classmethod
@@ -390,14 +390,14 @@ class ImageConfig:
         doc = _document(raw, MAX_CONFIG_BYTES, "image config")
         rootfs = _object(doc.get("rootfs") or {}, "rootfs")
         if rootfs.get("type", "layers") != "layers":
-            raise ImageError(f"unsupported rootfs type {rootfs.get('type')!r} in the image config")
+            raise ImageError(f"unsupported rootfs type {_shown(rootfs.get('type'))} in the image config")
         return cls(
             raw=raw,
             document=doc,
             platform=Platform.from_json(doc),
             diff_ids=tuple(Digest(d) for d in _array(rootfs.get("diff_ids") or [], "diff_ids")),
-            history=tuple(_object(h, "history entry") for h in _array(doc.get("history") or [], "history")),
-            config=_object(doc.get("config") or {}, "config"),
+            history=tuple(_history_entry(h) for h in _array(doc.get("history") or [], "history")),
+            config=_execution(doc.get("config")),
         )
 
     @classmethod
@@ -418,7 +418,7 @@ def parse_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
     if media_type in {MEDIA_DOCKER_SCHEMA1, MEDIA_DOCKER_SCHEMA1_SIGNED}:
         _require_schema2({"schemaVersion": 1})
     doc = _document(raw, MAX_MANIFEST_BYTES, "manifest")
-    declared = doc.get("mediaType") or media_type
+    declared = _text(doc.get("mediaType") or media_type, "mediaType")
     if declared in INDEX_MEDIA_TYPES or (declared not in MANIFEST_MEDIA_TYPES and "manifests" in doc):
         return Index.parse(raw, media_type)
     return Manifest.parse(raw, media_type)
@@ -457,7 +457,56 @@ def _require_schema2(doc: Mapping[str, Any]) -> None:
             hint="the image was pushed by a very old Docker; push it again with a current tool",
         )
     if doc.get("schemaVersion") != 2:
-        raise ImageError(f"unsupported manifest schemaVersion {doc.get('schemaVersion')!r}")
+        raise ImageError(f"unsupported manifest schemaVersion {_shown(doc.get('schemaVersion'))}")
+
+
+_LISTS = ("Env", "Cmd", "Entrypoint", "Shell", "OnBuild")
+_TEXTS = ("User", "WorkingDir", "StopSignal", "Hostname", "Domainname")
+_TABLES = ("Volumes", "ExposedPorts")
+_NUMBERS = ("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")
+
+
+def _execution(value: Any) -> Mapping[str, Any]:
+    """The execution part of an image config: its fields are null, or of the types of config.md and Docker's.
+
+    Checked here once, so that nobody who uses one has to. Raises: ImageError.
+    """
+    config = _object(value or {}, "config")
+    for name in _LISTS:
+        for word in _array(config.get(name) or [], f"the config's {name}"):
+            _word(word, f"the config's {name}")
+    for name in _TEXTS:
+        _word(config.get(name) or "", f"the config's {name}")
+    for name in _TABLES:
+        for key in _object(config.get(name) or {}, f"the config's {name}"):
+            _word(key, f"the config's {name}")
+    _string_map(config.get("Labels"), "the config's Labels")
+    check = _object(config.get("Healthcheck") or {}, "the config's Healthcheck")
+    for word in _array(check.get("Test") or [], "the health check's Test"):
+        _word(word, "the health check's Test")
+    for name, number in (*((name, check.get(name)) for name in _NUMBERS), ("StopTimeout", config.get("StopTimeout"))):
+        if number is not None and (type(number) is not int or not -1 << 63 <= number < 1 << 63):
+            raise ImageError(f"the config's {name} is not a number: {_shown(number)}")
+    return config
+
+
+def _history_entry(value: Any) -> Mapping[str, Any]:
+    entry = _object(value, "history entry")
+    for name in ("created", "created_by", "author", "comment"):
+        _optional_text(entry.get(name), f"the history's {name}")
+    return entry
+
+
+def _word(value: Any, what: str) -> None:
+    """A string that a program can be given. Raises: ImageError."""
+    if "\0" in _text(value, what):
+        raise ImageError(f"{what} has a NUL in it")
+
+
+def _shown(value: Any) -> str:
+    """A value that makes no sense, short enough to be told."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:
@@ -478,6 +527,10 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
+def _optional_text(value: Any, what: str) -> str | None:
+    return None if value is None else _text(value, what)
+
+
 def _string_map(value: Any, what: str) -> dict[str, str]:
     obj = _object(value or {}, what)
-    return {k: _text(v, f"{what}[{k}]") for k, v in obj.items()}
+    return {k: _text(v, f"{what}[{k[:80]}]") for k, v in obj.items()}

@@ -22,6 +22,7 @@ CLIENT_ID = "pybuild"
 MAX_TOKEN_REPLY_BYTES = 1 << 20
 _MAX_CHALLENGE_CHARS = 8192
 _DEFAULT_LIFETIME_S = 60.0
+_MAX_LIFETIME_S = 86400.0
 _TCHAR = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _TOKEN68 = _TCHAR | frozenset("/=")
 
@@ -302,7 +303,30 @@ def _safe_realm(realm: str, origin: str, *, secret: bool) -> str:
             f"{origin} asks to send its password to {printable(realm, 100)} without encryption: refused",
             hint="the registry's token realm must be https",
         )
+    if _is_near(realm) and not _is_near(origin):
+        # What answers there is this machine's, and its token would be sent to the registry.
+        raise AuthError(
+            f"{origin} names a token server on this machine or link, {printable(realm, 100)}: refused",
+            hint="ask who runs the registry",
+        )
     return realm
+
+
+def _is_near(url: str) -> bool:
+    """Whether an address is by its spelling this machine's, or link-local, where clouds tell secrets."""
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return address.is_loopback or address.is_link_local or address.is_unspecified
 
 
 def _parse_reply(reply: TokenReply, key: _Key) -> tuple[str, float, str]:
@@ -328,6 +352,8 @@ def _parse_reply(reply: TokenReply, key: _Key) -> tuple[str, float, str]:
     if not isinstance(doc, dict) or not isinstance(value, str) or not value.isascii() or not value.isprintable():
         raise ServerError(f"the token server {realm} gave no usable token", status=200, url=key.realm)
     lifetime = doc.get("expires_in")
-    seconds = float(lifetime) if isinstance(lifetime, int | float) and lifetime > 0 else _DEFAULT_LIFETIME_S
+    seconds = _DEFAULT_LIFETIME_S
+    if isinstance(lifetime, int | float) and lifetime > 0:
+        seconds = float(min(lifetime, _MAX_LIFETIME_S))
     renewed = doc.get("refresh_token")
     return value, seconds, renewed if isinstance(renewed, str) else ""

@@ -30,6 +30,8 @@ _CHUNK = 1 << 20
 _TIMEOUT_S = 120
 _MAX_PAGE = 1000
 _DRAIN_BYTES = 16 << 20
+_MAX_CONNECTIONS = 256
+"""At once; each has a thread. What comes besides is closed, and clients try again."""
 _ROUTES = (
     ("manifest", re.compile(r"/v2/(?P<path>.+)/manifests/(?P<reference>[^/]+)\Z")),
     ("blob", re.compile(r"/v2/(?P<path>.+)/blobs/(?P<digest>[^/]+:[^/]+)\Z")),
@@ -41,6 +43,7 @@ _ROUTES = (
     ("root", re.compile(r"/v2/?\Z")),
 )
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})\Z")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}\Z")
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/.*)?\Z")
 
 
@@ -90,6 +93,22 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
+    def __init__(self, address: Any, handler: Any) -> None:
+        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no event."""
 
@@ -128,6 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._left = self._body_length()
         self._answered = False
         try:
+            if verb != "get" and "Origin" in self.headers:
+                # There are no credentials here: any page in this machine's browser could write to the store.
+                raise Refusal(403, "DENIED", "what a browser sends is not taken")
             for name, pattern in _ROUTES:
                 match = pattern.match(url.path)
                 if match is None:
@@ -205,10 +227,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         while True:
             line = self.rfile.readline(1024).split(b";")[0].strip()
-            try:
-                size = int(line, 16)
-            except ValueError:
-                raise Refusal(400, "SIZE_INVALID", "malformed chunk") from None
+            if not _CHUNK_SIZE.match(line):  # int() would take a sign, and read() without end
+                raise Refusal(400, "SIZE_INVALID", "malformed chunk")
+            size = int(line, 16)
             while size:
                 data = self.rfile.read(min(size, _CHUNK))
                 if not data:

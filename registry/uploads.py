@@ -187,7 +187,7 @@ class Uploader:
                 return begun, 0, None
         reply = self._fetch("POST", f"{self._endpoint.repository}/blobs/uploads/", ok=(202,))
         minimum = reply.headers.get("OCI-Chunk-Min-Length", "")
-        self._minimum = int(minimum) if minimum.isascii() and minimum.isdigit() else 0
+        self._minimum = int(minimum[:18]) if minimum.isascii() and minimum.isdigit() else 0
         if self._minimum > MAX_HELD_BYTES and self._descriptor is None:
             raise ServerError(f"{self._what}: the registry wants pieces of {minimum[:20]} bytes", url=reply.url)
         self._progress(0)

@@ -334,15 +334,12 @@ def report(error: BaseException) -> int:
         return int(error.exit_code)
     if isinstance(error, OSError):
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        _say(f"error: {where}{error.strerror or error}")
         return 1
     if isinstance(error, RecursionError):
         print("error: the input is nested too deeply", file=sys.stderr)
         return 1
-    print(
-        f"error: internal error: {type(error).__name__}: {error}\nhint: run it again with --debug, and report this",
-        file=sys.stderr,
-    )
+    _say(f"error: internal error: {type(error).__name__}: {error}\nhint: run it again with --debug, and report this")
     return 1
 
 

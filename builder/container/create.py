@@ -7,6 +7,7 @@ user namespace (`builder.api.prepare_namespaces`) before the store was opened.
 from __future__ import annotations
 
 import os
+import posixpath
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from builder.container import codec, events
 from builder.container.options import ContainerOptions, Healthcheck, VolumeMount
 from builder.container.records import EXIT_ROOM_BYTES, ContainerError, Record, create, drop_name
-from builder.errors import ContextError
+from builder.errors import ContextError, ParseError
 from builder.sandbox import options as rights
 from builder.sandbox.spec import DEFAULT_PATH, SandboxMount, SandboxSpec
 from layers.errors import NameNotFound
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from layers.store import Store
 
 Warn = Callable[[str], None]
+_MAX_VOLUMES = 256
+_MAX_PORTS = 1024
+"""What an image may ask for by its config alone: each costs a directory and a mount, or two sockets."""
 
 
 def find_image(store: Store, name: str, pull: Callable[[], None] | None, platform: Platform | None = None) -> Image:
@@ -175,12 +179,9 @@ def _settings(
     mounts, named = _mounts(store.root, config, options, _of_image(active.mount), made)
     spec = sandbox_spec(store.root, config, options, active.mount, record.id, network, mounts)
     stop = config.get("StopSignal") or "SIGTERM"
-    ports = [list(port) for port in options.ports]
+    ports: list[list[str | int]] = [list(port) for port in options.ports]
     if options.publish_all:
-        for text in config.get("ExposedPorts") or {}:
-            number, _, protocol = str(text).partition("/")
-            if not any(p.port == int(number) and p.protocol == (protocol or "tcp") for p in options.ports):
-                ports.append(["", 0, int(number), protocol or "tcp"])
+        ports += _exposed(config, options)
     if ports and network == "host":
         warn("with the host's network nothing is published: -p has no effect")
         ports = []
@@ -204,6 +205,27 @@ def _settings(
         "volumes": named,
         "steps": [],
     }
+
+
+def _exposed(config: dict[str, Any], options: ContainerOptions) -> list[list[str | int]]:
+    """The image's ports that are not published yet, each at whatever port of the host. Raises: ContainerError."""
+    from builder.frontend.ports import parse_ports
+
+    hint = "publish single ones with -p"
+    known = {(port.port, port.protocol) for port in options.ports}
+    found: list[list[str | int]] = []
+    for text in config.get("ExposedPorts") or {}:
+        try:
+            single = parse_ports([text])
+        except ParseError as e:
+            raise ContainerError(f"the image exposes a port that is none: {e.message}", hint=hint) from e
+        for number, _, protocol in (port.partition("/") for port in single):
+            if (int(number), protocol) not in known:
+                known.add((int(number), protocol))
+                found.append(["", 0, int(number), protocol])
+        if len(found) > _MAX_PORTS:
+            raise ContainerError(f"the image exposes more than {_MAX_PORTS} ports", hint=hint)
+    return found
 
 
 def sandbox_spec(
@@ -328,19 +350,20 @@ def _mounts(
     root: Path, config: dict[str, Any], options: ContainerOptions, tree: Mount, made: list[str]
 ) -> tuple[list[SandboxMount], list[dict[str, Any]]]:
     """The sandbox's mounts, and the volumes among them by name; what was made anew goes to `made`."""
-    wanted = {mount.target.rstrip("/") or "/": mount for mount in options.mounts}
-    if "/" in wanted:
-        raise ContainerError("nothing can be mounted at /")
+    wanted = {_target(mount.target): mount for mount in options.mounts}
     if len(wanted) < len(options.mounts):
         raise ContainerError("two mounts have the same target")
-    for target in config.get("Volumes") or {}:
-        wanted.setdefault(str(target).rstrip("/") or "/", VolumeMount("volume", str(target)))
+    of_image = config.get("Volumes") or {}
+    if len(of_image) > _MAX_VOLUMES:
+        raise ContainerError(f"the image declares {len(of_image)} volumes; more than {_MAX_VOLUMES} are refused")
+    for target in map(_target, of_image):
+        if (target + "/").startswith("/proc/"):
+            raise ContainerError(f"the image declares a volume at {target}, in place of what the kernel has there")
+        wanted.setdefault(target, VolumeMount("volume", target))
     mounts: list[SandboxMount] = []
     named: list[dict[str, Any]] = []
     # Outer ones first, or an inner one would be hidden.
     for target, mount in sorted(wanted.items(), key=lambda item: item[0].count("/")):
-        if not target.startswith("/"):
-            raise ContainerError(f"the mount's target {target!r} is not absolute")
         if mount.type == "tmpfs":
             mounts.append(
                 SandboxMount(
@@ -357,6 +380,16 @@ def _mounts(
         else:
             mounts.append(_volume(root, mount, target, tree, named, made))
     return mounts, named
+
+
+def _target(path: str) -> str:
+    """Where a mount goes, in its shortest form. Raises: ContainerError."""
+    target = "/" + posixpath.normpath(path).lstrip("/")
+    if not path.startswith("/"):
+        raise ContainerError(f"the mount's target {path!r} is not absolute")
+    if target == "/":
+        raise ContainerError("nothing can be mounted at /")
+    return target
 
 
 def _bind(mount: VolumeMount, target: str) -> SandboxMount:

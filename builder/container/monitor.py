@@ -33,6 +33,7 @@ _READ_BYTES = 1 << 16
 _BACKOFF_S, _MAX_BACKOFF_S, _STEADY_S = 0.1, 60.0, 10.0
 _FORCED_AFTER = 3
 _DRAIN_S = 1.0
+_LONGEST_WAIT_S = 3600.0
 
 
 class Monitor:
@@ -236,7 +237,8 @@ class Monitor:
         due = [at for at in (drained_by, self._kill_at) if at is not None]
         if self._health is not None and drained_by is None:
             due.append(self._health.due_at)
-        return min(due) - time.monotonic() if due else None
+        # What an image names as its interval may be centuries, for which poll(2) has no number.
+        return min(min(due) - time.monotonic(), _LONGEST_WAIT_S) if due else None
 
     def _on_time(self) -> None:
         now = time.monotonic()

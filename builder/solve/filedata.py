@@ -90,6 +90,19 @@ def own_entry(directory_fd: int, name: str, uid: int, gid: int) -> None:
         raise
 
 
+def set_mode(directory_fd: int, name: str, mode: int) -> None:
+    """Give an entry that is not opened its mode; a symlink, which has none, is left alone, and never followed.
+
+    A container that runs may make it one at any moment (`builder.container.copying`). Raises: OSError.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        if not stat_.S_ISLNK(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
 class DataCopier:
     """Copies the data of many files, and remembers what their file systems cannot do."""
 

@@ -14,6 +14,7 @@ import stat as stat_
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import filedata, rootpath
@@ -21,6 +22,9 @@ from builder.solve.copyoptions import CopyOptions, chmod_function, selection
 from builder.solve.crew import Crew
 from builder.solve.sourcetree import Directory, SourceTree
 from layers import ownership
+
+if TYPE_CHECKING:
+    from builder.solve.treepack import LeftOut
 
 # Files that a task takes: enough to be worth handing over, few enough for a directory to be shared out.
 _TASK_FILES_MIN = 4
@@ -88,7 +92,7 @@ class TreeCopier:
     `upper_fd` is the upper directory of the overlay that `dest_fd` shows, if it is one. What goes into
     directories that are new in it is written there directly: through overlayfs a file costs half as much
     again. New directories hide all beneath them, so that nothing there has to be marked; but nobody may
-    look into them through this mount any more.
+    look into them through this mount any more. With `left_out` nothing is written there at all.
     """
 
     def __init__(
@@ -98,10 +102,13 @@ class TreeCopier:
         options: CopyOptions,
         cancelled: Callable[[], bool],
         upper_fd: int | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
         self.tree = tree
         self.dest_fd = dest_fd
         self.upper_fd = upper_fd
+        self.left_out = left_out
+        self.source = ""
         self.options = options
         self.cancelled = cancelled
         self.entries = 0
@@ -205,8 +212,11 @@ class TreeCopier:
     # Below the top: directory by directory
 
     def _copy_tree(self, source: str, target: str) -> None:
-        self.top = target
-        walk = self.tree.walk(source, selection(self.options), cancelled=self.cancelled)
+        self.source, self.top = source, target
+        selected = selection(self.options)
+        if selected is not None:
+            self.left_out = None  # a directory's contents then depend on where the walk began
+        walk = self.tree.walk(source, selected, cancelled=self.cancelled)
         try:
             with self.crew:
                 for directory, leaving in walk:
@@ -341,7 +351,14 @@ class TreeCopier:
             os.fchmod(into.fd, stat_.S_IMODE(directory.stat.st_mode))
 
     def _go_beneath(self, directory: Directory, into: _Target) -> None:
-        """Work in a new directory where it lies in the overlay's upper one."""
+        """Work in a new directory where it lies in the overlay's upper one; or leave out what it is to hold."""
+        if self.left_out is not None:
+            assert into.fd is not None
+            source, target = (f"{top}/{directory.path}".strip("/") for top in (self.source, self.top))
+            if self.left_out.take(self, source, target, into.fd):
+                directory.entries = []
+                directory.subdirectories.clear()
+                return
         if self.upper_fd is not None:
             into.close()
             into.fd = rootpath.open_directory(self.upper_fd, f"{self.top}/{directory.path}".strip("/"))
@@ -367,7 +384,7 @@ class TreeCopier:
             if into.created or (directory.included and directory.parent is not None):
                 status = directory.stat
                 filedata.own(into.fd, *(self.owner or (status.st_uid, status.st_gid)))
-                os.fchmod(into.fd, self._mode(status))
+                os.fchmod(into.fd, self.mode_of(status))
                 if not self.options.unprivileged:
                     filedata.copy_xattrs(source_fd, into.fd)
             if into.created or directory.included:
@@ -377,7 +394,8 @@ class TreeCopier:
 
     # One entry
 
-    def _mode(self, status: os.stat_result) -> int:
+    def mode_of(self, status: os.stat_result) -> int:
+        """The permission bits that the copy of an entry gets."""
         mode = status.st_mode
         if self.options.unprivileged:
             mode &= ~(stat_.S_ISUID | stat_.S_ISGID)
@@ -457,7 +475,7 @@ class TreeCopier:
         self, into: _Target, target: str, status: os.stat_result, fill: Callable[[int], int], prefix: str
     ) -> int:
         """Make a regular file of the metadata of `status`, its data written by `fill`; its size. Thread-safe."""
-        mode = self._mode(status)
+        mode = self.mode_of(status)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             out = os.open(target, flags, mode & 0o777, dir_fd=into.fd)
@@ -495,7 +513,7 @@ class TreeCopier:
         uid, gid = self.owner or (status.st_uid, status.st_gid)
         filedata.own_entry(into.fd, target, uid, gid)
         if not stat_.S_ISLNK(status.st_mode):
-            os.chmod(target, self._mode(status), dir_fd=into.fd)
+            filedata.set_mode(into.fd, target, self.mode_of(status))
         if not self.options.unprivileged:
             filedata.copy_link_xattrs(source_fd, name, into.fd, target)
         stamp = self.options.mtime_ns

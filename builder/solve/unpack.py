@@ -279,7 +279,6 @@ class _Extraction:
     def _finish(self, parent: int, name: str, entry: TarEntry, owner: tuple[int, int]) -> None:
         """Owner, mode, attributes and time of an entry that is not opened."""
         filedata.own_entry(parent, name, *owner)
-        if not stat_.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
-            os.chmod(name, entry.mode & 0o7777, dir_fd=parent)
+        filedata.set_mode(parent, name, entry.mode & 0o7777)
         filedata.set_link_xattrs(parent, name, entry.xattrs)
         os.utime(name, ns=(max(entry.mtime_ns, 0),) * 2, dir_fd=parent, follow_symlinks=False)

@@ -69,6 +69,49 @@ def test_images_come_and_go_unchanged(cli: CommandLine, tmp_path: Path, served: 
     cli("digest", f"{server.host}/other:2", status=4)
 
 
+@pytest.mark.parametrize("size", ["-1", "-ffff", "+5", "0x5", "1_0", "f" * 16, "", "z"])
+def test_a_chunk_without_a_sound_size_is_refused(served: tuple[RegistryServer, Store], size: str) -> None:
+    server, _ = served
+    _, headers, _ = ask(server, "POST", "/v2/a/blobs/uploads/", Content_Length="0")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
+        head = f"PATCH {headers['location']} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        raw.sendall(head.encode() + f"{size}\r\n".encode() + b"data and no end")
+        # The connection stays open for writing: an answer comes though no end of the body does.
+        assert raw.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_pages_in_a_browser_cannot_write(served: tuple[RegistryServer, Store]) -> None:
+    server, store = served
+    for method, path in (
+        ("POST", "/v2/a/blobs/uploads/"),
+        ("PUT", "/v2/a/manifests/1"),
+        ("DELETE", "/v2/a/manifests/1"),
+    ):
+        status, _, body = ask(server, method, path, b"{}", Origin="http://evil.example")
+        assert (status, json.loads(body)["errors"][0]["code"]) == (403, "DENIED")
+    assert ask(server, "GET", "/v2/", Origin="http://evil.example")[0] == 200
+    assert not store.names.list()
+
+
+def test_connections_have_a_bound(served: tuple[RegistryServer, Store]) -> None:
+    server, _ = served
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(256)]
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as refused:
+            assert refused.recv(1) == b""
+    finally:
+        for connection in held:
+            connection.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            assert ask(server, "GET", "/v2/")[0] == 200
+            return
+        except OSError:  # the threads have not noticed yet
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_an_upload_goes_on_where_it_broke(served: tuple[RegistryServer, Store]) -> None:
     server, _ = served
     data = bytes(range(256)) * 4000

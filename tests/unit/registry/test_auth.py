@@ -239,6 +239,33 @@ def test_a_password_never_goes_from_https_to_a_plain_realm() -> None:
     assert auth.authorization(O, [PULL], NOBODY) == "Bearer t1"
 
 
+NEAR = ["http://127.0.0.1:8200/t", "https://localhost./t", "http://169.254.169.254/t", "http://[::ffff:127.0.0.1]/t",
+        "http://[fe80::1%25eth0]/t", "http://0.0.0.0/t", "http://a.localhost/t"]  # fmt: skip
+
+
+@pytest.mark.parametrize("realm", NEAR)
+def test_a_registry_cannot_have_what_this_machine_answers(realm: str) -> None:
+    http = TokenHttp()
+    auth = Authenticator(http)
+    assert auth.learn(O, [f'Bearer realm="{realm}"'])
+    with pytest.raises(AuthError, match="this machine or link"):
+        auth.authorization(O, [PULL], NOBODY)
+    assert not http.asked
+    local = "http://127.0.0.1:5000"
+    assert auth.learn(local, [f'Bearer realm="{realm}"'])
+    assert auth.authorization(local, [PULL], NOBODY) == "Bearer t1"
+
+
+@pytest.mark.parametrize("lifetime", [10**400, float("inf"), float("nan"), -1, True, "9" * 5000, None])
+def test_absurd_lifetimes(lifetime: object) -> None:
+    clock = Clock()
+    http = TokenHttp((200, {"token": "a", "expires_in": lifetime}), (200, {"token": "b"}))
+    auth = authenticator(http, clock)
+    assert auth.authorization(O, [PULL], NOBODY) == "Bearer a"
+    clock.now += 90_000
+    assert auth.authorization(O, [PULL], NOBODY) == "Bearer b"
+
+
 def test_one_flight_per_key() -> None:
     http = TokenHttp()
     http.gate = threading.Event()

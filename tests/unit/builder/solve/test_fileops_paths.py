@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from builder.errors import ContextError
 from builder.frontend.filemode import parse_mode
-from builder.solve import rootpath
+from builder.solve import filedata, rootpath
 from builder.solve.sourcetree import split_wildcards
 from tests.unit.builder.solve.conftest import plant
 
@@ -155,3 +155,20 @@ def test_resolve_agrees_with_the_kernel(
         os.close(found)
     finally:
         os.close(fd)
+
+
+def test_a_mode_is_never_given_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.touch(mode=0o600)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link").symlink_to(outside)
+    os.mkfifo(inside / "fifo", 0o600)
+    fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        filedata.set_mode(fd, "link", 0o4777)
+        filedata.set_mode(fd, "fifo", 0o640)
+    finally:
+        os.close(fd)
+    assert outside.stat().st_mode & 0o7777 == 0o600
+    assert (inside / "fifo").stat().st_mode & 0o7777 == 0o640
