@@ -13,6 +13,7 @@ import time
 from types import TracebackType
 
 from tests.support.cli import Pybuild
+from tests.support.waiting import PATIENCE_S
 
 
 class Terminal:
@@ -20,7 +21,7 @@ class Terminal:
 
     def __init__(self, box: Pybuild, *words: str, size: tuple[int, int] = (33, 99)) -> None:
         self.master, self.slave = pty.openpty()
-        self.resize(*size, tell=False)
+        self.resize(*size)
         self.before = termios.tcgetattr(self.slave)
         self.screen = ""
         self.process = subprocess.Popen(
@@ -41,23 +42,34 @@ class Terminal:
         os.close(self.master)
         os.close(self.slave)
 
-    def resize(self, rows: int, columns: int, *, tell: bool = True) -> None:
+    def resize(self, rows: int, columns: int) -> None:
         """Make the window another size; the kernel tells the foreground process."""
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        if tell:
-            time.sleep(0.3)
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def expect(self, words: str, timeout_s: float = 20.0) -> str:
+    def type_until(self, text: str, words: str, pause_s: float = 0.5) -> None:
+        """Type a line again and again until the words are shown: what they tell of may take its time to arrive."""
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in self.screen:
+            assert time.monotonic() < deadline, f"{words!r} was not shown, but {self.screen!r}"
+            self.type(text)
+            self.read(pause_s)
+        self.expect(words)
+
+    def read(self, within_s: float) -> None:
+        """Take what is shown, if anything is within the time."""
+        if select.select([self.master], [], [], max(0, within_s))[0]:
+            self.screen += os.read(self.master, 4096).decode(errors="replace")
+
+    def expect(self, words: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until the words are shown, and take what was shown up to there."""
         deadline = time.monotonic() + timeout_s
         while words not in self.screen:
             left = deadline - time.monotonic()
             assert left > 0, f"{words!r} was not shown, but {self.screen!r}"
-            if select.select([self.master], [], [], left)[0]:
-                self.screen += os.read(self.master, 4096).decode(errors="replace")
+            self.read(left)
         seen, _, self.screen = self.screen.partition(words)
         return seen
 
@@ -67,10 +79,10 @@ class Terminal:
     def is_as_before(self) -> bool:
         return termios.tcgetattr(self.slave) == self.before
 
-    def ended(self, timeout_s: float = 20.0) -> int:
+    def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """The command's status; what it still shows is read meanwhile."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < deadline:
-            if select.select([self.master], [], [], 0.05)[0]:
-                self.screen += os.read(self.master, 4096).decode(errors="replace")
-        return self.process.wait(1)
+            self.read(0.05)
+        assert self.process.poll() is not None, f"it did not end, but showed {self.screen!r}"
+        return self.process.returncode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 from tests.integration.containers.boxes import IMAGE, box, parent, pid_of, start, status_of
@@ -36,6 +35,7 @@ def test_statuses_of_what_cannot_be_run(box: Pybuild) -> None:
 def test_a_detached_container_is_logged_entered_stopped_and_removed(box: Pybuild) -> None:
     id = start(box, "--name", "ticker", IMAGE, "sh", "-c", TICKER)
     assert len(id) == 64
+    until(lambda: "start" in box.run("logs", "ticker").text)
     assert status_of(box, "ticker") == "running 0"
     assert box.run("exec", "-e", "A=b", "-w", "/bin", "ticker", "sh", "-c", "echo $A; pwd").text == "b\n/bin\n"
     assert box.run("exec", "-u", "web", "ticker", "id", "-u").text == "33\n"
@@ -102,8 +102,7 @@ def test_a_volume_of_the_image_is_filled_and_its_workdir_made(box: Pybuild) -> N
 
 def test_a_commit_is_an_image_that_runs(box: Pybuild) -> None:
     start(box, "--name", "made", IMAGE, "sh", "-c", "echo data > /made; rm /bin/vi; sleep 100")
-    time.sleep(0.5)
-    assert box.run("diff", "made").text == "C /bin\nD /bin/vi\nA /made\n"
+    until(lambda: box.run("diff", "made").text == "C /bin\nD /bin/vi\nA /made\n")
     box.run("commit", "-c", 'CMD ["cat", "/made"]', "-c", "ENV MORE=1", "made", "made:1")
     assert status_of(box, "made") == "running 0"
     assert box.run("run", "--rm", "--network", "host", "made:1").text == "data\n"

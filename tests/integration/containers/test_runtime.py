@@ -27,6 +27,7 @@ def test_a_container_by_runc(root_box: Pybuild) -> None:
     assert (result.status, result.text) == (7, "hello 33 /srv\n")
     assert root_box.run("run", "--rm", *OCI, "--network", "none", IMAGE, "nosuch", check=False).status == 127
     start(root_box, "--name", "rt", *OCI, "-m", "64m", IMAGE, "sh", "-c", TICKER)
+    until(lambda: "start" in root_box.run("logs", "rt").text)
     assert root_box.run("exec", "-e", "A=b", "-w", "/bin", "rt", "sh", "-c", "echo $A $(pwd)").text == "b /bin\n"
     assert root_box.run("exec", "-u", "web", "rt", "id", "-u").text == "33\n"
     assert root_box.run("exec", "-i", "rt", "cat", stdin=b"typed").text == "typed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 from tests.integration.containers.boxes import IMAGE, box, start, status_of
 from tests.integration.containers.terminals import Terminal
@@ -24,22 +23,23 @@ def test_an_interactive_shell(box: Pybuild) -> None:
         assert "33 99" in seen
         assert "/dev/pts/0" in seen
         terminal.resize(40, 120)
-        terminal.type("stty size\r")
-        terminal.expect("40 120")
-        terminal.type("echo go; sleep 1000\r")
+        terminal.type_until("stty size\r", "40 120")
+        # What says that it goes is in the foreground by then, and the shell is not.
+        terminal.type("sh -c 'echo go; exec sleep 1000'\r")
         terminal.expect("go\r\n")
-        time.sleep(0.5)
         terminal.type("\x03")
         terminal.expect(PROMPT)
         terminal.type("echo status $?\r")
         terminal.expect("status 130")
-        terminal.type("echo go; sleep 1000\r")
+        terminal.type("sh -c 'echo go; exec sleep 1000'\r")
         terminal.expect("go\r\n")
-        time.sleep(0.5)
         terminal.type("\x1a")
         terminal.expect("Stopped")
-        terminal.type("jobs; kill -9 %1; sleep 0.3; exit 9\r")
+        terminal.expect(PROMPT)
+        terminal.type("jobs; kill -9 %1\r")
         terminal.expect("sleep 1000")
+        terminal.type_until("\r", "Killed")
+        terminal.type("exit 9\r")
         assert terminal.ended() == 9
         assert terminal.is_as_before()
     assert status_of(box, "shell") == "exited 9"
@@ -62,8 +62,8 @@ def test_exec_has_a_terminal_of_its_own(box: Pybuild) -> None:
     with Terminal(box, "exec", "-it", "host", "sh") as terminal:
         terminal.expect(PROMPT)
         terminal.resize(20, 70)
-        terminal.type("stty size; exit 5\r")
-        terminal.expect("20 70")
+        terminal.type_until("stty size\r", "20 70")
+        terminal.type("exit 5\r")
         assert terminal.ended() == 5
         assert terminal.is_as_before()
 
@@ -75,10 +75,10 @@ def test_attaching_and_leaving(box: Pybuild) -> None:
         terminal.expect("33 99")
         terminal.expect(PROMPT)
         with Terminal(box, "attach", "--no-stdin", "talk") as other:
-            until(lambda: other.process.poll() is None)
-            terminal.type("sleep 0.5; echo both see this\r")
-            terminal.expect("both see this\r")
-            other.expect("both see this\r")
+            while "both see this\r" not in other.screen:  # it may take a while to attach
+                terminal.type("echo both see this\r")
+                terminal.expect("both see this\r")
+                other.read(0.5)
         terminal.type("\x10\x11")
         assert terminal.ended() == 0
         assert terminal.is_as_before()
