@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.cli.options import boolean, store_root
-from builder.errors import ContextError
+from builder.cli.written import written
+from builder.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
     from builder.bakefile import BakeFile, Target
@@ -37,6 +38,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--pull", nargs="?", const=True, type=boolean, metavar="BOOL", help="look for newer base images")
     add("--progress", choices=["auto", "tty", "plain", "quiet", "rawjson"], help="(also BUILDKIT_PROGRESS)")
     add("--metadata-file", metavar="FILE", help="write what was built there, as JSON by target")
+    add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="grant what targets ask for; as in `build`")
     add("--dry-run", action="store_true", help="print the commands that do the same")
 
 
@@ -48,6 +50,7 @@ def run(verb: str, options: Namespace) -> int:
             print(name if members is None else f"{name}: {' '.join(members)}")
         return 0
     targets = whole.selected(options.targets, options.set)
+    _check_entitlements(targets, {name for text in options.allow for name in text.split(",")})
     if options.print:
         document = {"target": {t.name: dict(t.attributes) for t in targets}}
         print(json.dumps({"group": {"default": {"targets": [t.name for t in targets]}}, **document}, indent=2))
@@ -114,8 +117,17 @@ def _build(options: Namespace, targets: list[Target]) -> int:
                 return status
             results[target.name] = json.loads(metadata.read_bytes())
     if options.metadata_file:
-        Path(options.metadata_file).write_text(json.dumps(results, indent=2) + "\n")
+        with written(options.metadata_file) as out:
+            out.write((json.dumps(results, indent=2) + "\n").encode())
     return 0
+
+
+def _check_entitlements(targets: list[Target], granted: set[str]) -> None:
+    """A file asks for entitlements; to grant them is for whoever runs it. Raises: UsageError."""
+    for target in targets:
+        for name in target.attributes.get("entitlements", []):
+            if name not in granted:
+                raise UsageError(f"target {target.name} asks for {name}", hint=f"grant it with --allow {name}")
 
 
 def arguments_of(target: Target, options: Namespace, root: Path, digests: dict[str, str], place: Path) -> list[str]:
@@ -144,7 +156,7 @@ def arguments_of(target: Target, options: Namespace, root: Path, digests: dict[s
     words += ["--push"] if options.push else []
     words += ["--load"] if options.load else []
     words += ["--progress", options.progress] if options.progress else []
-    return [*words, context]
+    return [*words, f"./{context}" if context.startswith("-") and context != "-" else context]
 
 
 _FLAGS = {
@@ -162,8 +174,10 @@ def _flag(flag: str, value: Any) -> list[str]:
     if value is True:
         return [flag]
     if isinstance(value, dict):
-        return [word for key, text in value.items() for word in (flag, f"{key}={text}")]
-    return [word for text in ([value] if isinstance(value, str) else value) for word in (flag, text)]
+        value = [f"{key}={text}" for key, text in value.items()]
+    texts = [value] if isinstance(value, str) else value
+    # A value that looks like a flag is none: it must not become another flag of the build.
+    return [word for text in texts for word in ([f"{flag}={text}"] if text.startswith("-") else [flag, text])]
 
 
 def _beside(context: str, dockerfile: str) -> str:

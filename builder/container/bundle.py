@@ -35,6 +35,7 @@ def write_bundle(store: Store, image: Image, directory: Path, options: Container
     from layers.trees import copy_tree, remove_tree
 
     rootfs = directory / "rootfs"
+    made = not directory.exists()
     try:
         # The set-id programs of an image are not for other users of this machine.
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,6 +58,9 @@ def write_bundle(store: Store, image: Image, directory: Path, options: Container
             file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     except BaseException as e:
         remove_tree(str(rootfs))
+        (directory / "config.json").unlink(missing_ok=True)
+        if made:
+            directory.rmdir()
         if isinstance(e, OSError):
             raise ContainerError(f"{e.filename or directory}: {e.strerror}") from e
         raise

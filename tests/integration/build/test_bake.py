@@ -89,6 +89,32 @@ def test_failures(pybuild: Pybuild, project: Path) -> None:
     assert "there is no build file here" in missing.stderr
 
 
+def test_a_file_grants_itself_nothing(pybuild: Pybuild, project: Path) -> None:
+    document = {"target": {"default": {"context": "lib", "entitlements": ["security.insecure"], "tags": ["--push"]}}}
+    (project / "docker-bake.json").write_text(json.dumps(document))
+    refused = pybuild.run("bake", cwd=project, check=False)
+    assert refused.status == 2
+    assert "--allow security.insecure" in refused.stderr
+    shown = pybuild.run("bake", "--dry-run", "--allow", "security.insecure", cwd=project).text
+    assert "--allow security.insecure" in shown
+    # What looks like a flag of the build is a value still: of a name, a bad one.
+    assert "--tag=--push" in shown
+    document["target"]["default"] = {"context": "--allow=security.insecure"}
+    (project / "docker-bake.json").write_text(json.dumps(document))
+    assert "./--allow=security.insecure" in pybuild.run("bake", "--dry-run", cwd=project).text
+
+
+def test_metadata_is_there_whole_or_not_at_all(pybuild: Pybuild, project: Path) -> None:
+    (project / "old.json").write_text("old")
+    (project / "app" / "Containerfile").write_text("FROM base\nCOPY missing /\n")
+    assert pybuild.run("bake", "--metadata-file", "old.json", cwd=project, check=False).status == 1
+    assert (project / "old.json").read_text() == "old"
+    assert not list(project.glob("*.part"))
+    (project / "app" / "Containerfile").write_text("FROM base AS first\n")
+    pybuild.run("bake", "--metadata-file", "old.json", cwd=project)
+    assert set(json.loads((project / "old.json").read_text())) == {"base", "app", "other"}
+
+
 def test_hcl(pybuild: Pybuild, project: Path) -> None:
     (project / "docker-bake.json").unlink()
     (project / "docker-bake.hcl").write_text(

@@ -75,6 +75,18 @@ def test_what_a_runtime_cannot_have_is_refused(root_box: Pybuild) -> None:
     assert root_box.run("ps", "-aq").text == ""
 
 
+def test_a_bundle_that_fails_leaves_nothing(box: Pybuild, tmp_path: Path) -> None:
+    home = box.account.home if box.account else tmp_path
+    bundle = home / f"failed-{os.getpid()}"
+    refused = box.run("bundle", "-u", "nobodyknows", IMAGE, bundle, check=False)
+    assert refused.status == 1
+    assert "nobodyknows" in refused.stderr
+    assert not bundle.exists()
+    bundle.mkdir()
+    assert box.run("bundle", "-u", "nobodyknows", IMAGE, bundle, check=False).status == 1
+    assert list(bundle.iterdir()) == []  # what was there before stays, as it was
+
+
 def test_a_bundle_is_run_by_runc(box: Pybuild, tmp_path: Path) -> None:
     need_tool("runc")
     home = box.account.home if box.account else tmp_path
