@@ -24,7 +24,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from builder.building import NAMELESS as NAMELESS
 from builder.building import BuildResult as BuildResult
@@ -37,6 +36,7 @@ from layers.events import EventSink, NullSink
 from layers.oci import Descriptor, Platform
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.capsule import Capsule
     from builder.difference import Difference
@@ -358,6 +358,8 @@ def pull(source: str, *, root: Path, name: str | None = None, **more: object) ->
     from registry.transport import split_transport
 
     if split_transport(source)[0] is None:
+        from typing import cast
+
         from registry.shortnames import find
 
         with _transports(None, cast("RegistryOptions | None", more.get("source_registry"))) as context:

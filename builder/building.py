@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from builder.errors import CacheLostError
 from builder.plan.request import BuildRequest
@@ -16,6 +15,7 @@ from layers.events import EventSink, VertexWarning
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.export import ExportedImage
     from builder.frontend.instructions import Containerfile

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from builder.plan.graph import BuildGraph, HistoryEntry, ImagePlan, ResolvedImage
 from builder.plan.request import BuildRequest
@@ -18,7 +17,10 @@ from layers.image import describe_image
 from layers.oci import Descriptor, Digest, ImageConfig, Index, Platform
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.solve.results import StepResult
     from builder.solve.solver import Solver
     from layers.store import Store

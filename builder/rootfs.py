@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from layers.errors import Cancelled, LayerError, NameNotFound, StoreError
 from layers.oci import Descriptor, Digest, Platform
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import BinaryIO, Literal
+
     from layers.changeset import Sink
     from layers.compression import Compression
     from layers.image import Image
@@ -83,6 +85,9 @@ def _import_layer(
     store: Store, stream: BinaryIO, compression: Compression, cancelled: Callable[[], bool] | None
 ) -> tuple[Descriptor, Digest]:
     """Store a tar stream as a layer; each of its headers is checked on the way."""
+
+    from typing import cast
+
     from layers.compression import compressor, decompressor, media_type
     from layers.tarreader import TarReader
 
@@ -90,7 +95,7 @@ def _import_layer(
         packer = compressor(compression, threads=len(os.sched_getaffinity(0)))
         try:
             tee = _Tee(decompressor(stream), lambda data: _put(ingest.write, packer.write(data)), cancelled)
-            for _ in TarReader(cast(BinaryIO, tee)):
+            for _ in TarReader(cast("BinaryIO", tee)):
                 pass  # it raises for a malformed header
             while tee.read(_CHUNK_BYTES):
                 pass

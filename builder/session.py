@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.frontend.ignorefile import IgnoreMatcher
 from builder.plan.request import BuildRequest, SecretSource
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 

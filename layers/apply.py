@@ -28,7 +28,6 @@ from layers.confine import MAX_NAME_BYTES, ConfinedTree, Directory, Metadata
 from layers.errors import Cancelled, LayerError, PybuildError
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
 from layers.oci import Digest
-from layers.snapshot import Dialect
 from layers.tarreader import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -41,6 +40,10 @@ from layers.tarreader import (
     TarReader,
 )
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUEUED_PIECES = 4

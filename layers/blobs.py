@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
 
 from layers import faults
 from layers.content import BlobInfo
@@ -28,6 +27,10 @@ from layers.errors import BlobNotFound, DigestMismatch, ImageError, SizeMismatch
 from layers.leases import Leases, StoreLock, release
 from layers.oci import Descriptor, Digest
 from layers.sha import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 _CHUNK = 1 << 20
 _LARGE_BYTES = 16 << 20
@@ -115,7 +118,7 @@ class BlobDirectory:
             raw = VerifyingReader(self._file(digest), digest)
         except FileNotFoundError:
             raise BlobNotFound(f"blob {digest} is not in the store") from None
-        return cast(BinaryIO, io.BufferedReader(raw, 128 << 10))
+        return io.BufferedReader(raw, 128 << 10)
 
     def read(self, digest: Digest, limit_bytes: int) -> bytes:
         """See ContentStore.read."""
@@ -379,7 +382,7 @@ class VerifyingReader(io.RawIOBase):
         return self._file.fileno()
 
     def readinto(self, buffer: object) -> int:
-        view = memoryview(cast(bytearray, buffer))
+        view = memoryview(buffer)  # type: ignore[arg-type]
         count = self._file.readinto(view)
         if self._verifying and count:
             self._state.update(view[:count])

@@ -18,8 +18,11 @@ from collections import OrderedDict
 
 from layers import linux, lowerview, ownership, xattrs
 from layers.errors import LayerError
-from layers.snapshot import Dialect
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS

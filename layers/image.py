@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from layers.content import ContentStore
 from layers.errors import BlobNotFound, Cancelled, DigestMismatch, ImageError, LayerError
@@ -45,7 +44,10 @@ from layers.records import LayerRecord, compression_of
 from layers.snapshot import ActiveSnapshot, Snapshot
 from layers.values import NamedTuple, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, BinaryIO, Literal
+
     from layers.apply import ApplyResult
     from layers.snapshotters.native import NativeSnapshotter
     from layers.snapshotters.overlay import OverlaySnapshotter

@@ -21,8 +21,11 @@ from typing import Literal
 
 from layers import lowerview, ownership, xattrs
 from layers.errors import LayerError
-from layers.snapshot import Dialect
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"

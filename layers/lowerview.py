@@ -13,13 +13,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 from layers import xattrs
-from layers.snapshot import Dialect
 from layers.values import NamedTuple
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from layers.snapshot import Dialect
+
+    T = TypeVar("T")
+
 
 _STEP_BYTES = 4000  # below PATH_MAX, which counts the NUL and what we put in front
 

@@ -13,14 +13,15 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
 
 from layers.errors import ImageError
 from layers.sha import sha256
 from layers.values import dataclass, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
+    from typing import Any
 
 MEDIA_OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -219,7 +220,7 @@ class Descriptor:
         platform = obj.get("platform")
         return cls(
             media_type=_text(obj.get("mediaType", ""), "mediaType"),
-            digest=Digest(cast(str, obj.get("digest"))),
+            digest=Digest(obj.get("digest")),  # type: ignore[arg-type]  # it refuses what is no text
             size_bytes=size,
             urls=tuple(_text(u, "urls") for u in _array(obj.get("urls") or [], "urls")),
             annotations=_string_map(obj.get("annotations"), "annotations"),
@@ -366,7 +367,7 @@ class Index:
         if not able:
             have = ", ".join(sorted({str(d.platform) for d in self.manifests if d.platform})) or "none named"
             raise ImageError(f"no image for platform {platform} in the index (it has: {have})")
-        return max(able, key=lambda d: (d.platform == platform, cast(Platform, d.platform).variant))
+        return max(able, key=lambda d: (d.platform == platform, d.platform.variant if d.platform else ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,14 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
 
 from layers.database import EPOCH, Database, Value
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    pass
 
 CACHE_OWNER = "cache"
 """Who holds the leases of cache records on blobs: nobody who could die."""
@@ -63,7 +66,7 @@ class Names:
     def list(self) -> Sequence[NamedImage]:
         """All names, in order."""
         rows = self._database.rows("SELECT name, descriptor, created_ns FROM names ORDER BY name")
-        return [NamedImage(str(n), decode_descriptor(str(d)), cast(int, t)) for n, d, t in rows]
+        return [NamedImage(str(n), decode_descriptor(str(d)), int(t or 0)) for n, d, t in rows]
 
     def of(self, digest: Digest) -> Sequence[str]:
         """The names that stand for a manifest or index."""
@@ -126,7 +129,7 @@ class Layers:
         row = self._database.row(sql + " ORDER BY l.compression LIMIT 1", parameters)
         if row is None:
             return None
-        return LayerRecord(Digest(str(row[0])), decode_descriptor(str(row[1])), cast(int, row[2]))
+        return LayerRecord(Digest(str(row[0])), decode_descriptor(str(row[1])), int(row[2] or 0))
 
 
 class CacheRecord(NamedTuple):
@@ -185,7 +188,7 @@ class Cache:
             " (SELECT 1 FROM snapshots s WHERE s.driver=? AND s.id=c.snapshot AND s.owner IS NULL))",
             (*parameters, self._driver()),
         )
-        return [CacheRecord(*cast("tuple[str, str | None, bytes, int, int]", row)) for row in rows]
+        return [CacheRecord(*row) for row in rows]  # type: ignore[arg-type]
 
     def touch(self, keys: Iterable[str]) -> None:
         """Note that records were used; a no-op for those noted in the last ten minutes."""
@@ -249,7 +252,7 @@ class FileStats:
                 "SELECT f.inode, f.value FROM json_each(?) j CROSS JOIN filestats f ON f.device=? AND f.inode=j.value",
                 (json.dumps([_signed(s.inode) for s in stats if s.device == device]), _signed(device)),
             )
-            lookup = cast("dict[int, bytes]", dict(cast("list[tuple[Value, Value]]", rows))).get
+            lookup: Callable[[int], bytes | None] = dict(rows).get  # type: ignore[arg-type, assignment]
             # Unpacked by hand: this loop runs a hundred thousand times in a cached build.
             for position, (of, inode, size_bytes, mtime_ns, ctime_ns) in enumerate(stats):
                 if of == device:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from layers.values import NamedTuple, Protocol
 
-Dialect = Literal["trusted", "user"]
-"""Which xattr namespace overlayfs uses: `trusted.overlay.*`, or `user.overlay.*` under a user namespace."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Dialect = Literal["trusted", "user"]
+    """Which xattr namespace overlayfs uses: `trusted.overlay.*`, or `user.overlay.*` under a user namespace."""
 
 
 class Mount(NamedTuple):

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
 from layers import faults, ownership
 from layers.blobs import BlobDirectory, BlobIngest
@@ -48,20 +47,23 @@ from layers.oci import (
 )
 from layers.records import Cache, FileStats, Layers, Names, encode_descriptor
 from layers.root import default_root as default_root
-from layers.snapshot import Dialect
 from layers.snapshotters.catalog import Catalog
 from layers.snapshotters.overlay import OverlaySnapshotter, overlay_works
 from layers.values import Protocol, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
+    from typing import BinaryIO, Literal, overload
 
     from layers.gc import GcReport, SweepReport
     from layers.prune import PruneReport, UsageReport
     from layers.records import CacheRecord
+    from layers.snapshot import Dialect
     from layers.snapshotters.native import NativeSnapshotter
 
-Driver = Literal["auto", "overlay", "fuse-overlayfs", "native"]
+    Driver = Literal["auto", "overlay", "fuse-overlayfs", "native"]
+
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _DIRECTORIES = ("blobs", "blobs/sha256", "ingest", "snapshots", "leases", "flights", "trash", "empty")
@@ -101,11 +103,13 @@ class _OpenBlob(Protocol):
 class _Open:
     """`Store.open(root)` opens a store; `store.open(digest)` opens a blob, as ContentStore has it."""
 
-    @overload
-    def __get__(self, instance: None, owner: type[Store]) -> _OpenStore: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __get__(self, instance: Store, owner: type[Store]) -> _OpenBlob: ...
+        @overload
+        def __get__(self, instance: None, owner: type[Store]) -> _OpenStore: ...
+
+        @overload
+        def __get__(self, instance: Store, owner: type[Store]) -> _OpenBlob: ...
 
     def __get__(self, instance: Store | None, owner: type[Store]) -> _OpenStore | _OpenBlob:
         return _open_store if instance is None else instance.blobs.open

@@ -1,9 +1,10 @@
-"""Frozen value types that cost next to nothing to define: `NamedTuple`, `dataclass` and `Protocol`.
+"""Frozen value types that cost next to nothing to define: `NamedTuple`, `dataclass`, `Protocol` and `Generic`.
 
 To a type checker they are `typing`'s and `dataclasses`' own; at run time they are these. Defining a
 `typing.NamedTuple` takes 0.2 ms and a dataclass 0.7 ms and the 6 ms import of `inspect`, which for
-the hundred classes of a cached build was a third of its time. Here a class costs about 10 µs, and
-its constructor is compiled when the first value is made; from then on it is as fast as theirs.
+the hundred classes of a cached build was a third of its time; `typing` itself takes 2 ms. Here a class
+costs about 10 µs, and its constructor is compiled when the first value is made; from then on it is as
+fast as theirs.
 
 Differences: no field inheritance, `Protocol` classes cannot be checked at run time, and of
 `dataclass` only `frozen=True, slots=True`, with `kw_only` or without, is offered.
@@ -16,12 +17,27 @@ if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
     from dataclasses import field as field
     from dataclasses import replace as replace
+    from typing import Generic as Generic
     from typing import NamedTuple as NamedTuple
     from typing import Protocol as Protocol
+    from typing import TypeVar as TypeVar
+    from typing import assert_never as assert_never
+    from typing import dataclass_transform as dataclass_transform
 else:
     from _collections import _tuplegetter
 
     Protocol = object
+    TypeVar = str
+
+    class Generic:
+        def __class_getitem__(cls, _variable):
+            return cls
+
+    def dataclass_transform(**_options):
+        return lambda cls: cls
+
+    def assert_never(value):
+        raise AssertionError(f"nobody has thought of {value!r}")
 
     class _Missing:
         """A field without a default."""

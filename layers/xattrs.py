@@ -13,7 +13,10 @@ import os
 
 from layers.ownership import ATTRIBUTE as _OWNER
 from layers.ownership import CAPABILITY as CAPABILITY
-from layers.snapshot import Dialect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 ACL_ACCESS = "system.posix_acl_access"
 ACL_DEFAULT = "system.posix_acl_default"

@@ -24,24 +24,25 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
 
 from layers.errors import Cancelled, ContentError, DigestMismatch, ImageError, PybuildError, SizeMismatch
 from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, parse_manifest
 from layers.values import NamedTuple, Protocol
 from registry.errors import InvalidReference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
+    from typing import Literal, Self
 
     from layers.store import Store
     from registry.client import RegistryClient
     from registry.wire import RateLimit
 
+    Reuse = Literal["mounted", "linked"]
+
 CHUNK_BYTES = 1 << 20
 """How much is read, hashed and written at once."""
-
-Reuse = Literal["mounted", "linked"]
 
 
 class RawManifest(NamedTuple):

@@ -7,7 +7,6 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
 
 from builder.cli.buildrequest import make_request
 from builder.cli.options import (
@@ -23,7 +22,10 @@ from builder.cli.sandboxflags import add_cgroup_manager, add_limit_options, add_
 from builder.errors import UsageError
 from builder.plan.request import BuildRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from builder.building import BuildResult
     from builder.solve.explain import BuildPlan
     from builder.solve.steps import OnError

@@ -8,27 +8,19 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.cli import sandboxflags
 from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
 from builder.cli.options import MAX_EPOCH, InvalidValue, additional_stores, boolean, epoch_of, fields, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
-from builder.plan.request import (
-    Annotation,
-    BuildRequest,
-    CacheRef,
-    Output,
-    PullPolicy,
-    ResourceLimits,
-    RunOptions,
-    SecretSource,
-)
+from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.frontend.language import RunMount
+    from builder.plan.request import PullPolicy
     from builder.plan.sourcepolicy import SourcePolicy
     from layers.oci import Platform
 

@@ -6,11 +6,13 @@ import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from builder.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from registry.hosts import RegistryOptions
     from registry.retry import RetryPolicy
 
@@ -84,7 +86,7 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
     """The registry flags as a value; the unprefixed ones are the fallback of the prefixed."""
     from registry.hosts import RegistryOptions
 
-    def pick(name: str) -> object:
+    def pick(name: str) -> Any:
         value = getattr(options, f"{prefix}_{name}", None) if prefix else None
         return getattr(options, name, None) if value is None else value
 
@@ -103,10 +105,10 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
             password = getpass.getpass(f"password of {user}: ")
         credential = Credential(username=user, password=password)
     return RegistryOptions(
-        tls_verify=cast("bool | None", pick("tls_verify")),
+        tls_verify=pick("tls_verify"),
         creds=credential,
-        authfile=cast("str | None", pick("authfile")),
-        cert_dir=cast("str | None", pick("cert_dir")),
+        authfile=pick("authfile"),
+        cert_dir=pick("cert_dir"),
         anonymous=anonymous,
         registries_conf=options.registries_conf,
         signature_policy=options.signature_policy,

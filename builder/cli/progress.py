@@ -22,9 +22,12 @@ from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, TextIO
 
 from layers.events import Event, Vertex, VertexLog, VertexStatus, VertexWarning
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, TextIO
 
 MODES: Final = ("auto", "tty", "plain", "quiet", "rawjson")
 TAIL_LINES: Final = 40

@@ -11,11 +11,13 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
 
 from builder.cli.progress import make_progress
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from builder.building import BuildResult
     from builder.plan.request import BuildRequest
     from layers.events import Event, EventSink

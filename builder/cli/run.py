@@ -12,7 +12,6 @@ from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from builder.cli import sandboxflags
 from builder.cli.actions import end_actions
@@ -21,8 +20,10 @@ from builder.cli.sandboxflags import add_limit_options, add_sandbox_options
 from builder.errors import UsageError
 from layers.errors import PybuildError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from builder.container.front import Front
     from builder.container.options import ContainerOptions, Healthcheck, Port, Restart, VolumeMount

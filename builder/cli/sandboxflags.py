@@ -6,12 +6,16 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from builder.cli.options import InvalidValue, key_value, size
 from builder.errors import UsageError
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
 
 _IO_FLAGS = {
     "device-read-bps": "rbps",

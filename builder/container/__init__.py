@@ -29,9 +29,11 @@ Names are loaded when first used: a command pays for what it needs.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.container.assemble import ImageOptions, commit_working
     from builder.container.bundle import write_bundle
     from builder.container.byhand import Command, Streams, Transfer, configure, run_step, step_request, transfer

@@ -17,11 +17,11 @@ import select
 import signal
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
 
 from builder.container import control
 from builder.container.records import ContainerError, Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.container.front import DetachKeys, Front
 

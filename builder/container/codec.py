@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import binascii
 from pathlib import Path
-from typing import Any
 
 from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
 from layers.snapshot import Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _PLAIN = (
     *("cwd", "uid", "gid", "umask", "readonly_root", "files_readonly", "hostname", "network", "no_new_privs"),

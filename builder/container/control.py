@@ -20,9 +20,12 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from builder.container.records import ContainerError, Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MAX_BYTES = 1 << 16
 

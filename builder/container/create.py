@@ -11,7 +11,6 @@ import posixpath
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from builder.container import codec, events
 from builder.container.options import ContainerOptions, Healthcheck, VolumeMount
@@ -22,7 +21,10 @@ from builder.sandbox.spec import DEFAULT_PATH, SandboxMount, SandboxSpec
 from layers.errors import NameNotFound
 from layers.snapshot import Mount
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from layers.image import Image
     from layers.oci import Platform
     from layers.snapshot import ActiveSnapshot

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import Any
 
 from builder.container.records import Record
 from layers.errors import PybuildError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _KEPT = 5
 _MAX_OUTPUT_BYTES = 4096

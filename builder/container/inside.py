@@ -11,7 +11,6 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from builder.container import events
 from builder.container.records import ContainerError, Record
@@ -20,7 +19,10 @@ from builder.sandbox.operations import capability_mask
 from layers import linux
 from layers.values import Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.container.front import Front
 
 

@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 from builder.container import control, events, records
 from builder.container.records import ContainerError, Record, find
 from layers.errors import PybuildError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from builder.container.front import Front
     from builder.container.options import Restart
     from builder.sandbox.launcher import Launcher

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, Any
 
 from builder.container import codec, control, events
 from builder.container.attach import Audience
@@ -25,7 +24,10 @@ from builder.errors import SandboxError
 from builder.sandbox.launcher import ExitStatus, Launcher, Running
 from layers.errors import PybuildError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.container.health import Health
     from builder.container.reach import Publisher
 

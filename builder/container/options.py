@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from builder.sandbox.spec import Resources
 from layers.values import NamedTuple, dataclass
 
-NetworkChoice = Literal["default", "private", "host", "none"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    NetworkChoice = Literal["default", "private", "host", "none"]
+
 _NO_LIMITS = Resources()
 
 

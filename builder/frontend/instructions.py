@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
 
 from builder.errors import ParseError
 from builder.frontend.heredoc import Heredoc, is_heredoc, parse_heredoc
@@ -45,6 +44,12 @@ from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import GO_SPACE
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    _T = TypeVar("_T")
+
 __all__ = [
     "Add", "Arg", "ArgPair", "Cmd", "Containerfile", "Copy", "Entrypoint", "Env", "Expose", "From",
     "Healthcheck", "Heredoc", "Instruction", "Label", "Maintainer", "Onbuild", "Pair", "Run", "RunDevice",
@@ -53,7 +58,6 @@ __all__ = [
 ]  # fmt: skip
 
 KEYWORDS = (*(name.upper() for name in FORMS), "ONBUILD")
-_T = TypeVar("_T")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*")
 _ONBUILD = re.compile(r"^onbuild[\t\n\f\r ]*", re.IGNORECASE)
 _MIN_INTERVAL_NS = 1_000_000

@@ -11,13 +11,16 @@ them a sixth of a whole cached build; these cost 0.02 ms each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, dataclass_transform
 
 from builder.errors import ParseError
 from builder.frontend.heredoc import Heredoc
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import WordError, expand, expand_text, expand_word, expand_words, text_variables
-from layers.values import NamedTuple
+from layers.values import NamedTuple, dataclass_transform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Self
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -8,12 +8,17 @@ executes them. Plain tuples, because a cached build pays for every class at star
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
 from builder.frontend.source import SourceRange
 from builder.plan.variables import Snapshot
 from layers.oci import Digest, ImageConfig, Manifest, Platform
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    MountType = Literal["bind", "cache", "tmpfs", "secret", "ssh"]
 
 
 class ResolvedImage(NamedTuple):
@@ -29,9 +34,6 @@ class SourceOp(NamedTuple):
     """An image from a registry, a layout or the store."""
 
     image: ResolvedImage
-
-
-MountType = Literal["bind", "cache", "tmpfs", "secret", "ssh"]
 
 
 class MountOp(NamedTuple):

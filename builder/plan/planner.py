@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -33,10 +32,14 @@ from layers.oci import Platform
 from layers.values import Protocol
 from registry.reference import Reference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal, NoReturn, TypeVar
+
     from builder.plan.sourcepolicy import SourcePolicy
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
 
 _SCRATCH_IMAGE = "docker-image://scratch"
 

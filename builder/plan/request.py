@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from builder.frontend.source import SourceFile
 from layers.oci import Platform
 from layers.values import NamedTuple, dataclass, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal
+
     from builder.frontend.language import RunMount
     from builder.plan.sourcepolicy import SourcePolicy
 
-PullPolicy = Literal["always", "missing", "never", "newer"]
-NetworkMode = Literal["default", "none", "host", "private"]
+    PullPolicy = Literal["always", "missing", "never", "newer"]
+    NetworkMode = Literal["default", "none", "host", "private"]
 
 
 class SecretSource(NamedTuple):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, assert_never, cast
 
 from builder.errors import ParseError, PlanError
 from builder.frontend import instructions as ins
@@ -21,11 +20,15 @@ from builder.frontend.gitref import is_git_source, is_http_source, parse_git_ref
 from builder.frontend.source import SourceFile, SourceRange
 from builder.frontend.words import expand_word
 from builder.plan.gotext import go_duration, go_quoted
-from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, MountType, Op, ResolvedImage, RunOp
+from builder.plan.graph import CopyItem, CopyOp, HistoryEntry, MkdirOp, MountOp, Op, ResolvedImage, RunOp
 from builder.plan.request import BuildRequest
 from builder.plan.variables import Variables
 from layers.oci import ImageConfig, Platform
-from layers.values import Protocol
+from layers.values import Protocol, assert_never
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
@@ -327,7 +330,7 @@ class Dispatcher:
             if mount.type not in {"secret", "ssh"} and target == "/":
                 raise state.fail(f'invalid mount target "{mount.target}"', where)
         return MountOp(
-            type=cast(MountType, mount.type),
+            type=mount.type,  # type: ignore[arg-type]  # the parser has checked it
             target=target,
             input=step,
             source=source,

@@ -16,9 +16,12 @@ import fcntl
 import os
 import stat
 import time
-from typing import Any
 
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PREFIX = "pybuild-"
 _MAX_SHARES, _MIN_SHARES = 262144, 2

@@ -15,12 +15,15 @@ import select
 import signal
 import socket
 from collections.abc import Mapping
-from typing import Any, NoReturn
 
 from builder.errors import SandboxError
 from builder.sandbox import cgroup, setup, userns
 from layers import linux
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _NAMESPACES = (
     ("net", linux.CLONE_NEWNET),

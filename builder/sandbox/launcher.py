@@ -20,15 +20,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from builder.errors import SandboxError
-from builder.sandbox.operations import Host, Operation, mount_outside, operations, prelude
+from builder.sandbox.operations import Host, mount_outside, operations, prelude
 from builder.sandbox.spec import SandboxSpec
 from builder.sandbox.userns import threads
 from layers import linux
 from layers.snapshot import Mount
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from builder.sandbox.operations import Operation
 
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MAX_INLINE_BYTES = 1 << 16

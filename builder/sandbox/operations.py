@@ -10,7 +10,6 @@ from __future__ import annotations
 import binascii
 import os
 from pathlib import Path
-from typing import Any
 
 from builder.sandbox.spec import DEFAULT_HOSTNAME, SandboxMount, SandboxSpec
 from layers import linux
@@ -18,8 +17,12 @@ from layers.sha import sha256
 from layers.snapshot import Mount
 from layers.values import NamedTuple
 
-Operation = list[Any]
-"""`[name, arguments]`, ready for JSON."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Operation = list[Any]
+    """`[name, arguments]`, ready for JSON."""
 
 
 class Host(NamedTuple):

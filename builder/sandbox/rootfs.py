@@ -17,17 +17,20 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Any
 
 from layers import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Target = list[Any]
+    """`[path, is_file]`."""
 
 IN_IMAGE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _MAX_LINKS = 40
 
 FUSE = "fuse-overlayfs"
-
-Target = list[Any]
-"""`[path, is_file]`."""
 
 
 class Root:

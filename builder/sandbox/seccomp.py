@@ -15,12 +15,15 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from resource import RLIMIT_RTTIME
-from typing import Any
 
 from builder.errors import SandboxError
 from builder.sandbox.syscalls import X32_BIT, numbers
 from layers.linux import PR_SET_KEEPCAPS
 from layers.values import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _LOAD, _JUMP, _JEQ, _JGT, _JGE, _AND, _RETURN = 0x20, 0x05, 0x15, 0x25, 0x35, 0x54, 0x06
 _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16

@@ -22,10 +22,13 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from typing import Any
 
 from builder.sandbox import cgroup, rootfs, springboard
 from layers import linux, ownership
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MNT_PRIVATE_FLAGS = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 _MS_PRIVATE_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from layers.snapshot import Mount
 from layers.values import NamedTuple, dataclass, field
 
-Network = Literal["host", "none", "private"]
-Isolation = Literal["auto", "pivot", "chroot"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Network = Literal["host", "none", "private"]
+    Isolation = Literal["auto", "pivot", "chroot"]
+
 
 DEFAULT_CAPABILITIES: frozenset[str] = frozenset(
     (

@@ -15,14 +15,19 @@ import os
 import signal
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, NoReturn
 
 from builder.errors import SandboxError
 from layers import linux
-from layers.snapshot import Dialect
 from layers.values import NamedTuple
 
-Tier = Literal["root", "subordinate", "single"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal, NoReturn
+
+    from layers.snapshot import Dialect
+
+    Tier = Literal["root", "subordinate", "single"]
+
 IdRange = tuple[int, int, int]
 """(first id inside, first id outside, how many), as in uid_map."""
 

@@ -33,10 +33,13 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from builder.sandbox import cgroup, rootfs, setup, springboard
 from layers import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 MSG_CMSG_CLOEXEC = 0x40000000
 MAX_REQUEST_BYTES = 1 << 17

@@ -12,12 +12,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import rootpath
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layers.snapshot import Mount
 

@@ -17,7 +17,6 @@ import stat as stat_
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import rootpath
@@ -30,6 +29,7 @@ from layers.records import FileStat
 from layers.sha import sha256
 from layers.values import NamedTuple, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import hashlib
 

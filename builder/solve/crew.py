@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import Protocol
+
+from layers.values import Protocol
 
 _WAITING_MAX = 16
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.plan.request import BuildRequest
 from builder.solve.scheduler import Task, Workers
@@ -21,6 +20,7 @@ from layers.errors import Cancelled
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layers.changeset import LayerResult
     from layers.layerdiff import Change

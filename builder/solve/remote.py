@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.plan.graph import CopyItem, CopyOp
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.frontend.gitref import GitRef
     from builder.solve.fetch import HttpFile

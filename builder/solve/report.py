@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from registry.wire import RateLimit
 
 PHASES = ("wait", "pull", "prepare", "sandbox", "copy", "commit", "diff", "compress", "push")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.errors import StepError
     from builder.plan.graph import Step

@@ -12,9 +12,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from heapq import heappop, heappush
-from typing import Generic, TypeVar
 
 from layers.errors import Cancelled
+from layers.values import Generic, TypeVar
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from builder.errors import StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
@@ -28,6 +27,7 @@ from layers.events import Vertex
 from layers.oci import Platform, chain_id
 from layers.snapshot import ActiveSnapshot, Mount
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.sandbox.launcher import Usage
     from builder.solve.audit import AuditResult

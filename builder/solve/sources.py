@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.plan.graph import ResolvedImage
-from builder.plan.request import PullPolicy
 from layers.errors import BlobNotFound, Cancelled, ImageError, NameNotFound, PybuildError
 from layers.events import EventSink, Vertex, VertexStatus
 from layers.oci import (
@@ -29,7 +27,9 @@ from layers.oci import (
 )
 from registry.reference import Reference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from builder.plan.request import PullPolicy
     from layers.store import Store
     from registry.transport import ImageLocation, ImageSource, RawManifest, TransportContext
     from registry.wire import RateLimit

@@ -7,7 +7,6 @@ key is put together is `builder.solve.cachekey`'s matter; what is found under it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from builder.errors import ParseError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
@@ -15,6 +14,7 @@ from builder.solve import cachekey
 from builder.solve.steps import StepContext, copy_options, open_mount
 from layers.errors import PybuildError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.solve.contenthash import ContentEntry
 

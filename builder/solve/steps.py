@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.errors import ContextError, StepError
 from builder.frontend.source import SourceFile
@@ -23,6 +22,7 @@ from layers.sha import sha256
 from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.sandbox.launcher import ExitStatus, Launcher, Running, Usage
     from builder.sandbox.spec import SandboxMount, SandboxSpec

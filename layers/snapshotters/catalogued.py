@@ -9,12 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
 
 from layers.errors import StoreError
 from layers.oci import Digest, chain_id
-from layers.snapshot import ActiveSnapshot, Dialect, Snapshot
+from layers.snapshot import ActiveSnapshot, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar, Literal
+
+    from layers.snapshot import Dialect
 
 LayerApplier = Callable[[ActiveSnapshot, Sequence[Path]], None]
 """Fills an active snapshot with a layer; the paths are the layers beneath, topmost first."""

@@ -15,9 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layers.errors import StoreError
-from layers.snapshot import ActiveSnapshot, Dialect, Mount, Snapshot
+from layers.snapshot import ActiveSnapshot, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
 from layers.snapshotters.catalogued import CataloguedSnapshotter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 MAX_LOWER = 497
 """The kernel's OVL_MAX_STACK is 500: a sandbox adds two for mount points, a reader of a container its upper."""

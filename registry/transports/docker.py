@@ -19,17 +19,11 @@ from layers.oci import INDEX_MEDIA_TYPES, Descriptor, Digest, Manifest
 from layers.values import NamedTuple
 from registry.errors import InvalidReference, NotFoundError
 from registry.reference import Reference
-from registry.transport import (
-    BlobInput,
-    ByteStream,
-    ImageSource,
-    RawManifest,
-    Reuse,
-    TransportContext,
-)
+from registry.transport import BlobInput, ByteStream, ImageSource, RawManifest, TransportContext
 
 if TYPE_CHECKING:
     from registry.client import RegistryClient
+    from registry.transport import Reuse
     from registry.uploads import UploadSession
 
 _SESSION_BYTES = 64 << 20

@@ -7,10 +7,15 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from layers.oci import Descriptor, Digest
-from registry.transport import ImageSource, Reuse
+from registry.transport import ImageSource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from registry.transport import Reuse
 
 
 class LocalSource:

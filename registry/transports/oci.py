@@ -44,13 +44,16 @@ from registry.transport import (
     BlobInput,
     ImageSource,
     RawManifest,
-    Reuse,
     TransportContext,
     check_manifest,
     is_whole,
     path_scopes,
 )
 from registry.transports.local import LocalDestination, LocalSource, open_plain, write_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from registry.transport import Reuse
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"

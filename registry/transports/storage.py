@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 from layers.errors import BlobNotFound, ImageError, NameNotFound, SizeMismatch, StoreError
 from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
@@ -27,7 +26,10 @@ from registry.transport import (
 )
 from registry.transports.local import LocalDestination, LocalSource
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from layers.store import Store
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{7,64})\Z")

@@ -11,11 +11,15 @@ from typing import Any
 
 from builder.sandbox.launcher import Launcher
 from builder.sandbox.userns import Identity
-from layers.snapshot import Dialect, Mount
+from layers.snapshot import Mount
 from tests.integration.sandbox import driver
 from tests.integration.sandbox.driver import Outcome
 from tests.support.accounts import Account
 from tests.support.machine import need_tool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 APPLETS = """
 sh true false ls cat id mount umount ps env sleep touch mkdir rm rmdir ln echo stat mknod chown chmod hostname dd test

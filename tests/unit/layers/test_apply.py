@@ -20,9 +20,12 @@ import zstandard
 from layers.apply import ApplyResult, Limits, apply_layer, settle_whiteouts
 from layers.errors import Cancelled, LayerError
 from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP
-from layers.snapshot import Dialect
 from layers.tarstream import CHARACTER_DEVICE, FIFO
 from tests.support.tars import Item, file, folder, hardlink, layer, special, symlink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.snapshot import Dialect
 
 # Whoever runs the test may set user.* attributes only; root's overlays are in tests/integration.
 DIALECT: Dialect = "user"

@@ -29,7 +29,11 @@ from layers.oci import (
     chain_id,
     encode_json,
 )
-from layers.store import Driver, Store
+from layers.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.store import Driver
 
 AMD64 = Platform("linux", "amd64")
 Entry = tuple[str, str] | tuple[str, str, int]
@@ -37,7 +41,7 @@ Entry = tuple[str, str] | tuple[str, str, int]
 
 @pytest.fixture(params=["overlay", "native"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store", driver=cast(Driver, request.param)) as opened:
+    with Store.open(tmp_path / "store", driver=cast("Driver", request.param)) as opened:
         yield opened
 
 
@@ -212,7 +216,7 @@ class TestUnpack:
                 unpack_image(store, image, UnpackOptions(threads=threads))
         assert store.snapshots.get(chain_ids(image.diff_ids)[-1]) is None
         store.close()
-        with Store.open(store.root, driver=cast(Driver, store.snapshots.driver)) as again:
+        with Store.open(store.root, driver=cast("Driver", store.snapshots.driver)) as again:
             again.gc()
             assert os.listdir(again.root / "snapshots") == []
 
@@ -263,7 +267,7 @@ class TestUnpack:
         image = put_image(store, tar(("a", "1")), tar(("b", "2")))
         unpack_image(store, image)
         store.close()
-        driver = cast(Driver, store.snapshots.driver)
+        driver = cast("Driver", store.snapshots.driver)
         with Store.open(store.root, driver=driver) as user, Store.open(store.root, driver=driver) as collector:
             snapshot = unpack_image(user, image)
             collector.gc()
@@ -281,7 +285,7 @@ class TestUnpack:
         results: list[str | None] = []
 
         def work() -> None:
-            with Store.open(store.root, driver=cast(Driver, store.snapshots.driver)) as mine:
+            with Store.open(store.root, driver=cast("Driver", store.snapshots.driver)) as mine:
                 results.append(unpack_image(mine, image, UnpackOptions(fetch=fetch, threads=3)))
 
         threads = [threading.Thread(target=work) for _ in range(4)]

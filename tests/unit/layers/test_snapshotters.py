@@ -15,12 +15,16 @@ from layers.oci import Digest, chain_id
 from layers.snapshot import ActiveSnapshot, Snapshotter
 from layers.snapshotters.native import NativeSnapshotter
 from layers.snapshotters.overlay import OverlaySnapshotter
-from layers.store import Driver, Store
+from layers.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layers.store import Driver
 
 
 @pytest.fixture(params=["overlay", "native"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store", driver=cast(Driver, request.param)) as opened:
+    with Store.open(tmp_path / "store", driver=cast("Driver", request.param)) as opened:
         yield opened
 
 
@@ -153,7 +157,7 @@ def test_kept_snapshots_are_found_again(store: Store) -> None:
     with pytest.raises(StoreError, match="container"):
         store.snapshots.prepare(None, keep="container")
     store.close()
-    with Store.open(store.root, driver=cast(Driver, store.snapshots.driver)) as again:
+    with Store.open(store.root, driver=cast("Driver", store.snapshots.driver)) as again:
         again.gc()
         assert again.snapshots.kept("container") == active
         assert again.snapshots.kept("other") is None

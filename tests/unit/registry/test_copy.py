@@ -21,7 +21,7 @@ from layers.errors import Cancelled, DigestMismatch, ImageError, StoreError
 from layers.events import Event, Vertex, VertexStatus, VertexWarning
 from layers.oci import Descriptor, Digest, Platform
 from registry.copy import CopyOptions, CopyResult, HostSlots, copy_image
-from registry.transport import BlobInput, ImageSource, RawManifest, Reuse
+from registry.transport import BlobInput, ImageSource, RawManifest
 from tests.support.images import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
@@ -33,6 +33,10 @@ from tests.support.images import (
     make_index,
     random_layer,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from registry.transport import Reuse
 
 
 class Source:
