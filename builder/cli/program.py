@@ -25,6 +25,10 @@ def program() -> NoReturn:
     from builder.cli.main import main
 
     gc.set_threshold(_ALLOCATIONS)
+    if sys.stdout is not None and sys.stdout.isatty():
+        from builder.cli.screen import Screen
+
+        sys.stdout = Screen(sys.stdout)
     if len(sys.argv) > 2:  # not for `--version`: whoever asks a registry names something
         from builder.cli import deferred
 

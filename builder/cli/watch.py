@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from builder.container.figures import Figures, Process
     from builder.container.records import Record
 
-_CLEAR = "\x1b[H\x1b[2J"
+_CLEAR = b"\x1b[H\x1b[2J"
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -139,7 +139,8 @@ def _stats_row(record: Record, before: Figures | None, now: Figures | None, whol
 
 def _print_stats(rows: list[dict[str, Any]], options: Namespace, *, clear: bool) -> None:
     if clear:
-        print(_CLEAR, end="")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(_CLEAR)
     if options.format is not None:
         from builder.cli.template import print_formatted
 
