@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from builder.cli.buildrequest import make_request
@@ -354,10 +354,12 @@ def _report(options: Namespace, result: BuildResult) -> None:
     if wanted is None:
         wanted = bool(result.executed) and not options.quiet and sys.stderr.isatty()
     if wanted:
-        from builder.solve.report import summary
+        from builder.cli.summary import summary
 
-        lines = summary(result.steps, result.wall_s, result.fetched_bytes, result.sent_bytes, result.pulls_left)
-        print("\n".join(lines), file=sys.stderr)
+        columns = None
+        with suppress(OSError, ValueError):
+            columns = max(os.get_terminal_size(sys.stderr.fileno()).columns, 20)
+        print("\n".join(summary(result, columns)), file=sys.stderr)
     if result.folded_bytes and not options.quiet:
         print(f"folded: {result.folded_bytes} bytes of files are stored once instead of twice", file=sys.stderr)
     if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):

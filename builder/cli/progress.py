@@ -35,6 +35,8 @@ TAIL_LINES: Final = 40
 MAX_LINE_CHARS: Final = 8192
 """A longer output line is shown in pieces of this size."""
 MAX_NAME_CHARS: Final = 400
+CANCELLED: Final = "cancelled"
+"""The error of a vertex that was stopped: by another's failure, or by the user."""
 STATUS_INTERVAL_NS: Final = 2_000_000_000
 """At most one plain line per transfer in this time, and one at its end."""
 
@@ -244,7 +246,7 @@ class Progress:
             if lines:
                 self._on_lines(node, lines, vertex.completed_ns)
             self._on_completed(node)
-            if vertex.error is not None:
+            if vertex.error is not None and vertex.error != CANCELLED:
                 self._failed.append(node)
             else:
                 node.tail.clear()
@@ -295,7 +297,7 @@ class _Plain(Progress):
     def _on_completed(self, node: Node) -> None:
         vertex = node.vertex
         if vertex.error is not None:
-            end = "CANCELED" if vertex.error == "cancelled" else f"ERROR: {short_name(vertex.error)}"
+            end = "CANCELED" if vertex.error == CANCELLED else f"ERROR: {short_name(vertex.error)}"
         elif vertex.cached:
             end = "CACHED"
         else:

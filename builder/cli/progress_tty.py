@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
-from builder.cli.progress import Node, Progress, format_bytes, format_seconds, short_name
+from builder.cli.progress import CANCELLED, Node, Progress, format_bytes, format_seconds, short_name
 from layers.events import VertexStatus, VertexWarning
 
 FRAME_S: Final = 0.1
@@ -36,6 +36,7 @@ class TtyProgress(Progress):
         self._permanent: list[str] = []
         self._drawn_widths: list[int] = []
         self._done = 0
+        self._cancelled = 0
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -70,7 +71,8 @@ class TtyProgress(Progress):
         vertex = node.vertex
         spent = format_seconds(node.duration_ns(self._clock()))
         if vertex.error is not None:
-            cancelled = vertex.error == "cancelled"
+            cancelled = vertex.error == CANCELLED
+            self._cancelled += cancelled
             mark, word, colour = self._mark("✘", "x"), "CANCELED " if cancelled else "ERROR ", "31"
         elif vertex.cached:
             mark, word, colour = self._mark("✔", "="), "CACHED ", "36"
@@ -112,8 +114,8 @@ class TtyProgress(Progress):
         """One row: `left` cut to fit, `right` at the right edge. The last column stays free."""
         columns, _ = self._size()
         room = columns - 1 - (len(right) + 1 if right else 0)
-        left = _fit(left.expandtabs(4), room, "..." if self._ascii else "…")
-        text = left + " " * (room + 1 - _width(left)) + right if right else left
+        left = fit(left.expandtabs(4), room, "..." if self._ascii else "…")
+        text = left + " " * (room + 1 - text_width(left)) + right if right else left
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and colour else text
 
     def _frame(self, *, final: bool = False) -> None:
@@ -130,12 +132,13 @@ class TtyProgress(Progress):
         if final and self._numbered:
             out.append(self._headline(finished=True) + "\n")
         out.extend(f"{row}\n" for row in region)
-        self._drawn_widths = [_width(_plain(row)) for row in region]
+        self._drawn_widths = [text_width(_plain(row)) for row in region]
         self._write("".join(out))
 
     def _headline(self, *, finished: bool = False) -> str:
         spent = format_seconds(self._clock() - self._began_ns)
-        return self._row(f"[+] {self._done}/{len(self._nodes)}{' FINISHED' if finished else ''}", spent, "1")
+        word = " FAILED" if self._failed else " CANCELED" if self._cancelled else " FINISHED"
+        return self._row(f"[+] {self._done}/{len(self._nodes)}{word if finished else ''}", spent, "1")
 
     def _region(self, room: int) -> list[str]:
         running = [node for node in self._nodes.values() if node.running]
@@ -172,14 +175,14 @@ class TtyProgress(Progress):
             total or 0,
             max(0.001, (now - (status.started_ns or now)) / 1e9),
             ncols=columns - 1,
-            prefix="   " + _fit(short_name(status.name or status.id), 28, "").ljust(28),
+            prefix="   " + fit(short_name(status.name or status.id), 28, "").ljust(28),
             ascii=self._ascii,
             unit="B",
             unit_scale=True,
             unit_divisor=1000,
             bar_format="{desc} {percentage:3.0f}%|{bar}| " + sizes if total else "{desc} " + sizes,
         )
-        return _fit(bar, columns - 1, "")
+        return fit(bar, columns - 1, "")
 
 
 def _active(node: Node) -> int:
@@ -200,14 +203,14 @@ def _char_width(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
     """Columns that `text` takes on a terminal."""
     return len(text) if text.isascii() else sum(map(_char_width, text))
 
 
-def _fit(text: str, columns: int, ellipsis: str) -> str:
+def fit(text: str, columns: int, ellipsis: str) -> str:
     """`text` cut to `columns`, ending in `ellipsis` if it was cut."""
-    if _width(text) <= columns:
+    if text_width(text) <= columns:
         return text
     room = columns - len(ellipsis)
     used = 0

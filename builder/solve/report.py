@@ -10,8 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from registry.wire import RateLimit
-
 PHASES = ("wait", "pull", "prepare", "sandbox", "copy", "commit", "diff", "compress", "push")
 """In this order: waiting for another build that makes the same step; fetching and unpacking the base;
 beginning the snapshot; the command; the files; ending the snapshot; finding what it changed; writing
@@ -62,34 +60,3 @@ class StepReport(NamedTuple):
                 "layer_bytes": self.layer_bytes,
             }
         return doc
-
-
-def summary(
-    reports: tuple[StepReport, ...],
-    wall_s: float,
-    fetched_bytes: int,
-    moved_bytes: int,
-    pulls_left: tuple[tuple[str, RateLimit], ...] = (),
-) -> list[str]:
-    """The end of a build in lines for people: what was found, what ran, and where the time went."""
-    ran = [r for r in reports if not r.cached]
-    lines = [f"{len(reports) - len(ran)} steps from the cache, {len(ran)} run, in {wall_s:.1f} s"]
-    width = max((len(_name(r)) for r in ran), default=0)
-    for r in ran:
-        phases = ", ".join(f"{name} {r.phases[name]:.2f}" for name in PHASES if r.phases.get(name, 0) >= 0.005)
-        usage = ""
-        if r.max_rss_bytes:
-            usage = f"; cpu {r.user_s + r.system_s:.2f} s, {r.max_rss_bytes >> 20} MiB"
-            if r.read_bytes + r.written_bytes >= 1 << 20:
-                usage += f", disk {r.read_bytes >> 20} MiB read, {r.written_bytes >> 20} MiB written"
-        size = f"; layer {r.layer_bytes} bytes" if r.layer_bytes else ""
-        lines.append(f"  {_name(r):<{width}}  {r.wall_s:7.2f} s  ({phases or 'nothing to speak of'}{usage}{size})")
-    if fetched_bytes or moved_bytes:
-        lines.append(f"  {fetched_bytes} bytes fetched, {moved_bytes} bytes sent")
-    lines += [f"  {host}: {limit.remaining} of {limit.limit} pulls left" for host, limit in pulls_left]
-    return lines
-
-
-def _name(report: StepReport) -> str:
-    name = " ".join(report.name.split())
-    return name if len(name) <= 60 else name[:59] + "…"

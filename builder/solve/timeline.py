@@ -19,9 +19,14 @@ _COLOURS = {
     "commit": "#edc948", "other": "#bab0ac", "diff": "#e15759", "compress": "#f28e2b", "push": "#b07aa1",
 }  # fmt: skip
 _ROW = 26
-_LEFT = 420
-_WIDTH = 900
 _TOP = 64
+_LEFT = 420
+"""Names end here at most: where all are shorter, the bars begin earlier."""
+_CHAR = 6.6
+"""What a character of a name takes, a little more than it mostly does."""
+_ALL = 1180
+_RIGHT = 70
+"""Of the whole width, which a laptop's window shows, room for the last bar's seconds."""
 
 
 def write_timeline(reports: Sequence[StepReport], path: Path, *, version: str = "", traceparent: str = "") -> None:
@@ -35,7 +40,7 @@ def write_timeline(reports: Sequence[StepReport], path: Path, *, version: str = 
     if path.suffix.lower() in {".html", ".htm"}:
         text = (
             "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>build timeline</title>"
-            f"<style>body{{margin:16px;background:#fff}}</style></head><body>\n{text}\n</body></html>\n"
+            f"<style>body{{margin:8px;background:#fff}}</style></head><body>\n{text}\n</body></html>\n"
         )
     try:
         path.write_text(text, encoding="utf-8", errors="replace")
@@ -50,19 +55,21 @@ def draw(reports: Sequence[StepReport]) -> str:
     start = min((r.started_ns for r in ran), default=0)
     end = max((r.completed_ns + int(_background(r) * 1e9) for r in ran), default=0)
     total_s = max((end - start) / 1e9, 1e-3)
-    scale = _WIDTH / total_s
+    left = min(_LEFT, 24 + int(_CHAR * max((len(_name(r)) for r in ran), default=0)))
+    scale = (_ALL - left - _RIGHT) / total_s
     height = _TOP + _ROW * max(1, len(ran)) + 40
-    title = f"{len(ran)} steps run in {total_s:.2f} s, {cached} from the cache"
-    size = f'width="{_LEFT + _WIDTH + 90}" height="{height}"'
+    title = f"{len(ran)} step{'s' * (len(ran) != 1)} run in {total_s:.2f} s, {cached} from the cache"
+    # In a narrower window it shrinks as a whole; in a wider one letters keep their size.
+    size = f'viewBox="0 0 {_ALL} {height}" style="width:100%;max-width:{_ALL}px;height:auto"'
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="10" y="20" font-size="15" font-weight="bold">{title}</text>',
         _legend(ran),
-        *_axis(total_s, scale, height),
+        *_axis(total_s, left, scale, height),
     ]
     for row, report in enumerate(sorted(ran, key=lambda r: (r.started_ns, r.number))):
-        out += _bar(report, _TOP + row * _ROW, start, scale)
+        out += _bar(report, left, _TOP + row * _ROW, start, scale)
     if not ran:
         out.append(f'<text x="10" y="{_TOP + 18}">every step was in the cache</text>')
     return "\n".join([*out, "</svg>"])
@@ -73,20 +80,35 @@ def _background(report: StepReport) -> float:
 
 
 def _legend(ran: Sequence[StepReport]) -> str:
-    used = [name for name in _COLOURS if any(report.phases.get(name, 0) > 0 for report in ran)]
+    used = [name for name in _COLOURS if any(_drawn(report).get(name, 0) > 0.001 for report in ran)]
     parts = []
     for at, name in enumerate(used):
         x = 10 + at * 92
         parts.append(f'<rect x="{x}" y="32" width="12" height="12" fill="{_COLOURS[name]}"/>')
         parts.append(f'<text x="{x + 17}" y="42">{name}</text>')
+    if any(name in _BACKGROUND for name in used):
+        told = "thin: goes on behind later steps"
+        parts.append(f'<text x="{_ALL - 10}" y="42" text-anchor="end" fill="#666">{told}</text>')
     return "".join(parts)
 
 
-def _axis(total_s: float, scale: float, height: int) -> list[str]:
+def _drawn(report: StepReport) -> dict[str, float]:
+    """The seconds of each phase in the order of the bar, what no phase accounts for among them."""
+    front = {n: s for n, s in report.phases.items() if n not in _BACKGROUND}
+    front["other"] = max(0.0, report.wall_s - sum(front.values()))
+    return front | {n: report.phases[n] for n in _BACKGROUND if n in report.phases}
+
+
+def _name(report: StepReport) -> str:
+    name = " ".join(report.name.split())
+    return name if len(name) <= 62 else name[:61] + "…"
+
+
+def _axis(total_s: float, left: int, scale: float, height: int) -> list[str]:
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 1e9) if total_s / s <= 12)
     lines = []
     for number in range(int(total_s / step) + 1):
-        x = _LEFT + number * step * scale
+        x = left + number * step * scale
         lines.append(
             f'<line x1="{x:.1f}" y1="{_TOP - 6}" x2="{x:.1f}" y2="{height - 30}" stroke="#e4e4e4"/>'
             f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle" fill="#666">{number * step:g} s</text>'
@@ -94,28 +116,22 @@ def _axis(total_s: float, scale: float, height: int) -> list[str]:
     return lines
 
 
-def _bar(report: StepReport, y: int, start: int, scale: float) -> list[str]:
+def _bar(report: StepReport, left: int, y: int, start: int, scale: float) -> list[str]:
     name = " ".join(report.name.split())
-    shown = name if len(name) <= 62 else name[:61] + "…"
+    shown = _name(report)
     told = ", ".join(f"{phase} {seconds:.3f} s" for phase, seconds in report.phases.items())
     title = f"{name}\n{report.wall_s:.3f} s: {told}"
     out = [
-        f'<g><title>{escape(title)}</title><text x="{_LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(shown)}</text>'
+        f'<g><title>{escape(title)}</title><text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(shown)}</text>'
     ]
-    x = _LEFT + (report.started_ns - start) / 1e9 * scale
-    front = {n: s for n, s in report.phases.items() if n not in _BACKGROUND}
-    front["other"] = max(0.0, report.wall_s - sum(front.values()))
+    x = left + (report.started_ns - start) / 1e9 * scale
     begin = x
-    for phase, seconds in front.items():
-        out.append(_rect(x, y + 4, seconds * scale, 14, _COLOURS.get(phase, "#bab0ac")))
+    for phase, seconds in _drawn(report).items():
+        # What goes on behind the next steps is thinner, from the step's end.
+        top, height = (y + 8, 6) if phase in _BACKGROUND else (y + 4, 14)
+        out.append(_rect(x, top, seconds * scale, height, _COLOURS[phase]))
         x += seconds * scale
-    # What goes on behind the next steps: thinner, from the step's end.
-    after = x
-    for phase in _BACKGROUND:
-        seconds = report.phases.get(phase, 0.0)
-        out.append(_rect(after, y + 8, seconds * scale, 6, _COLOURS[phase]))
-        after += seconds * scale
-    out.append(f'<text x="{max(after, begin + 1) + 5:.1f}" y="{y + 16}" fill="#444">{report.wall_s:.2f} s</text></g>')
+    out.append(f'<text x="{max(x, begin + 1) + 5:.1f}" y="{y + 16}" fill="#444">{report.wall_s:.2f} s</text></g>')
     return out
 
 

@@ -128,7 +128,7 @@ def test_the_timeline_is_a_picture(pybuild: Pybuild, context: Path, tmp_path: Pa
 
 def test_the_summary_tells_steps_and_phases(pybuild: Pybuild, context: Path) -> None:
     result = pybuild.build(context, "--summary=true", "-q")
-    assert "2 run" in result.stderr
+    assert "2 steps run" in result.stderr
     assert "from the cache" in result.stderr
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from builder.cli.progress_tty import TtyProgress, _fit, _width
+from builder.cli.progress_tty import TtyProgress, fit, text_width
 from layers.events import Vertex, VertexLog, VertexStatus, VertexWarning
 
 S = 1_000_000_000
@@ -89,7 +89,7 @@ def test_running_steps_stand_beneath_the_finished_ones() -> None:
     progress.close()
     rows = screen(progress, out)
     assert "✘ ERROR [2/2] RUN make" in rows[1]
-    assert "FINISHED" in rows[2]
+    assert "FAILED" in rows[2]
     assert rows[3:] == ["------", " > [2/2] RUN make:", "one", "two", "------"]
 
 
@@ -106,7 +106,19 @@ def test_hostile_output_cannot_move_the_cursor() -> None:
     progress.close()
     rows = screen(progress, out)
     assert rows[-1] == "------"
-    assert sum("FINISHED" in row for row in rows) == 1
+    assert sum("FAILED" in row for row in rows) == 1
+
+
+def test_what_was_cancelled_is_told_without_its_output() -> None:
+    progress, out = terminal()
+    for name in "ab":
+        progress.emit(Vertex(name, f"RUN {name}", started_ns=T0))
+        progress.emit(VertexLog(name, 1, b"half a word\n", T0))
+        progress.emit(Vertex(name, f"RUN {name}", started_ns=T0, completed_ns=T0 + S, error="cancelled"))
+    progress.close()
+    rows = screen(progress, out)
+    assert [row.split()[:2] for row in rows] == [["✘", "CANCELED"], ["✘", "CANCELED"], ["[+]", "2/2"]]
+    assert "CANCELED" in rows[2]
 
 
 def test_rows_never_wrap_and_the_region_is_bounded() -> None:
@@ -118,7 +130,7 @@ def test_rows_never_wrap_and_the_region_is_bounded() -> None:
         progress.emit(VertexStatus("0", str(number), f"blob {number}", number, 100, T0))
     rows = screen(progress, out)
     assert len(rows) <= 22  # of the 24 that are assumed where the size is not known
-    assert all(_width(row) <= 79 for row in rows)
+    assert all(text_width(row) <= 79 for row in rows)
     assert rows[-1].strip().startswith("and ")
 
 
@@ -162,10 +174,10 @@ def test_no_color_and_ascii_terminals_are_honoured() -> None:
 
 
 def test_wide_and_combining_characters_are_measured() -> None:
-    assert _width("漢字") == 4
-    assert _width("e\u0301") == 1
-    assert _fit("漢字漢字", 5, "…") == "漢字…"
-    assert _fit("short", 10, "…") == "short"
+    assert text_width("漢字") == 4
+    assert text_width("e\u0301") == 1
+    assert fit("漢字漢字", 5, "…") == "漢字…"
+    assert fit("short", 10, "…") == "short"
 
 
 def test_a_narrower_terminal_erases_what_it_wrapped() -> None:
