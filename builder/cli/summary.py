@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from builder.building import BuildResult
 
 _MAX_NAME = 60
-_MIN_NAME = 20
+_NAME_SHARE = 0.4
+"""Of a terminal's width: what a name has at least, however much there is to tell of its step."""
 _TOLD_S = 0.005
 """A phase that took less is left out."""
 
@@ -27,7 +28,7 @@ def summary(result: BuildResult, columns: int | None = None) -> list[str]:
     width = min(_MAX_NAME, max(map(text_width, names), default=0))
     if columns is not None:
         room = columns - 1 - len(f"{0:9.2f}s    ") - max(map(len, details), default=0)
-        width = max(min(width, room), min(width, _MIN_NAME))
+        width = max(min(width, room), min(width, int(columns * _NAME_SHARE)))
     for report, name, told in zip(ran, names, details, strict=True):
         shown = fit(name, width, "…")
         padding = " " * (width - text_width(shown))

@@ -38,10 +38,10 @@ def test_the_lines() -> None:
     head, make, copy, moved = summary(result(fetched=1_500_000))
     assert head == "2 steps run, 1 from the cache, in 13.2 s"
     assert make.startswith("    12.50s  [2/4] RUN make everything there is")
-    assert make.partition("…")[2].strip() == ("sandbox 12.00, compress 0.40; cpu 0.50, memory 13.0MB; layer 123.5kB")
+    assert make.partition("…")[2].strip() == "sandbox 12.00, compress 0.40; cpu 0.50, memory 13.0MB; layer 123.5kB"
     assert "\x1b" not in make
     assert copy.split() == ["0.04s", "[3/4]", "COPY", "a", "b", "copy", "0.03"]
-    assert moved == "  1.50MB fetched, 0B sent"
+    assert moved == "  1.5MB fetched, 0B sent"
     # What each step did begins in one column.
     assert text_width(make[: make.index("sandbox")]) == copy.index("copy")
     assert summary(result(STEPS[1:2]))[0].startswith("1 step run, 0 from")
