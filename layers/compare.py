@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from layers import xattrs
+from layers import ownership, xattrs
 from layers.errors import LayerError
 from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
 from layers.tarreader import (
@@ -279,6 +279,7 @@ class Tree:
 def read_directory(path: Path, *, warn: Callable[[str], None] | None = None) -> dict[bytes, Node]:
     """The tree below a directory, of one file system or several. Raises: LayerError if it cannot be read."""
     tree = Tree()
+    owners = ownership.here()
     todo = [(b"", tree._root)]
     top = os.fsencode(path)
     entries = 0
@@ -294,7 +295,8 @@ def read_directory(path: Path, *, warn: Callable[[str], None] | None = None) -> 
             if entries > _MAX_ENTRIES:
                 raise LayerError(f"{path} has more than {_MAX_ENTRIES} entries")
             try:
-                node = _stat_node(os.fsdecode(entry.path), entry.stat(follow_symlinks=False))
+                status = owners.seen(entry.path, entry.stat(follow_symlinks=False))
+                node = _stat_node(os.fsdecode(entry.path), status)
             except OSError as e:
                 if warn is not None:
                     warn(f"{os.fsdecode(entry.path)}: {e.strerror}")
@@ -307,6 +309,8 @@ def read_directory(path: Path, *, warn: Callable[[str], None] | None = None) -> 
 
 def _stat_node(path: str, st: os.stat_result) -> Node:
     kind = _STAT_KINDS[stat.S_IFMT(st.st_mode)]
+    found = xattrs.load(os.fsencode(path))
+    attributes = {key: value for key, value in found.items() if not ownership.is_record(key, st.st_mode, value)}
     return Node(
         kind,
         st.st_mode & 0o7777,
@@ -318,7 +322,7 @@ def _stat_node(path: str, st: os.stat_result) -> Node:
         path if kind == "file" else b"",
         os.fsencode(os.readlink(path)) if kind == "symlink" else b"",
         (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind.endswith("device") else (0, 0),
-        xattrs.load(os.fsencode(path)) or _NO_ATTRIBUTES,
+        attributes or _NO_ATTRIBUTES,
     )
 
 

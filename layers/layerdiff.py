@@ -164,7 +164,7 @@ class _Walk:
                 except FileNotFoundError:
                     # In a full walk a name may be the lower's alone.
                     st = None
-                if self._owners.recording:
+                if self._owners.deviceless:
                     st, found = self._recorded(frame, name, st, found)
                 if st is not None and stat.S_ISDIR(st.st_mode):
                     child, change = self._enter(frame, name, path, st, found)
@@ -201,9 +201,9 @@ class _Walk:
         self, frame: _Frame, name: bytes, st: os.stat_result | None, found: lowerview.Found | None
     ) -> tuple[os.stat_result | None, lowerview.Found | None]:
         """Both sides as the image has them, where the disk cannot hold that."""
-        if st is not None:
+        if st is not None and self._owners.concerns(st):
             st = self._owners.seen(b"/proc/self/fd/%d/%s" % (frame.fd, name), st)
-        if found is not None:
+        if found is not None and self._owners.concerns(found.st):
             low = found.st
             found = found._replace(st=lowerview.at(lambda path: self._owners.seen(path, low), found.path))
         return st, found

@@ -1,6 +1,6 @@
-"""Owners and devices that the disk cannot hold: what is recorded of them where a process has one id.
+"""Owners and devices that the disk cannot hold: what is recorded of them in a user namespace.
 
-In a user namespace that maps a single id every file belongs to that one, and no device can be made.
+No user namespace can make a device, and in one that maps a single id every file belongs to that one.
 What an image says of a file is then kept beside it, so that it follows the file through renames, links
 and overlayfs's copying up, and goes when the file goes:
 
@@ -9,9 +9,12 @@ and overlayfs's copying up, and goes when the file goes:
     links, fifos, sockets        cannot have user attributes; security.capability, which says nothing
                                  of them, holds the numbers where a program's capabilities would be
 
-A file without a record is 0:0. Modes, set-id bits and capabilities are the disk's own. `here` gives
-the way of this process: who unpacks, copies or reads trees asks it once and calls its methods in
-place of the system's. The calls of a RUN are answered by `builder.sandbox.supervisor`, with `load` and `keep`.
+A file without a record is 0:0. Modes, set-id bits and capabilities are the disk's own. Where there are
+ids enough, owners are the disk's, too: only devices are recorded, as `::c:MAJOR:MINOR`.
+
+`here` gives the way of this process: who unpacks, copies or reads trees asks it once and calls its
+methods in place of the system's. The calls of a RUN are answered by `builder.sandbox.supervisor`, with
+`load` and `keep`, and by `builder.sandbox.nodes`, with `keep_device`.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ class Record(NamedTuple):
         """The status that the file would have if the disk could hold this."""
         mode = self.kind | stat.S_IMODE(st.st_mode) if self.kind else st.st_mode
         times = (int(st.st_atime), int(st.st_mtime), int(st.st_ctime))
-        fields = (mode, st.st_ino, st.st_dev, st.st_nlink, self.uid, self.gid, st.st_size, *times)
+        size = 0 if self.kind else st.st_size
+        fields = (mode, st.st_ino, st.st_dev, st.st_nlink, self.uid, self.gid, size, *times)
         more = {
             "st_atime_ns": st.st_atime_ns,
             "st_mtime_ns": st.st_mtime_ns,
@@ -85,6 +89,8 @@ def parse(value: bytes, mode: int) -> Record | None:
             return None
         revision, uid, gid, mark, _ = _CARRIER.unpack(value)
         return Record(uid, gid) if (revision, mark) == (_REVISION, _MARK) and max(uid, gid) <= _MAX_ID else None
+    if value[:2] == b"::":
+        value = b"0:0" + value[1:]
     parts = value.split(b":")
     numbers = [int(part) for part in (*parts[:2], *parts[3:]) if part.isdigit() and len(part) <= 10]
     if len(parts) == 2 and len(numbers) == 2 and max(numbers) <= _MAX_ID:
@@ -118,18 +124,35 @@ def keep(place: Place, mode: int, record: Record, *, follow: bool = False) -> No
     else:
         value = b"%d:%d" % (record.uid, record.gid)
         if record.kind:
-            device = os.major(record.device), os.minor(record.device)
-            value += b":%s:%d:%d" % (_KINDS[record.kind], *device)
+            value += _device(record.kind, record.device)
     if isinstance(place, int):
         os.setxattr(place, name, value)
     else:
         os.setxattr(place, name, value, follow_symlinks=follow)
 
 
+def keep_device(fd: int, kind: int, device: int) -> None:
+    """Make an open empty file, which has its owner, stand for a device. Raises: OSError."""
+    os.setxattr(fd, ATTRIBUTE, b":" + _device(kind, device))
+
+
+def _device(kind: int, device: int) -> bytes:
+    return b":%s:%d:%d" % (_KINDS[kind], os.major(device), os.minor(device))
+
+
+def is_node(mode: int, device: int) -> bool:
+    """Whether mknod(2) is asked for a device: overlayfs's whiteout is one of 0:0, which anybody may make."""
+    kind = stat.S_IFMT(mode)
+    return kind == stat.S_IFBLK or (kind == stat.S_IFCHR and device != 0)
+
+
 class Owners:
-    """The ways of a process whose files have owners; `Recorded` has those of one with a single id."""
+    """The ways of root: the disk holds all. `Deviceless` and `Recorded` have those of user namespaces."""
 
     recording = False
+    """Whether owners are recorded, too: those on the disk say nothing."""
+    deviceless = False
+    """Whether devices are recorded."""
 
     def fchown(self, fd: int, uid: int, gid: int) -> None:
         """fchown(2). Raises: OSError."""
@@ -143,12 +166,45 @@ class Owners:
         """mknodat(2). Raises: OSError."""
         os.mknod(name, mode, device, dir_fd=dir_fd)
 
+    def concerns(self, st: os.stat_result) -> bool:
+        """Whether a file of that status may be something else to an image, so that `seen` has to tell."""
+        return False
+
     def seen(self, place: Place, st: os.stat_result) -> os.stat_result:
         """The status `st` of what is at `place`, as an image has it. Raises: OSError."""
         return st
 
 
-class Recorded(Owners):
+class Deviceless(Owners):
+    """The ways of a process in a user namespace of many ids."""
+
+    deviceless = True
+
+    def mknod(self, name: bytes | str, mode: int, device: int, *, dir_fd: int) -> None:
+        if not is_node(mode, device):
+            os.mknod(name, mode, device, dir_fd=dir_fd)
+            return
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(mode), dir_fd=dir_fd)
+        try:
+            self._keep_device(fd, stat.S_IFMT(mode), device)
+        except OSError as e:
+            os.unlink(name, dir_fd=dir_fd)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) if e.errno == errno.ENOTSUP else e from e
+        finally:
+            os.close(fd)
+
+    def _keep_device(self, fd: int, kind: int, device: int) -> None:
+        keep_device(fd, kind, device)
+
+    def concerns(self, st: os.stat_result) -> bool:
+        return stat.S_ISREG(st.st_mode)
+
+    def seen(self, place: Place, st: os.stat_result) -> os.stat_result:
+        record = load(place, st.st_mode) if self.concerns(st) else None
+        return st if record is None or not record.kind else record._replace(uid=st.st_uid, gid=st.st_gid).applied(st)
+
+
+class Recorded(Deviceless):
     """The ways of a process with a single id."""
 
     recording = True
@@ -162,17 +218,11 @@ class Recorded(Owners):
         mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
         _own(b"/proc/self/fd/%d/%s" % (dir_fd, os.fsencode(name)), mode, uid, gid)
 
-    def mknod(self, name: bytes | str, mode: int, device: int, *, dir_fd: int) -> None:
-        kind = stat.S_IFMT(mode)
-        if kind not in _KINDS or (kind == stat.S_IFCHR and not device):
-            # overlayfs's whiteout is a device 0:0, which anybody may make
-            os.mknod(name, mode, device, dir_fd=dir_fd)
-            return
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(mode), dir_fd=dir_fd)
-        try:
-            keep(fd, stat.S_IFREG, Record(0, 0, kind, device))
-        finally:
-            os.close(fd)
+    def _keep_device(self, fd: int, kind: int, device: int) -> None:
+        keep(fd, stat.S_IFREG, Record(0, 0, kind, device))
+
+    def concerns(self, st: os.stat_result) -> bool:
+        return True
 
     def seen(self, place: Place, st: os.stat_result) -> os.stat_result:
         record = load(place, st.st_mode)
@@ -194,7 +244,8 @@ def here() -> Owners:
         return NATIVE
 
 
-NATIVE, RECORDED = Owners(), Recorded()
+NATIVE, DEVICELESS, RECORDED = Owners(), Deviceless(), Recorded()
+_ALL_IDS = 4294967295
 
 
 @cache
@@ -202,7 +253,7 @@ def _of_namespace(_inode: int) -> Owners:
     """The way in this process's user namespace, whose map is set once. Raises: OSError."""
     with open("/proc/self/uid_map", encoding="ascii") as stream:
         counts = [int(line.split()[2]) for line in stream]
-    return RECORDED if counts == [1] else NATIVE
+    return RECORDED if counts == [1] else NATIVE if counts == [_ALL_IDS] else DEVICELESS
 
 
 def _bears_attributes(mode: int) -> bool:

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layers import ownership
 from layers.compare import FileChange, Node, Tree, compare, read_directory
 from layers.compression import decompressor
-from layers.errors import LayerError, StoreError
+from layers.errors import LayerError
 from layers.records import decode_descriptor
 from layers.snapshotters.overlay import open_tree
 from layers.values import NamedTuple
@@ -38,12 +37,8 @@ class Altered(NamedTuple):
 def altered_snapshots(store: Store) -> Iterator[Altered]:
     """Check all finished snapshots of this store's driver whose layers are here. Reads every file of them.
 
-    Raises: LayerError, StoreError (not allowed to mount; owners are recorded apart from the files).
+    Raises: LayerError, StoreError (not allowed to mount).
     """
-    if ownership.here().recording:
-        raise StoreError(
-            "snapshots of a user without subordinate ids cannot be compared: their files belong to that user alone"
-        )
     stacks = _Stacks(store)
     checked: set[str] = set()
     for top in stacks.tops():

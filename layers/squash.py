@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from layers import ownership
 from layers.layerdiff import Change
 
 
@@ -26,6 +27,7 @@ def squash_changes(steps: Iterable[Iterable[Change]], base: str | None, merged: 
             mentioned.add(change.path)
             if change.st is None or not stat.S_ISDIR(change.st.st_mode):
                 replaced.add(change.path)
+    owners = ownership.here()
     below = None if base is None else os.fsencode(base)
     top = os.fsencode(merged)
     if below is not None:
@@ -45,6 +47,7 @@ def squash_changes(steps: Iterable[Iterable[Change]], base: str | None, merged: 
             link = links.get(key)
             if link is None:
                 links[key] = path
+        new = owners.seen(top + b"/" + path, new)
         yield Change("add" if old is None else "modify", path, new, link)
 
 

@@ -201,8 +201,11 @@ class Store:
         if self._snapshots is None:
             driver = self._choose_driver()
             label = "native" if driver == "native" else f"overlay-{self.dialect}"
-            if ownership.here().recording:
+            owners = ownership.here()
+            if owners.recording:
                 label += "-single"  # who has owners of his own would take the recorded ones for root's
+            elif owners.deviceless and driver == "native":
+                label += "-user"  # and recorded devices for empty files
             catalog = Catalog(self.root, label, self.database, self.lock, self.leases, self._clock)
             if driver == "native":
                 from layers.snapshotters.native import NativeSnapshotter

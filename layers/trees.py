@@ -244,7 +244,8 @@ def copy_tree(source_fd: int, target: str | bytes) -> None:
 
     Contents by reflink where the file system can, holes kept; hardlinks, owners, modes, xattrs
     (overlayfs' own left out), times; sockets are skipped. Within a user namespace devices other
-    than overlayfs' whiteouts cannot be made: EPERM. Raises: OSError naming the path.
+    than overlayfs' whiteouts cannot be made: EPERM; those that are recorded are files with an attribute,
+    and are copied as such. Raises: OSError naming the path.
     """
     source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
     try:

@@ -55,8 +55,9 @@ class TreeTar:
                 self.add_contents(fd, path)
             finally:
                 os.close(fd)
-        elif stat.S_ISREG(status.st_mode) and not self._is_link(path, status):
-            self._file(directory, name, path)
+        elif stat.S_ISREG(status.st_mode):
+            if not self._is_link(path, status):
+                self._file(directory, name, path)
         elif not stat.S_ISSOCK(status.st_mode):
             self._header(directory, name, path, status)
 
@@ -87,7 +88,8 @@ class TreeTar:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 return  # it has become something else meanwhile
-            self._header(directory, name, path, status, size=status.st_size, fd=fd)
+            if not self._header(directory, name, path, status, size=status.st_size, fd=fd):
+                return  # it stands for a device
             left = status.st_size - self._tar.copy_from(fd, status.st_size)
             while left:
                 piece = _ZEROS[:left]
@@ -99,15 +101,19 @@ class TreeTar:
 
     def _header(
         self, directory: int, name: str, path: bytes, status: os.stat_result, *, size: int = 0, fd: int = -1
-    ) -> None:
+    ) -> bool:
+        """Write an entry's header; whether its data has to follow."""
         place = fd if fd >= 0 else b"/proc/self/fd/%d/%s" % (directory, os.fsencode(name))
         seen = self._owners.seen(place, status)
         kind = _KINDS[stat.S_IFMT(seen.st_mode)]
+        regular = kind == REGULAR
         device = (os.major(seen.st_rdev), os.minor(seen.st_rdev)) if kind in {CHARACTER_DEVICE, BLOCK_DEVICE} else None
         found = xattrs.load(place)
         self._tar.add(
-            path, kind, mode=seen.st_mode, uid=seen.st_uid, gid=seen.st_gid, size=size, mtime_ns=seen.st_mtime_ns,
+            path, kind, mode=seen.st_mode, uid=seen.st_uid, gid=seen.st_gid, size=size if regular else 0,
+            mtime_ns=seen.st_mtime_ns,
             linkname=os.fsencode(os.readlink(name, dir_fd=directory)) if kind == SYMLINK else b"",
             device=device,
             xattrs={key: value for key, value in found.items() if not ownership.is_record(key, status.st_mode, value)},
         )  # fmt: skip
+        return regular

@@ -157,7 +157,7 @@ def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio:
         if command.terminal:
             from builder.sandbox import terminal  # noqa: F401 - now: the image has no such module
         box, inner_root = _open(pid, pidfd)
-        supervision = _supervised(pid)
+        supervision = _supervised(pid, command)
         with contextlib.suppress(OSError):
             # Limits count for this process too; where they cannot be joined there are none of ours.
             cgroup.join([path for _hierarchy, path in cgroup.of_process(pid)])
@@ -211,11 +211,13 @@ def _enter_root(root: int) -> bool:
 
 
 class _Supervision(NamedTuple):
-    """Who answers for missing ids, if anybody has to: its process, the socket that leads to it, the filter."""
+    """Who answers for missing ids or devices, if anybody has to: its process, the socket that leads to it, the filter,
+    and the name of the operation that installs that."""
 
     pid: int = 0
     fd: int = -1
     program: bytes = b""
+    operation: str = ""
 
     def bury(self) -> None:
         """Reap it, if it has nobody left to wait for."""
@@ -226,22 +228,25 @@ class _Supervision(NamedTuple):
             os.waitpid(self.pid, os.WNOHANG)
 
 
-def _supervised(pid: int) -> _Supervision:
-    """Where there is a single id: start who answers for the others.
+def _supervised(pid: int, command: Command) -> _Supervision:
+    """In a user namespace: start who answers for ids that are missing, or for devices if any may be made.
 
     Now: the command's root is not ours. The fork is in no PID namespace of the sandbox.
     """
-    if userns.current().tier != "single":
+    tier = userns.current().tier
+    may = command.identity["capabilities"] >> linux.CAPABILITIES.index("MKNOD") & 1
+    if tier == "root" or (tier == "subordinate" and not may):
         return _Supervision()
-    from builder.sandbox import seccomp, supervisor
+    from builder.sandbox import nodes, seccomp, supervisor
 
-    program = seccomp.supervised_program(linux.machine())
+    single = tier == "single"
+    program = (seccomp.supervised_program if single else seccomp.nodes_program)(linux.machine())
     asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     helper = os.fork()
     if helper == 0:
-        supervisor.serve(asked, pid)
+        (supervisor.serve if single else nodes.serve_from)(asked, pid)
     asked.close()
-    return _Supervision(helper, answerer.detach(), program)
+    return _Supervision(helper, answerer.detach(), program, "supervise" if single else "nodes")
 
 
 def _become(
@@ -268,16 +273,18 @@ def _become(
         linux.close_range(3, flags=linux.CLOSE_RANGE_CLOEXEC)
         programs = {} if command.seccomp is None else {0: command.seccomp}
         programs[1] = supervision.program
-        sandbox = setup.Sandbox(programs=programs, supervisor_fd=supervision.fd)
+        sandbox = setup.Sandbox(programs=programs, handover_fd=supervision.fd)
         sandbox.chrooted = chrooted
         limits = [list(row) for row in command.rlimits]
         identity = {**command.identity, "seccomp": None if command.seccomp is None else 0}
-        if supervision.pid:
+        if supervision.operation == "supervise":
             identity.update(uid=0, gid=0)
         if _read("/proc/self/setgroups") == "deny":
             identity["groups"] = None
         steps: list[list[Any]] = [["limits", {"umask": command.umask, "rlimits": limits, "oom_score_adj": None}]]
-        if supervision.pid:
+        if supervision.operation == "nodes":
+            steps.append(["nodes", {"program": 1}])
+        elif supervision.pid:
             who = {key: command.identity[key] for key in ("uid", "gid", "groups", "capabilities")}
             steps.append(["supervise", {"program": 1, **who}])
         setup.execute(sandbox, [*steps, ["identity", identity], ["cwd", {"path": command.cwd}]])

@@ -264,7 +264,7 @@ class Launcher:
             theirs.close()
         launcher = cls(ours, pid, host_now(), network)
         hello = {"prelude": launcher._prelude, "flags": _clone_flags(network), "accounting": cls.accounting}
-        hello.update(supervise=launcher._host.single, network=launcher._helper(network))
+        hello.update(supervise=launcher._supervise(), network=launcher._helper(network))
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
         return launcher
@@ -287,9 +287,11 @@ class Launcher:
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
             number, programs = self._number(program)
-            supervised, more = self._number(self._supervision())
+            asking, more = self._number(self._supervision())
             programs = {**programs, **more}
-            steps = operations(spec, self._host._replace(seccomp=number, supervised=supervised))
+            host = self._host._replace(seccomp=number)
+            host = host._replace(supervised=asking) if host.single else host._replace(nodes=asking)
+            steps = operations(spec, host)
             flags = _clone_flags(spec.network)
             request: dict[str, Any] = {
                 "flags": flags,
@@ -337,13 +339,18 @@ class Launcher:
             return None
         return "rootless" if self._host.rootless else "rootful"
 
+    def _supervise(self) -> str | None:
+        """For what a user namespace needs somebody who answers."""
+        return "ids" if self._host.single else "nodes" if self._host.rootless else None
+
     def _supervision(self) -> bytes | None:
-        """The filter of a process with a single id."""
-        if not self._host.single:
+        """The filter that has that one asked."""
+        what = self._supervise()
+        if what is None:
             return None
         from builder.sandbox import seccomp
 
-        return seccomp.supervised_program(linux.machine())
+        return (seccomp.supervised_program if what == "ids" else seccomp.nodes_program)(linux.machine())
 
     def _number(self, program: bytes | None) -> tuple[int | None, dict[int, str]]:
         """The number of a filter, and what the zygote must be told about it."""

@@ -1,22 +1,44 @@
-"""One call that waits for the supervisor's answer: who made it, what it names, and where we find that.
+"""Calls that wait for an answer: the listener that tells them, who made one, what it names, where we find that.
 
-Notifications of seccomp(2) as bytes, and the kernel's struct stat, are known here alone; what is answered is
-`builder.sandbox.supervisor`'s. Imported by the zygote before there is an image in sight.
+Notifications of seccomp_unotify(2) as bytes, and the kernel's struct stat, are known here alone; what is answered
+is `builder.sandbox.supervisor`'s and `builder.sandbox.nodes`'s. Imported by the zygote before there is an image
+in sight.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
 import struct
 from collections.abc import Callable
+from typing import Any
 
+from builder.sandbox.syscalls import numbers
 from layers import linux
 
+_RECEIVE, _SEND, _ID_VALID, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40082104
+_CONTINUE_FLAG, _SYNC_WAKE_UP = 1, 1
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
-NOTIFICATION_BYTES = _NOTIFICATION.size
+_ANSWER = struct.Struct("=QqiI")
+_EMPTY = bytes(_NOTIFICATION.size)
 _PATH_MAX, _PAGE = 4096, 4096
 _USUAL_PATH_BYTES = 128
+
+
+CONTINUE: Any = object()
+"""The answer: let the kernel do it."""
+
+
+def settle(keep: int) -> None:
+    """In a process just forked to answer: leave behind what is the parent's, but for that descriptor."""
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    linux.close_range(3, keep - 1) if keep > 3 else None
+    linux.close_range(keep + 1)
 
 
 def enter(pid: int) -> Callable[[int], bytes]:
@@ -120,6 +142,63 @@ class Call:
         """The working directory, or the open file of an argument."""
         fd = linux.AT_FDCWD if directory is None else self.descriptor(directory)
         return self.of_process(b"cwd" if fd == linux.AT_FDCWD else b"fd/%d" % fd)
+
+
+class Listener:
+    """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `CONTINUE`."""
+
+    def __init__(self, listener: int, shown: Callable[[int], bytes]) -> None:
+        self._listener = listener
+        self._shown = shown
+        self._handlers: dict[int, Callable[[Call], Any]] = {
+            number: getattr(self, f"do_{name}")
+            for name, number in numbers(linux.machine()).items()
+            if hasattr(self, f"do_{name}")
+        }
+
+    def loop(self) -> None:
+        """Answer until nobody is left to ask."""
+        try:
+            fcntl.ioctl(self._listener, _SET_FLAGS, _SYNC_WAKE_UP)
+        except OSError:
+            pass  # before Linux 6.6
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        buffer = bytearray(_NOTIFICATION.size)
+        while True:
+            _fd, event = poll.poll()[0]
+            if not event & select.POLLIN:
+                return
+            buffer[:] = _EMPTY
+            try:
+                fcntl.ioctl(self._listener, _RECEIVE, buffer)
+                call = Call(buffer, self._shown)
+                self._answer(call, self._handlers[call.number])
+            except OSError:
+                continue  # killed meanwhile
+
+    def _answer(self, call: Call, handler: Callable[[Call], Any]) -> None:
+        value, error, flags = 0, 0, 0
+        try:
+            result = handler(call)
+            if result is CONTINUE:
+                flags = _CONTINUE_FLAG
+            else:
+                value = result
+        except OSError as e:
+            error = -(e.errno or errno.EPERM)
+        except Exception:  # noqa: BLE001 - the process boundary: whoever waits must get an answer
+            error = -errno.EIO
+        finally:
+            self._let_go()
+        fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(call.id, value, error, flags))
+
+    def _let_go(self) -> None:
+        """Give back what was needed for one answer."""
+
+    def _check(self, call: Call) -> None:
+        """Whether the process that asked is still there, so that its number is still its own. Raises: OSError."""
+        fcntl.ioctl(self._listener, _ID_VALID, struct.pack("=Q", call.id))
 
 
 def _status_x86_64(st: os.stat_result) -> bytes:

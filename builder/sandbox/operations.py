@@ -38,6 +38,8 @@ class Host(NamedTuple):
     """One id is all there is: the others are a supervisor's to tell."""
     supervised: int | None = None
     """The number of the filter that has the supervisor asked."""
+    nodes: int | None = None
+    """The number of the filter that has somebody asked for devices (`builder.sandbox.nodes`)."""
 
 
 def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
@@ -64,6 +66,8 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     if host.supervised is not None:
         who = {"uid": spec.uid, "gid": spec.gid, "groups": list(spec.groups), "capabilities": _capabilities(spec)}
         steps.append(["supervise", {"program": host.supervised, **who}])
+    if host.nodes is not None and _capabilities(spec) & capability_mask(frozenset({"MKNOD"})):
+        steps.append(["nodes", {"program": host.nodes}])
     return [*steps, *_start(spec, host)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -211,6 +212,21 @@ def supervised_program(machine: str) -> bytes:
     some = [Rule(names, NOTIFY, (comparison,)) for names, comparison in chosen]
     rules = (Rule(tuple(SUPERVISED.split()), NOTIFY), *creating, *some)
     return compile_profile(Profile(ALLOW, rules, _family(machine)[:1], ALLOW))
+
+
+@lru_cache(maxsize=1)
+def nodes_program(machine: str) -> bytes:
+    """The filter that lets `builder.sandbox.nodes` answer where a device is to be made.
+
+    Raises: SandboxError (unknown machine).
+    """
+    kinds = (stat.S_IFCHR, stat.S_IFBLK)
+    rules = (
+        Rule((name,), NOTIFY, (Comparison(argument, "MASKED_EQ", stat.S_IFMT(0o177777), kind),))
+        for name, argument in (("mknod", 1), ("mknodat", 2))
+        for kind in kinds
+    )
+    return compile_profile(Profile(ALLOW, tuple(rules), _family(machine)[:1], ALLOW))
 
 
 # ---- profiles of the user ---------------------------------------------------------------------

@@ -60,17 +60,18 @@ class SetupError(Exception):
 
 class Sandbox:
     """What the operations share: the root's descriptor, compiled filters by number, where the zygote
-    reads what it must undo, the gate that opens when the network is up, who answers for missing ids, and the
-    springboard into the image."""
+    reads what it must undo, the gate that opens when the network is up, where a listener is handed over to who
+    answers, and the springboard into the image."""
 
     def __init__(
-        self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, supervisor_fd: int = -1
+        self, undo_fd: int = -1, programs: dict[int, bytes] | None = None, gate_fd: int = -1, handover_fd: int = -1
     ) -> None:
         self.root_fd = -1
         self.stage_fd = -1
         self.undo_fd = undo_fd
         self.gate_fd = gate_fd
-        self.supervisor_fd = supervisor_fd
+        self.handover_fd = handover_fd
+        self.supervised = False
         self.programs = programs or {}
         self.trees: list[int] = []
         self.board: springboard.Springboard | None = None
@@ -493,12 +494,24 @@ def op_limits(sandbox: Sandbox, umask: int, rlimits: list[list[Any]], oom_score_
 def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
     listener = linux.seccomp_listener(sandbox.programs[program])
-    with socket.socket(fileno=sandbox.supervisor_fd) as handover:
+    sandbox.supervised = True
+    with socket.socket(fileno=sandbox.handover_fd) as handover:
         socket.send_fds(handover, [json.dumps([uid, gid, groups, capabilities]).encode()], [listener])
         os.close(listener)  # before the answer: of a supervisor that has died nobody would wait for one
         number, _, words = handover.recv(1024).decode(errors="replace").partition(" ")
     if number != "ready":
         raise OSError(int(number or errno.ECHILD), words or "who answers for missing ids has died")
+
+
+def op_nodes(sandbox: Sandbox, program: int) -> None:
+    """From here on somebody is asked for devices; while there is CAP_SYS_ADMIN for it."""
+    with socket.socket(fileno=sandbox.handover_fd) as handover:
+        try:
+            listener = linux.seccomp_listener(sandbox.programs[program])
+        except OSError:
+            return  # under a filter with a listener there is no other: that one answers, or the kernel refuses
+        socket.send_fds(handover, [b"listener"], [listener])
+        os.close(listener)
 
 
 def op_identity(
@@ -538,7 +551,7 @@ def op_identity(
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     if groups is not None:
         os.setgroups(groups)
-    if sandbox.supervisor_fd < 0:
+    if not sandbox.supervised:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     kept = 0 if uid else capabilities & linux.capget()[1]

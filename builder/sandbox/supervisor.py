@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import resource
-import select
 import socket
 import stat
 import struct
@@ -27,17 +26,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from builder.sandbox.credentials import UNCHANGED, Credentials, Ids
-from builder.sandbox.notified import NOTIFICATION_BYTES, STATUS, Call, enter
-from builder.sandbox.syscalls import numbers
+from builder.sandbox.notified import CONTINUE, STATUS, Call, Listener, enter, settle
 from layers import linux, ownership
 from layers.ownership import Record
 
-_RECEIVE, _SEND, _ID_VALID, _ADD_FD, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104
-_CONTINUE_FLAG, _SYNC_WAKE_UP = 1, 1
-_ANSWER = struct.Struct("=QqiI")
+_ADD_FD = 0x40182103
 _ADDITION = struct.Struct("=QIIII")
 _HOW = struct.Struct("=QQQ")
-_EMPTY = bytes(NOTIFICATION_BYTES)
 
 _FIRST_NUMBER = 1 << 40
 """In microseconds of real-time scheduling: 12 days."""
@@ -51,21 +46,13 @@ _TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 _NO_RECORDS = frozenset({errno.ENOTSUP, errno.EPERM})
 _STATX_IDS = struct.Struct("=IIH")  # at 20: uid, gid, mode
 _STATX_DEVICE = struct.Struct("=II")  # at 128
-_CONTINUE: Any = object()
-"""The answer: let the kernel do it."""
 
 
 def serve(handover: socket.socket, pid: int) -> NoReturn:
     """The supervisor's whole life, in the process just forked, for the sandbox whose first is `pid`. Never returns."""
     status = 1
     try:
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in range(3):
-            os.dup2(null, fd)
-        keep = handover.fileno()
-        linux.close_range(3, keep - 1) if keep > 3 else None
-        linux.close_range(keep + 1)
+        settle(handover.fileno())
         data, fds, _flags, _address = socket.recv_fds(handover, _HANDOVER_BYTES, 1)
         if fds:
             try:
@@ -84,11 +71,8 @@ def serve(handover: socket.socket, pid: int) -> NoReturn:
         os._exit(status)
 
 
-Handler = Callable[[Call], Any]
-
-
-class Supervisor:
-    """Serves one listener. Methods `do_NAME` answer calls: with a number, an OSError, or `_CONTINUE`."""
+class Supervisor(Listener):
+    """Answers for one sandbox."""
 
     def __init__(
         self,
@@ -99,67 +83,22 @@ class Supervisor:
         *,
         chroots: bool,
     ) -> None:
-        self._listener = listener
+        super().__init__(listener, shown)
         held = {name for number, name in enumerate(linux.CAPABILITIES) if capabilities >> number & 1}
         self._set_uid, self._set_gid = "SETUID" in held, "SETGID" in held
         self._chown, self._mknod = "CHOWN" in held, "MKNOD" in held
-        self._shown = shown
         self._known = [first]
         self._numbers = {first: 0}
         self._room = _MAX_KNOWN
-        machine = linux.machine()
-        self._stat = STATUS[machine]
-        self._handlers: dict[int, Handler] = {
-            number: getattr(self, f"do_{name}")
-            for name, number in numbers(machine).items()
-            if hasattr(self, f"do_{name}")
-        }
+        self._stat = STATUS[linux.machine()]
         self._chroots = chroots
         self._guarded = _is_shown()
         """Whether the sandbox's /proc has us, and so others, in it, by whose links we could be led out."""
         self._held: list[int] = []
 
-    def loop(self) -> None:
-        """Answer until nobody is left to ask."""
-        try:
-            fcntl.ioctl(self._listener, _SET_FLAGS, _SYNC_WAKE_UP)
-        except OSError:
-            pass  # before Linux 6.6
-        poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        buffer = bytearray(NOTIFICATION_BYTES)
-        while True:
-            _fd, event = poll.poll()[0]
-            if not event & select.POLLIN:
-                return
-            buffer[:] = _EMPTY
-            try:
-                fcntl.ioctl(self._listener, _RECEIVE, buffer)
-                call = Call(buffer, self._shown)
-                self._answer(call, self._handlers[call.number])
-            except OSError:
-                continue  # killed meanwhile
-
-    def _answer(self, call: Call, handler: Handler) -> None:
-        value, error, flags = 0, 0, 0
-        try:
-            result = handler(call)
-            if result is _CONTINUE:
-                flags = _CONTINUE_FLAG
-            else:
-                value = result
-        except OSError as e:
-            error = -(e.errno or errno.EPERM)
-        except Exception:  # noqa: BLE001 - the process boundary: whoever waits must get an answer
-            error = -errno.EIO
-        finally:
-            while self._held:
-                os.close(self._held.pop())
-        fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(call.id, value, error, flags))
-
-    def _check(self, call: Call) -> None:
-        """Whether the process that asked is still there, so that its number is still its own. Raises: OSError."""
-        fcntl.ioctl(self._listener, _ID_VALID, struct.pack("=Q", call.id))
+    def _let_go(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
 
     # ---- who asks -----------------------------------------------------------------------------
 
@@ -286,7 +225,7 @@ class Supervisor:
         keeping = who.privileged and bool(call.args[1])
         if who.keeping != keeping:
             self._become(call, who._replace(keeping=keeping))
-        return _CONTINUE
+        return CONTINUE
 
     def do_execve(self, call: Call) -> Any:
         return self._execute(call, lambda: self._place(call, None, 0)[0])
@@ -310,7 +249,7 @@ class Supervisor:
                 self._become(call, new)
         except OSError:
             pass
-        return _CONTINUE
+        return CONTINUE
 
     def _may_gain(self, call: Call, place: bytes) -> bool:
         """Whether set-id bits count: not in a script, nor under no_new_privs. Raises: OSError."""
@@ -325,7 +264,7 @@ class Supervisor:
 
     def do_chroot(self, call: Call) -> Any:
         self._chroots = True
-        return _CONTINUE
+        return CONTINUE
 
     # ---- where it is --------------------------------------------------------------------------
 
@@ -387,7 +326,7 @@ class Supervisor:
             place, follow = self._named_or_open(call, call.word(2))
             record = _recorded(place, follow)
             if record is None:
-                return _CONTINUE
+                return CONTINUE
             flags = 0 if follow else linux.AT_SYMLINK_NOFOLLOW
             data = linux.statx(linux.AT_FDCWD, place, flags, call.word(3))
             mode = _STATX_IDS.unpack_from(data, 20)[2]
@@ -398,7 +337,7 @@ class Supervisor:
             self._check(call)
             linux.write_memory(call.pid, call.args[4], bytes(data))
         except OSError:
-            return _CONTINUE
+            return CONTINUE
         return 0
 
     def _named_or_open(self, call: Call, flags: int) -> tuple[bytes, bool]:
@@ -412,12 +351,12 @@ class Supervisor:
             place, follow = find()
             record = _recorded(place, follow)
             if record is None:
-                return _CONTINUE
+                return CONTINUE
             data = self._stat(record.applied(os.stat(place, follow_symlinks=follow)))
             self._check(call)
             linux.write_memory(call.pid, call.args[buffer], data)
         except OSError:
-            return _CONTINUE
+            return CONTINUE
         return 0
 
     def do_listxattr(self, call: Call) -> Any:
@@ -433,7 +372,7 @@ class Supervisor:
         """Records are nobody's to see: a program that copies attributes would copy owners by them."""
         names = os.listxattr(place, follow_symlinks=follow)
         if ownership.ATTRIBUTE not in names and ownership.CAPABILITY not in names:
-            return _CONTINUE
+            return CONTINUE
         mode = os.stat(place, follow_symlinks=follow).st_mode
         data = b"".join(os.fsencode(name) + b"\0" for name in names if not ownership.is_record(name, mode))
         room = call.args[2]
@@ -512,10 +451,10 @@ class Supervisor:
     def do_openat2(self, call: Call) -> Any:
         how = linux.read_memory(call.pid, call.args[2], _HOW.size)
         if len(how) < _HOW.size:
-            return _CONTINUE
+            return CONTINUE
         flags, mode, resolve = _HOW.unpack(how)
         if not flags & (os.O_CREAT | _TMPFILE):
-            return _CONTINUE
+            return CONTINUE
         return self._open(call, 0, 1, flags, mode, resolve)
 
     def _open(
@@ -527,7 +466,7 @@ class Supervisor:
             place = self._place(call, directory, index)[0] if unnamed else self._new_place(call, directory, index)
             owner = self._owner_of_new(self._who(call), place + b"/-" if unnamed else place)
             if owner == Record():
-                return _CONTINUE
+                return CONTINUE
             self._as_if_by(call)
             flags |= os.O_CLOEXEC if unnamed else _CREATE_FLAGS
             if resolve is None:
@@ -540,7 +479,7 @@ class Supervisor:
                 finally:
                     os.close(base)
         except OSError:
-            return _CONTINUE  # it is there already, or the kernel tells why not
+            return CONTINUE  # it is there already, or the kernel tells why not
         try:
             _keep(b"self/fd/%d" % fd, stat.S_IFREG, owner, follow=True)
             # Two steps, as before Linux 5.14 the answer does not go along.
@@ -567,8 +506,7 @@ class Supervisor:
         return self._node(call, self._new_place(call, 0, 1), call.word(2), call.word(3))
 
     def _node(self, call: Call, place: bytes, mode: int, device: int) -> Any:
-        kind = stat.S_IFMT(mode)
-        if kind not in (stat.S_IFCHR, stat.S_IFBLK) or (kind == stat.S_IFCHR and not device):
+        if not ownership.is_node(mode, device):
             return self._make(call, place, lambda place: os.mknod(place, mode, device))
         who = self._who(call)
         if not (who.privileged and self._mknod):
@@ -577,7 +515,9 @@ class Supervisor:
         self._as_if_by(call)
         fd = os.open(place, os.O_WRONLY | _CREATE_FLAGS, stat.S_IMODE(mode))
         try:
-            ownership.keep(b"self/fd/%d" % fd, stat.S_IFREG, owner._replace(kind=kind, device=device), follow=True)
+            ownership.keep(
+                b"self/fd/%d" % fd, stat.S_IFREG, owner._replace(kind=stat.S_IFMT(mode), device=device), follow=True
+            )
         finally:
             os.close(fd)
         return 0
@@ -586,7 +526,7 @@ class Supervisor:
         """Make something that its maker, or its directory, does not own to 0. Raises: OSError."""
         owner = self._owner_of_new(self._who(call), place)
         if owner == Record():
-            return _CONTINUE
+            return CONTINUE
         self._as_if_by(call)
         make(place)
         _keep(place.rstrip(b"/"), os.lstat(place.rstrip(b"/")).st_mode, owner, follow=False)

@@ -59,7 +59,8 @@ class _Child:
         self.network = 0
         """The process that keeps the private network up, if any."""
         self.helpers: list[int] = []
-        """The processes that answer for missing ids."""
+        """The processes that answer for missing ids and devices."""
+        self.asking: _Asking | None = None
 
     def kill(self) -> None:
         """Kill everything in the sandbox. What is frozen by v1 would die only when it thaws."""
@@ -85,15 +86,15 @@ class _Spare:
     network = 0
     """See `_Child.network`."""
 
-    def __init__(
-        self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None, helper: int
-    ) -> None:
+    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.requests = requests
         self.undo_fd = undo_fd
         self.group = group
-        self.helper = helper
+        self.helper = 0
+        """See `_Child.helpers`."""
+        self.asking: _Asking | None = None
 
     def discard(self) -> None:
         """Kill and reap it, and who would have answered it or keeps its network up."""
@@ -104,16 +105,58 @@ class _Spare:
         self.requests.close()
         os.close(self.pidfd)
         os.close(self.undo_fd)
+        if self.asking:
+            self.asking.close()
         if self.group:
             self.group.remove()
 
 
-class _Handover:
-    """How a child's listener comes to a supervisor that is forked for it; or nothing of the kind."""
+class _Asking:
+    """Where a child may ask for devices: the socket by which its listener comes, then that."""
 
-    def __init__(self, asking: socket.socket | None = None, answering: socket.socket | None = None) -> None:
-        self.asking = asking
-        self.answering = answering
+    def __init__(self, handover: socket.socket) -> None:
+        self._handover: socket.socket | None = handover
+        self.fd = handover.fileno()
+
+    def hear(self, pid: int, event: int) -> int:
+        """Something happened at `fd`, which is another one after that, or -1. Returns who was started to answer, or 0.
+
+        Mostly nobody asks. Who does waits for the start of an answerer, once.
+        """
+        from builder.sandbox import nodes
+
+        helper = 0
+        if self._handover is not None:
+            listener = nodes.receive(self._handover)
+            self.close()
+            self.fd = listener
+            return 0
+        if event & select.POLLIN:
+            helper = os.fork()
+            if helper == 0:
+                nodes.serve(self.fd, pid)
+        self.close()
+        return helper
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._handover is not None:
+            self._handover.close()
+            self._handover = None
+        elif self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class _Handover:
+    """How a child's listener comes to a supervisor that is forked for it, or to us; or nothing of the kind."""
+
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+        self.asking: socket.socket | None = None
+        self.answering: socket.socket | None = None
+        if kind is not None:
+            self.asking, self.answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def ours(self) -> int:
         """In the child: the end to hand over by, or -1."""
@@ -122,10 +165,13 @@ class _Handover:
         self.answering.close()
         return self.asking.detach()
 
-    def attend(self, pid: int) -> int:
-        """In the zygote: start the supervisor of the child; its process, or 0."""
+    def attend(self, pid: int) -> tuple[int, _Asking | None]:
+        """In the zygote: start the supervisor of the child; its process, or 0, or what is to be watched."""
         if self.asking is None or self.answering is None:
-            return 0
+            return 0, None
+        if self.kind == "nodes":
+            self.asking.close()
+            return 0, _Asking(self.answering)
         from builder.sandbox import supervisor
 
         helper = os.fork()
@@ -133,7 +179,7 @@ class _Handover:
             supervisor.serve(self.answering, pid)
         self.asking.close()
         self.answering.close()
-        return helper
+        return helper, None
 
 
 def serve(server: socket.socket) -> NoReturn:
@@ -262,7 +308,7 @@ class _Zygote:
         self.prelude: list[list[Any]] = []
         self.spare_flags = 0
         self.accounting = False
-        self.supervise = False
+        self.supervise: str | None = None
         self.network: str | None = None
         """What sets the spare's network up, if it has one of its own."""
         self.spare: _Spare | None = None
@@ -272,12 +318,17 @@ class _Zygote:
         self.programs: dict[int, bytes] = {}
         self.by_pidfd: dict[int, _Child] = {}
         self.by_control: dict[int, _Child] = {}
+        self.by_asking: dict[int, _Child] = {}
 
     def loop(self) -> None:
         """Serve until the launcher is gone."""
         while True:
-            for fd, _event in self.poll.poll():
-                if fd == self.server.fileno():
+            # Whose a descriptor was when it had something to tell: its number may be another's when that is heard.
+            for fd, event, asked in [(*row, self.by_asking.get(row[0])) for row in self.poll.poll()]:
+                if asked is not None:
+                    if self.by_asking.get(fd) is asked:
+                        self.hear(asked, event)
+                elif fd == self.server.fileno():
                     if not self.accept():
                         return
                 elif fd in self.by_pidfd:
@@ -344,7 +395,7 @@ class _Zygote:
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         gate = _Gate(self.network)
-        handover = self.handover()
+        handover = _Handover(self.supervise)
         try:
             pid, pidfd = linux.clone(self.spare_flags)
         except OSError:
@@ -360,7 +411,8 @@ class _Zygote:
                 sandbox = setup.Sandbox(undo_write, self.programs, gate.ours(), handover.ours())
                 sandbox.board = self.board
                 _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
-            self.spare = _Spare(pid, pidfd, requests, undo_read, group, handover.attend(pid))
+            self.spare = _Spare(pid, pidfd, requests, undo_read, group)
+            self.spare.helper, self.spare.asking = handover.attend(pid)
             self.spare.network = gate.attend(self, pidfd, (theirs.fileno(), undo_read, undo_write))
         theirs.close()
         os.close(undo_write)
@@ -379,12 +431,9 @@ class _Zygote:
         child = _Child(spare.pid, spare.pidfd, control, spare.undo_fd, spare.group)
         child.network = spare.network
         child.helpers.extend(filter(None, (spare.helper,)))
+        child.asking = spare.asking
         self.register(child)
         return True
-
-    def handover(self) -> _Handover:
-        """For the next child, if it has to have somebody who answers for missing ids."""
-        return _Handover(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)) if self.supervise else _Handover()
 
     def make_group(self, limits: dict[str, Any]) -> tuple[cgroup.Group, list[list[Any]]]:
         """A group with limits, and the operation that enters it. Raises: CgroupError."""
@@ -400,6 +449,25 @@ class _Zygote:
         self.by_control[child.control.fileno()] = child
         self.poll.register(child.pidfd, select.POLLIN)
         self.poll.register(child.control, select.POLLIN)
+        self.watch(child)
+
+    def watch(self, child: _Child) -> None:
+        """Hear it ask for devices."""
+        if child.asking and child.asking.fd >= 0:
+            self.by_asking[child.asking.fd] = child
+            self.poll.register(child.asking.fd, select.POLLIN)
+
+    def unwatch(self, child: _Child) -> None:
+        if child.asking and self.by_asking.pop(child.asking.fd, None):
+            self.poll.unregister(child.asking.fd)
+
+    def hear(self, child: _Child, event: int) -> None:
+        """Its listener has come, or somebody asks."""
+        assert child.asking is not None
+        self.unwatch(child)
+        helper = child.asking.hear(child.pid, event)
+        child.helpers.extend(filter(None, (helper,)))
+        self.watch(child)
 
     def start(self, request: dict[str, Any], control: socket.socket, fds: list[int]) -> None:
         self.learn(request)
@@ -413,7 +481,7 @@ class _Zygote:
             group, ahead = self.make_group(limits)
             request["operations"] = ahead + request["operations"]
         gate = _Gate(request["network"])
-        handover = self.handover()
+        handover = _Handover(self.supervise)
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -428,7 +496,8 @@ class _Zygote:
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
         child.network = gate.attend(self, pidfd, (control.fileno(), undo_read, *fds[1:]))
-        child.helpers.extend(filter(None, (handover.attend(pid),)))
+        helper, child.asking = handover.attend(pid)
+        child.helpers.extend(filter(None, (helper,)))
         self.register(child)
 
     def let_go(self) -> None:
@@ -436,14 +505,21 @@ class _Zygote:
         self.server.close()
         if self.spare:
             self.spare.requests.close()
+            if self.spare.asking:
+                self.spare.asking.close()
         for child in self.by_pidfd.values():
             for fd in {child.pidfd, child.control.fileno(), child.undo_fd}:
                 os.close(fd)
+            if child.asking:
+                child.asking.close()
 
     def bury(self, child: _Child) -> None:
         """Reap, and tell."""
         _pid, status, usage = os.wait4(child.pid, 0)
         child.undo()
+        self.unwatch(child)
+        if child.asking:
+            child.asking.close()
         for helper in child.helpers:
             os.waitpid(helper, 0)
         message = {

@@ -83,7 +83,7 @@ def content_key(
 
     Thread-safe if `stats_cache` is. Raises: ContextError, as the copy would, for what is not there.
     """
-    tree = SourceTree(source_fd, options.ignore)
+    tree = SourceTree(source_fd, options.ignore, context=options.reset_owner)
     key = _Hasher(tree, options, stats_cache, explain=explain, cancelled=cancelled)
     for source in sources:
         key.start_source()

@@ -25,7 +25,7 @@ def resolve_sources(source_fd: int, pattern: str, options: CopyOptions) -> list[
 
     Raises: ContextError where it names nothing and must, or a `required` path is not there.
     """
-    return resolve_in(SourceTree(source_fd, options.ignore), pattern, options)
+    return resolve_in(SourceTree(source_fd, options.ignore, context=options.reset_owner), pattern, options)
 
 
 def copy(
@@ -45,7 +45,7 @@ def copy(
     Not atomic: after an error the destination is unspecified, and to be thrown away.
     Raises: ContextError; Cancelled.
     """
-    tree = SourceTree(source_fd, options.ignore)
+    tree = SourceTree(source_fd, options.ignore, context=options.reset_owner)
     if not options.create_dest:
         parent = os.path.dirname(rootpath.resolve(dest_fd, dest))
         if rootpath.lstat(dest_fd, parent) is None:

@@ -95,12 +95,16 @@ def never_cancelled() -> bool:
 
 
 class SourceTree:
-    """A tree by the descriptor of its root, seen through an ignore file's matcher, if any."""
+    """A tree by the descriptor of its root, seen through an ignore file's matcher, if any.
 
-    def __init__(self, root_fd: int, ignore: Matcher | None = None) -> None:
+    Of a build context only empty files may stand for devices: asking costs as much as its whole walk.
+    """
+
+    def __init__(self, root_fd: int, ignore: Matcher | None = None, *, context: bool = False) -> None:
         self.root_fd = root_fd
         self.ignore = ignore
         self._owners = ownership.here()
+        self._only_empty = context and not self._owners.recording
 
     # What is there
 
@@ -118,7 +122,9 @@ class SourceTree:
 
     def _seen(self, fd: int, name: str, status: os.stat_result) -> os.stat_result:
         """The status as the image has it, where the disk cannot hold that."""
-        return self._owners.seen(f"/proc/self/fd/{fd}/{name}", status) if self._owners.recording else status
+        if not self._owners.concerns(status) or (self._only_empty and status.st_size):
+            return status
+        return self._owners.seen(f"/proc/self/fd/{fd}/{name}", status)
 
     def _hidden(self, path: str, status: os.stat_result) -> bool:
         """Whether the ignore file hides canonical `path`."""
@@ -253,7 +259,7 @@ class SourceTree:
         with os.scandir(directory.fd) as listing:
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in listing]
         found.sort()
-        if self._owners.recording:
+        if self._owners.deviceless:
             found = [(name, self._seen(directory.fd, name, status)) for name, status in found]
         if self.ignore is None and selection is None:
             directory.entries = [item for item in found if not stat_.S_ISDIR(item[1].st_mode)]

@@ -50,6 +50,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox.keeper": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.sandbox.runtime": ("layers.linux", "layers.trees", "builder.sandbox"),
     "builder.sandbox.supervisor": ("layers.linux", "layers.ownership", "builder.sandbox"),
+    "builder.sandbox.nodes": ("layers.linux", "layers.ownership", "builder.sandbox"),
     "builder.solve": (
         *("layers", "registry", "builder.errors", "builder.frontend", "builder.plan", "builder.sandbox"),
         *("builder.solve", "builder.session", "builder.places"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from layers.ownership import ATTRIBUTE
 from layers.tarstream import BLOCK_DEVICE, CHARACTER_DEVICE, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, TarWriter
 from tests.support.accounts import Account
 from tests.support.machine import CHECKOUT, need_tool
@@ -195,8 +197,9 @@ def test_owners_that_a_single_id_records(rootless_user: Account, runtime: str, t
 
 def test_ids_that_are_not_mapped_and_devices(rootless_user: Account, runtime: str) -> None:
     said = run(rootless_user, runtime, REFUSALS).splitlines()
-    assert said == ["refused 1 ['f']", "taken 1 ['f']"]
+    assert said == ["refused 0 ['f', 'null']", "taken 0 ['f', 'null']"]
     for name in ("refused", "taken"):
+        assert os.getxattr(rootless_user.home / name / "null", ATTRIBUTE) == b"::c:1:3"
         shutil.rmtree(rootless_user.home / name)
 
 
