@@ -18,6 +18,7 @@ import pytest
 
 from tests.integration.build.test_main_job import EXAMPLES
 from tests.support.cli import Pybuild
+from tests.support.waiting import PATIENCE_S
 
 BASE = "base:1"
 EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
@@ -393,13 +394,13 @@ def test_a_terminal_session_is_a_step_whatever_its_status(hand: Pybuild) -> None
         while not said.rstrip().endswith((b"#", b"[6n")):  # the prompt: the terminal is raw, and theirs
             said += os.read(master, 4096)
         os.write(master, b"tty > /tty; exit 5\n")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < deadline:
             # Restoring the terminal waits until all is read.
             with contextlib.suppress(OSError):
                 if select.select([master], [], [], 0.1)[0]:
                     os.read(master, 4096)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         os.close(master)

@@ -7,13 +7,13 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Pybuild
+from tests.support.waiting import PATIENCE_S, until
 
 NAME = "work"
 POINTS = ("byhand.before-commit", "byhand.after-commit", "byhand.before-settings")
@@ -36,6 +36,17 @@ def hand(pybuild: Pybuild, tmp_path: Path) -> Iterator[Pybuild]:
     assert os.listdir(pybuild.root / "snapshots") == []
     assert os.listdir(pybuild.root / "containers") == ["names"]
     assert os.listdir(pybuild.root / "containers/names") == []
+
+
+UNTIL_OPEN = "until test -e /gate/open; do sleep 0.05; done"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A directory to mount at /gate: what waits `UNTIL_OPEN` goes on when the test makes the file `open` in it."""
+    path = tmp_path / "gate"
+    path.mkdir()
+    return path
 
 
 def snapshots(hand: Pybuild) -> list[str]:
@@ -111,16 +122,18 @@ def test_a_killed_commit_leaves_the_container(hand: Pybuild) -> None:
     hand.run("from", "--name", NAME, "scratch")
 
 
-def test_two_shells_take_turns(hand: Pybuild) -> None:
+def test_two_shells_take_turns(hand: Pybuild, gate: Path) -> None:
     """The second waits, and says so; both steps are in the image."""
-    first = hand.start("run", NAME, "--", "sh", "-c", "echo on; sleep 2; echo 1 > /first")
+    first = hand.start("run", "-v", f"{gate}:/gate", NAME, "--", "sh", "-c", f"echo on; {UNTIL_OPEN}; echo 1 > /first")
     assert first.stdout is not None
     first.stdout.readline()
-    second = hand.run("run", NAME, "--", "sh", "-c", "cat /first; echo 2 > /second")
-    assert second.text == "1\n"
-    assert f"waiting for another pybuild that works on {NAME}" in second.stderr
-    assert first.wait() == 0
+    second = hand.start("run", NAME, "--", "sh", "-c", "cat /first; echo 2 > /second")
+    assert second.stderr is not None
+    assert f"waiting for another pybuild that works on {NAME}" in second.stderr.readline().decode()
+    (gate / "open").touch()
+    assert second.communicate()[0] == b"1\n"
     first.communicate()
+    assert first.returncode == second.returncode == 0
     assert hand.run("diff", NAME).text.count("A /first\nA /second\n") == 1
 
 
@@ -149,13 +162,14 @@ def test_a_damaged_one_is_told_of_and_can_be_removed(hand: Pybuild) -> None:
     hand.run("rm", "-f", NAME)
 
 
-def test_one_in_use_is_not_removed(hand: Pybuild) -> None:
-    process = hand.start("run", NAME, "--", "sh", "-c", "echo on; sleep 1.5")
+def test_one_in_use_is_not_removed(hand: Pybuild, gate: Path) -> None:
+    process = hand.start("run", "-v", f"{gate}:/gate", NAME, "--", "sh", "-c", f"echo on; {UNTIL_OPEN}")
     assert process.stdout is not None
     process.stdout.readline()
     refused = hand.run("rm", NAME, check=False)
     assert refused.status == 1
     assert "in use" in refused.stderr
+    (gate / "open").touch()
     process.communicate()
 
 
@@ -243,16 +257,14 @@ def test_an_ordinary_user_mounts_in_the_namespace_of_unshare(pybuild_rootless: P
     waiting = f"while [ ! -e {account.home}/go ]; do sleep 0.1; done; {pybuild} umount {NAME}"
     process = hand.start("unshare", "sh", "-c", script + waiting)
     try:
-        deadline = time.monotonic() + 30
-        while not (account.home / "mounted").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: (account.home / "mounted").exists() or process.poll() is not None)
         elsewhere = hand.run("config", "--workingdir", "/x", NAME, check=False)
         assert elsewhere.status == 1
         assert "another mount namespace" in elsewhere.stderr
         assert hand.run("rm", NAME, check=False).status == 1
     finally:
         (account.home / "go").touch()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     assert hand.run("diff", NAME).text == "A /f\n"
     hand.run("copy", NAME, account.home / "go", "/g")
