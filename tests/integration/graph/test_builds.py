@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from builder.cli.recorder import KEPT
 from tests.support.cli import Pybuild, write_context
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.registry
 
@@ -64,11 +64,9 @@ def test_records_are_removed_by_name_by_age_and_together(pybuild: Pybuild, conte
 def test_a_build_that_was_killed_has_a_record(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     context = write_context(tmp_path / "slow", f"FROM {busybox_base}\nRUN echo begun; sleep 100\n")
     building = pybuild.start("build", context)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and "begun" not in pybuild.run("builds", "logs", check=False).text:
-        time.sleep(0.2)
+    until(lambda: "begun" in pybuild.run("builds", "logs", check=False).text)
     building.send_signal(signal.SIGKILL)
-    building.communicate(timeout=30)
+    building.communicate()
     (row,) = listed(pybuild)
     assert "status" not in row
     assert "begun" in pybuild.run("builds", "logs").text

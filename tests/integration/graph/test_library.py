@@ -11,7 +11,7 @@ import pytest
 
 from builder import BuildRequest, Image, RunMount, build
 from tests.support.accounts import Account
-from tests.support.cli import Pybuild, write_context
+from tests.support.cli import TIMEOUT_S, Pybuild, write_context
 from tests.support.oracles import skopeo_inspect
 from tests.support.registries import RegistryServer
 
@@ -27,7 +27,7 @@ def test_from_a_program_with_threads(
         capture_output=True,
         text=True,
         env=pybuild.environ(),
-        timeout=200,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.stdout.strip().endswith("all is well"), done.stderr
@@ -50,7 +50,7 @@ def test_from_an_ordinary_users_program_with_threads(
         text=True,
         env=rootless_user.environ(),
         cwd=rootless_user.home,
-        timeout=200,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.stdout.strip().endswith("all is well"), done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Pybuild, write_context
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.registry
 
@@ -47,7 +48,7 @@ def test_a_shell_on_a_terminal(pybuild: Pybuild, context: Path, tmp_path: Path) 
     os.close(slave)
     seen = b""
     asked = False
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if not select.select([master], [], [], 1)[0]:
             if process.poll() is not None:
@@ -64,7 +65,7 @@ def test_a_shell_on_a_terminal(pybuild: Pybuild, context: Path, tmp_path: Path) 
     os.close(master)
     if process.poll() is None and not asked:
         process.kill()
-    assert process.wait(30) == 3, seen
+    assert process.wait(PATIENCE_S) == 3, seen
     assert b"/dev/pts" in seen or b"/dev/console" in seen, seen
     assert b"partly" in seen
     assert b"until" in seen

@@ -16,6 +16,7 @@ from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
 from tests.support.oracles import skopeo_inspect
 from tests.support.registries import RegistryServer
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -165,14 +166,19 @@ def test_the_bases_layers_are_there_before_the_steps_are_done(
     base = f"{fresh_registry.host}/base/busybox:1" if beside else busybox_base
     pybuild.run("pull", base)
     (layer,) = pybuild.run("inspect", "--raw", base).json()["layers"]
-    text = f"FROM {base}\nRUN sleep 4; echo made > /made\n"
+    text = f"FROM {base}\nRUN until test -e /gate/open; do sleep 0.05; done; echo made > /made\n"
     name = f"{fresh_registry.host}/graph/app:1"
-    building = pybuild.start("build", "--push", "-t", name, write_context(tmp_path / "app", text))
-    there = 0
-    while building.poll() is None and there != 200:
-        there, _, _ = fresh_registry.request("HEAD", f"/v2/graph/app/blobs/{layer['digest']}")
-    assert building.poll() is None, "the layer came with the image"
-    _, words = building.communicate(timeout=60)
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    flags = ("--push", "-t", name, "-v", f"{gate}:/gate:ro")
+    building = pybuild.start("build", *flags, write_context(tmp_path / "app", text))
+
+    def is_there() -> bool:
+        return fresh_registry.request("HEAD", f"/v2/graph/app/blobs/{layer['digest']}")[0] == 200
+
+    until(is_there, lambda: "the layer would come with the image")
+    (gate / "open").touch()
+    _, words = building.communicate()
     assert building.returncode == 0, words
     assert skopeo_inspect(name)["Layers"][0] == layer["digest"]
     asked = [r for r in fresh_registry.requests_seen() if "/v2/graph/app/" in r]
