@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
@@ -29,6 +31,10 @@ _MAX_FILES = 200_000
 _PART_FILES = 1000  # so many are put into words at a time: bounds memory
 _MAX_RECORD_BYTES = 64 << 20
 _SHOWN = 8
+_MAX_SHOWN = 200
+_FORMER = 16
+"""So many steps more than today a stage may have had, for its steps to be known wherever they stood."""
+_NUMBER = re.compile(r"\[[^\[\]]* ?\d+/\d+\] ")
 
 Status = Literal["hit", "run", "content"]
 
@@ -79,16 +85,24 @@ class BuildPlan(NamedTuple):
 
 def slot_of(request: BuildRequest, graph: BuildGraph) -> list[str]:
     """The place of every step: which Containerfile, stage and platform, and the how-many-eth there."""
-    name = request.containerfile.name
-    place = os.path.abspath(name) if name not in {"-", ""} else os.path.abspath(request.context or ".")
+    place = _place(request)
     counts: dict[tuple[str, str], int] = {}
     slots: list[str] = []
     for step in graph.steps:
         where = (step.stage, str(step.platform))
-        counts[where] = counts.get(where, 0) + (step.range is not None)
-        text = json.dumps([place, *where, step.name if step.range is None else counts[where]])
-        slots.append(SLOT + sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
+        counts[where] = counts.get(where, 0) + (not step.internal)
+        slots.append(_slot(place, where, step.name if step.internal else counts[where]))
     return slots
+
+
+def _place(request: BuildRequest) -> str:
+    name = request.containerfile.name
+    return os.path.abspath(name) if name not in {"-", ""} else os.path.abspath(request.context or ".")
+
+
+def _slot(place: str, where: tuple[str, str], what: str | int) -> str:
+    text = json.dumps([place, *where, what])
+    return SLOT + sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 # What a key is made of
@@ -132,11 +146,11 @@ def describe(
                 "--link": str(op.link),
                 "--unpack": str(op.unpack),
                 "--checksum": op.checksum,
-                "time stamp": str(request.source_date_epoch),
+                **_epoch(request),
             }
             doc["heredocs"] = {i.source: sha256(i.data).hexdigest() for i in op.items if i.kind == "inline"}
         case MkdirOp() as op:
-            doc["fields"] = {"path": op.path, "user": op.user}
+            doc["fields"] = {"path": op.path, "user": op.user, **_epoch(request)}
         case SourceOp():
             pass
     base = graph.steps[step.parent].op if step.parent is not None else None
@@ -153,8 +167,18 @@ def describe(
     return plain
 
 
+def _epoch(request: BuildRequest) -> dict[str, str]:
+    return {} if request.source_date_epoch is None else {"SOURCE_DATE_EPOCH": str(request.source_date_epoch)}
+
+
 def _mount_text(mount: Any) -> str:
-    parts = [f"{k}={v}" for k, v in mount._asdict().items() if k != "input" and v not in (None, "", False)]
+    """A mount as one writes it: what is as it is by itself is left out."""
+    said = {"source": "/", "id": mount.target, "sharing": "shared", "readonly": mount.type in {"bind", "secret", "ssh"}}
+    parts = [
+        f"{k}={str(v).lower() if isinstance(v, bool) else v}"
+        for k, v in mount._asdict().items()
+        if k != "input" and v not in (None, "") and v != said.get(k, False)
+    ]
     return ",".join(parts)
 
 
@@ -214,24 +238,58 @@ class Explainer:
         self._entries = entries
         self._arguments = arguments | frozenset(request.build_args)
         self._slots = slot_of(request, graph)
+        self._texts = {_bare(step.name) for step in graph.steps}
+        self._stages: dict[tuple[str, str], list[str]] = {}
         self._last = {k: r.record.decode("ascii", "replace") for k, r in cache.get_many(self._slots).items()}
 
     def reasons(self, step: Step, above: Step | None) -> tuple[Reason, ...]:
         """Why the step is not found. `above` is the nearest step before it that is not found either, if any."""
         if step.ignore_cache:
-            return (Reason("forced", "--no-cache"),)
-        last = self._last.get(self._slots[step.number])
+            flag = "--no-cache" if self._request.no_cache else f"--no-cache-filter {step.stage}"
+            return (Reason("forced", flag),)
+        last, old = self._before(step)
+        if last is None and not step.internal and self._keys_of((step.stage, str(step.platform))):
+            return (Reason("new", "a new instruction"), *_above(above))
         if last is None:
-            return (*_above(above), Reason("new", "it was never built here"))
+            return _above(above) or (Reason("new", "it was never built here, or what was known of it is pruned"),)
         if last == self._keys[step.number]:
             return _above(above) or (self._unused(last),)
-        record = self._cache.get(INPUTS + last)
-        old = None if record is None else decode(record.record)
         if old is None:
             return (*_above(above), Reason("gone", "what it was made of last time is no longer known"))
         new = describe(step, self._graph, self._request, self._entries(step))
+        if old.get("op") != new["op"] or (self._is_kept(old) and _text(old) != _text(new)):
+            return (Reason("new", "a new instruction"), *_above(above))
         own = tuple(self._differences(old, new))
-        return own + _above(above) or (Reason("above", "what it copies from or mounts changed"),)
+        return own + _above(above) or (Reason("above", "what it copies from or mounts is made anew"),)
+
+    def _before(self, step: Step) -> tuple[str | None, dict[str, Any] | None]:
+        """The key and the inputs of last time: of the same instruction, wherever it stood, else of what stood here."""
+        last = self._last.get(self._slots[step.number])
+        old = self._inputs(last)
+        if last == self._keys[step.number] or step.internal or (old is not None and _text(old) == _bare(step.name)):
+            return last, old
+        for key in self._keys_of((step.stage, str(step.platform))):
+            other = self._inputs(key)
+            if other is not None and _text(other) == _bare(step.name):
+                return key, other
+        return last, old
+
+    def _keys_of(self, where: tuple[str, str]) -> list[str]:
+        """The keys that the steps of a stage had last time, those beyond its end of today included."""
+        if where not in self._stages:
+            count = sum((s.stage, str(s.platform)) == where and not s.internal for s in self._graph.steps)
+            slots = [_slot(_place(self._request), where, n) for n in range(1, count + 1 + _FORMER)]
+            found = self._cache.get_many(slots)
+            self._stages[where] = [found[slot].record.decode("ascii", "replace") for slot in slots if slot in found]
+        return self._stages[where]
+
+    def _inputs(self, key: str | None) -> dict[str, Any] | None:
+        record = None if key is None else self._cache.get(INPUTS + key)
+        return None if record is None else decode(record.record)
+
+    def _is_kept(self, old: Mapping[str, Any]) -> bool:
+        """Whether the instruction that stood somewhere last time is still in the file."""
+        return _text(old) in self._texts
 
     def _unused(self, key: str) -> Reason:
         """Why a step is not found although nothing that it is made of has changed."""
@@ -240,9 +298,6 @@ class Explainer:
         return Reason("gone", "its result is no longer in the cache")
 
     def _differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[Reason]:
-        if old.get("op") != new["op"]:
-            yield Reason("instruction", "", str(old.get("step")), str(new["step"]))
-            return
         if old.get("base") != new.get("base"):
             was, now = old.get("base") or ["", ""], new.get("base") or ["", ""]
             same = was[0] == now[0]
@@ -253,30 +308,77 @@ class Explainer:
         yield from _compared("instruction", old.get("fields"), new.get("fields"))
         for reason in _compared("variable", old.get("env"), new.get("env")):
             yield reason._replace(kind="ARG" if reason.subject in self._arguments else "ENV")
-        if old.get("mounts") != new.get("mounts"):
-            yield Reason("instruction", "--mount", "; ".join(old.get("mounts") or ()), "; ".join(new["mounts"]))
+        yield from _listed("instruction", "--mount", old.get("mounts") or (), new.get("mounts") or ())
         yield from _compared("heredoc", old.get("heredocs"), new.get("heredocs"))
         yield from _compared("flag", old.get("options"), new.get("options"))
         if "files" in new and "files" in old:
             yield from _files(old["files"], new["files"])
 
 
+def _bare(name: str) -> str:
+    """A step's instruction without the place that it has in its stage."""
+    return _NUMBER.sub("", name)
+
+
+def _text(doc: Mapping[str, Any]) -> str:
+    return _bare(str(doc.get("step")))
+
+
 def _above(step: Step | None) -> tuple[Reason, ...]:
-    return () if step is None else (Reason("above", f"{step.name} changed"),)
+    if step is None:
+        return ()
+    place = _NUMBER.match(step.name)
+    return (Reason("above", f"{place[0].strip() if place else step.name} is made anew"),)
 
 
 def _compared(kind: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterable[Reason]:
     old, new = old or {}, new or {}
     for name in dict.fromkeys((*old, *new)):
-        if old.get(name) != new.get(name):
-            yield Reason(kind, name, _shown(old.get(name)), _shown(new.get(name)))
+        was, now = _shown(old.get(name)), _shown(new.get(name))
+        if was == now:
+            continue
+        if was is None or now is None:
+            yield Reason(kind, name, was and _cut(was), now and _cut(now))
+        elif "\n" in was.strip("\n") or "\n" in now.strip("\n"):
+            yield from _lines(kind, name, was, now)
+        else:
+            yield Reason(kind, name, *_apart(was.strip("\n"), now.strip("\n")))
+
+
+def _listed(kind: str, name: str, old: Sequence[str], new: Sequence[str]) -> Iterable[Reason]:
+    yield from (Reason(kind, name, text, None) for text in old if text not in new)
+    yield from (Reason(kind, name, None, text) for text in new if text not in old)
+
+
+def _lines(kind: str, name: str, old: str, new: str) -> Iterable[Reason]:
+    """The first line in which two scripts differ."""
+    for number, (was, now) in enumerate(zip_longest(old.split("\n"), new.split("\n")), 1):
+        if was != now:
+            both = (was, now) if was is None or now is None else _apart(was, now)
+            yield Reason(kind, f"{name}, line {number}", *(text and _cut(text) for text in both))
+            return
+
+
+def _apart(old: str, new: str) -> tuple[str, str]:
+    """Two texts with what they have in common cut away where they are long, so that the difference shows."""
+    same = next((at for at, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    start = 0 if max(len(old), len(new)) <= _MAX_SHOWN else max(0, same - _MAX_SHOWN // 4)
+    lead = "…" if start else ""
+    return _cut(lead + old[start:]), _cut(lead + new[start:])
+
+
+def _cut(text: str) -> str:
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 
 def _shown(value: Any) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 200 else text[:199] + "…"
+    """A value for people, whole; None where there is none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(":".join(map(str, v)) if isinstance(v, list) else str(v) for v in value) or None
+    return json.dumps(value)
 
 
 def _files(old: Mapping[str, Any], new: Mapping[str, ContentEntry]) -> Iterable[Reason]:

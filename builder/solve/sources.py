@@ -92,8 +92,10 @@ class ImageSources:
             if place is not None:
                 return self._load(place, reference.canonical(), platform)
         if self._policy == "never":
+            there = self._store.names.get(reference.canonical()) is not None
+            lack = f"in the store for {platform}" if there else "in the store"
             raise NameNotFound(
-                f"image {reference.familiar()} is not in the store and pulling is off", hint="pull it, or use --pull"
+                f"image {reference.familiar()} is not {lack}, and pulling is off", hint="pull it, or use --pull"
             )
         from registry.transport import parse_location
 

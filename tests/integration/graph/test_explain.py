@@ -118,6 +118,41 @@ def test_an_instructions_text(pybuild: Pybuild, context: Path) -> None:
     assert reason["new"].endswith("cat /level /level")
 
 
+def test_instructions_are_known_again_wherever_they_stand(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    script = "".join(f"echo {n} {'x' * 100}\n" for n in range(5))
+    head, tail = f"FROM {busybox_base}\nRUN echo one\n", f"RUN echo two\nRUN <<EOT\n{script}EOT\nCOPY a /a\n"
+    context = write_context(tmp_path / "moved", head + tail, {"a": "a"})
+    pybuild.build(context)
+
+    def reasons(text: str) -> dict[str, list[str]]:
+        (context / "Containerfile").write_text(text)
+        lines = pybuild.run("plan", context).text.splitlines()
+        steps: dict[str, list[str]] = {}
+        for line in lines[:-1]:
+            if line.startswith(("HIT", "MISS")):
+                steps[line.partition("] ")[2]] = []
+            else:
+                steps[[*steps][-1]].append(line.strip())
+        return {name: found for name, found in steps.items() if found}
+
+    heredoc = f"RUN <<EOT (echo 0 {'x' * 80}"
+    found = reasons(f"{head}RUN echo between\n{tail}")
+    assert found.pop("RUN echo between") == ["a new instruction"]
+    assert [*found.values()] == [[f"[{n}/6] is made anew"] for n in (3, 4, 5)], "what moved down did not change itself"
+    assert reasons(f"{head}{tail}RUN echo end\n") == {"RUN echo end": ["a new instruction"]}
+    found = reasons(head + tail.replace("echo 3 ", "echo drei "))
+    (line, *_), *_ = (told for name, told in found.items() if name.startswith(heredoc[:12]))
+    assert line.startswith("instruction command, line 4: echo 3 xx")
+    assert "-> echo drei xx" in line
+    found = reasons(head + tail.replace("RUN echo two", "RUN --mount=type=cache,target=/c echo two"))
+    assert found["RUN --mount=type=cache,target=/c echo two"] == ["instruction --mount: added (type=cache,target=/c)"]
+    long = "RUN true " + "y" * 300
+    (context / "Containerfile").write_text(f"{head}{long}1\n")
+    pybuild.build(context)
+    (told,) = reasons(f"{head}{long}2\n").values()
+    assert re.fullmatch(r"instruction command: …y+1 -> …y+2", told[0])
+
+
 def test_a_file_of_one_stage_without_a_name(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     context = write_context(tmp_path / "one", f"FROM {busybox_base}\nRUN echo one\nRUN echo two\n")
     pybuild.build(context)
@@ -168,6 +203,8 @@ def test_no_cache_and_what_was_never_built(pybuild: Pybuild, context: Path) -> N
     text = pybuild.run("plan", "--no-cache", context).text
     assert "MISS" in text
     assert "--no-cache" in text
+    assert "--no-cache-filter build" in pybuild.run("plan", "--no-cache-filter", "build", context).text
+    assert "instruction SOURCE_DATE_EPOCH: added (5)" in pybuild.run("plan", "--timestamp", "5", context).text
 
 
 def test_a_result_that_is_gone(pybuild: Pybuild, context: Path) -> None:
