@@ -308,7 +308,7 @@ class Launcher:
             limited = spec.resources._replace(accounting=None).any
             limited = limited or bool(spec.resources.accounting) != self.accounting
             if programs:
-                request["programs"] = programs
+                request.update(programs=programs, nodes=host.nodes)
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
             if spec.network == self._expected and not limited and steps[:ahead] == self._prelude:

@@ -504,8 +504,11 @@ def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: lis
 
 
 def op_nodes(sandbox: Sandbox, program: int) -> None:
-    """From here on somebody is asked for devices; while there is CAP_SYS_ADMIN for it."""
+    """From here on somebody is asked for devices; while there is CAP_SYS_ADMIN for it. Idempotent."""
+    if sandbox.handover_fd < 0:
+        return
     with socket.socket(fileno=sandbox.handover_fd) as handover:
+        sandbox.handover_fd = -1
         try:
             listener = linux.seccomp_listener(sandbox.programs[program])
         except OSError:

@@ -306,6 +306,8 @@ class _Zygote:
         self.poll.register(server, select.POLLIN)
         self.groups = 0
         self.prelude: list[list[Any]] = []
+        self.ahead: list[list[Any]] = []
+        """What the spare does besides, of what each request asks for."""
         self.spare_flags = 0
         self.accounting = False
         self.supervise: str | None = None
@@ -385,9 +387,11 @@ class _Zygote:
         return True
 
     def learn(self, request: dict[str, Any]) -> None:
-        """Keep the filters that a request brings."""
+        """Keep the filters that a request brings. That which asks for devices is installed ahead, too."""
         for number, program in request.get("programs", {}).items():
             self.programs[int(number)] = binascii.a2b_base64(program)
+        if request.get("nodes") is not None:
+            self.ahead = [["nodes", {"program": request["nodes"]}]]
 
     def breed(self) -> None:
         """Start the next spare. Where that fails, the next request tells why by failing too."""
@@ -410,7 +414,7 @@ class _Zygote:
                 # Joining takes the kernel some 10 ms where nobody did lately: done here, nobody waits for it.
                 sandbox = setup.Sandbox(undo_write, self.programs, gate.ours(), handover.ours())
                 sandbox.board = self.board
-                _wait_in_the_wings(theirs, sandbox, ahead + self.prelude)
+                _wait_in_the_wings(theirs, sandbox, [*ahead, *self.prelude, *self.ahead])
             self.spare = _Spare(pid, pidfd, requests, undo_read, group)
             self.spare.helper, self.spare.asking = handover.attend(pid)
             self.spare.network = gate.attend(self, pidfd, (theirs.fileno(), undo_read, undo_write))

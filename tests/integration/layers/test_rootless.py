@@ -143,6 +143,19 @@ unpack("taken", keep_owners=False)
 """
 
 
+UNRECORDED = """
+import errno, os, stat, sys
+from layers.ownership import DEVICELESS, here
+assert here() is DEVICELESS
+fd = os.open(sys.argv[1], os.O_RDONLY)
+try:
+    DEVICELESS.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=fd)
+except PermissionError as e:
+    assert e.errno == errno.EPERM
+    print("refused", os.listdir(fd))
+"""
+
+
 @pytest.fixture
 def runtime(rootless_user: Account) -> str:
     """The user's PYTHONPATH: the packages under test, and the parts of these tests that need nothing else."""
@@ -201,6 +214,17 @@ def test_ids_that_are_not_mapped_and_devices(rootless_user: Account, runtime: st
     for name in ("refused", "taken"):
         assert os.getxattr(rootless_user.home / name / "null", ATTRIBUTE) == b"::c:1:3"
         shutil.rmtree(rootless_user.home / name)
+
+
+def test_a_device_that_cannot_be_recorded_is_not_made(rootless_user: Account, runtime: str) -> None:
+    """POSIX message queues are files in a directory that knows no attributes."""
+    place = rootless_user.home / "queues"
+    script = 'mkdir "$1" && mount -t mqueue none "$1" && exec "$2" -c "$3" "$1"'
+    argv = [*NAMESPACE[:-1], "--ipc", "--", "sh", "-c", script, "sh", place, rootless_user.python, UNRECORDED]
+    done = rootless_user.run(
+        list(map(str, argv)), env={"PYTHONPATH": runtime}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "refused []\n", done.stderr
 
 
 def test_without_a_namespace(rootless_user: Account, runtime: str) -> None:

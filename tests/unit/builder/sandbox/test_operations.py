@@ -43,6 +43,15 @@ def test_the_order_is_what_security_needs() -> None:
     assert [name for name, _ in operations(spec, Host(single=True))][-3:] == ["identity", "workdir", "cwd"]
 
 
+def test_devices_are_asked_for_where_they_may_be_made() -> None:
+    spec, host = SandboxSpec(args=("true",), root=ROOT), Host(nodes=4)
+    found = operations(spec, host)
+    step = found.index(["nodes", {"program": 4}])
+    assert [name for name, _ in found].index("enter") < step < [name for name, _ in found].index("identity")
+    without = SandboxSpec(args=("true",), root=ROOT, capabilities=spec.capabilities - {"CAP_MKNOD"})
+    assert "nodes" not in [name for name, _ in (*operations(without, host), *operations(spec, Host()))]
+
+
 def test_privilege_drops_masks_not_isolation() -> None:
     found = names(SandboxSpec(args=("true",), root=ROOT, privileged=True))
     assert "mask" not in found and "readonly" not in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,20 @@ def test_capabilities_open_calls(capability: str, names: list[str]) -> None:
 def test_chroot_goes_with_its_capability() -> None:
     assert ask(default(), "chroot") == ALLOW
     assert ask(seccomp.default_program(frozenset(), "x86_64"), "chroot") == ERRNO | 1
+
+
+@pytest.mark.parametrize(("machine", "arch"), [("x86_64", X86_64), ("aarch64", AARCH64)])
+def test_devices_alone_are_asked_for(machine: str, arch: int) -> None:
+    program = seccomp.nodes_program(machine)
+    high = 0xABCD << 32  # the kernel looks at the low bits
+    for kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, 0):
+        wanted = seccomp.NOTIFY if kind in {stat.S_IFCHR, stat.S_IFBLK} else ALLOW
+        for mode in (kind | 0o666, kind | 0o4755 | high, kind | 0x10000):
+            if machine == "x86_64":
+                assert ask(program, "mknod", 1, mode, 2) == wanted
+            assert ask(program, "mknodat", 1, 2, mode, 3, arch=arch, table=machine) == wanted
+    assert ask(program, "openat", 1, stat.S_IFCHR, stat.S_IFCHR, arch=arch, table=machine) == ALLOW
+    assert verdict(program, I386, numbers("i386")["mknod"], 1, stat.S_IFCHR, 2) == ALLOW  # the kernel's refusal
 
 
 def test_an_unknown_machine_is_a_clear_error() -> None:
