@@ -8,7 +8,8 @@ No expression can reach anything but its scope. Spec: github.com/hashicorp/hcl/b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from layers.values import NamedTuple
@@ -21,6 +22,8 @@ _MAX_DEPTH = 200
 MAX_TEXT = 1 << 20
 _MAX_ITEMS = 100_000
 _MAX_BITS = 4096
+_MAX_TURNS = 200_000
+_MAX_SECONDS = 20
 _TOKEN = re.compile(
     r"""(?P<skip>[ \t\r]+|\#[^\n]*|//[^\n]*|/\*.*?\*/)
     |(?P<newline>\n)
@@ -50,6 +53,30 @@ class Body(NamedTuple):
     blocks: list[Block]
 
 
+class _Library:
+    """The functions of a file, and what its evaluation may still take: turns of `for`s and calls, and time."""
+
+    def __init__(self, known: Mapping[str, Function]) -> None:
+        self.known = known
+        self._turns = 0
+        self._until = time.process_time() + _MAX_SECONDS
+
+    def turn(self) -> None:
+        """Raises: ValueError for a file that would go on and on: three `for`s in one another suffice for years."""
+        self._turns += 1
+        if self._turns > _MAX_TURNS or time.process_time() > self._until:
+            raise ValueError(f"it takes more than {_MAX_TURNS} steps, or {_MAX_SECONDS} s, to evaluate")
+
+    def each(self, names: list[str], source: Expression, keep: Expression | None, scope: Scope) -> Iterator[Scope]:
+        """The scopes of a `for`."""
+        values = source(scope)
+        for key, value in list(values.items()) if isinstance(values, Mapping) else list(enumerate(values)):
+            self.turn()
+            inner = {**scope, names[-1]: value, **({names[0]: key} if len(names) == 2 else {})}
+            if keep is None or truth(keep(inner)):
+                yield inner
+
+
 class _Token(NamedTuple):
     kind: str
     value: Any
@@ -61,13 +88,14 @@ def parse_hcl(text: str, functions: Mapping[str, Function]) -> Body:
 
     Raises: ValueError naming the line.
     """
-    parser = _Parser(_tokens(text, functions, 1), functions)
+    library = _Library(functions)
+    parser = _Parser(_tokens(text, library, 1), library)
     body = parser.body("end")
     parser.take("end")
     return body
 
 
-def _tokens(text: str, functions: Mapping[str, Function], line: int) -> list[_Token]:
+def _tokens(text: str, functions: _Library, line: int) -> list[_Token]:
     found: list[_Token] = []
     at = 0
     while at < len(text):
@@ -91,7 +119,7 @@ def _tokens(text: str, functions: Mapping[str, Function], line: int) -> list[_To
     return found
 
 
-def _heredoc(text: str, opening: str, at: int, functions: Mapping[str, Function], line: int) -> tuple[Expression, int]:
+def _heredoc(text: str, opening: str, at: int, functions: _Library, line: int) -> tuple[Expression, int]:
     mark = opening.strip().lstrip("<-")
     end = re.compile(rf"^[ \t]*{re.escape(mark)}[ \t\r]*$", re.MULTILINE).search(text, at)
     if end is None:
@@ -105,7 +133,7 @@ def _heredoc(text: str, opening: str, at: int, functions: Mapping[str, Function]
     return template, min(end.end() + 1, len(text))
 
 
-def _template(text: str, at: int, end: str, functions: Mapping[str, Function], line: int) -> tuple[Expression, int]:
+def _template(text: str, at: int, end: str, functions: _Library, line: int) -> tuple[Expression, int]:
     """The parts of a text up to `end`, with what stands in `${…}` evaluated."""
     parts: list[str | Expression] = []
     plain: list[str] = []
@@ -153,7 +181,7 @@ def _escape(text: str, at: int, line: int) -> tuple[str, int]:
     return chr(int(word, 16)), at + 2 + digits
 
 
-def _interpolation(text: str, at: int, functions: Mapping[str, Function], line: int) -> tuple[Expression, int]:
+def _interpolation(text: str, at: int, functions: _Library, line: int) -> tuple[Expression, int]:
     """An expression up to its `}`: braces and texts in it are counted."""
     start, depth = at, 1
     while depth:
@@ -172,7 +200,7 @@ def _interpolation(text: str, at: int, functions: Mapping[str, Function], line: 
 class _Parser:
     """Recursive descent over the tokens."""
 
-    def __init__(self, tokens: list[_Token], functions: Mapping[str, Function]) -> None:
+    def __init__(self, tokens: list[_Token], functions: _Library) -> None:
         self._tokens = tokens
         self._functions = functions
         self._at = 0
@@ -278,7 +306,8 @@ class _Parser:
         functions = self._functions
 
         def call(scope: Scope) -> Any:
-            function = functions.get(name)
+            function = functions.known.get(name)
+            functions.turn()
             if function is None:
                 raise ValueError(f"there is no function {name}")
             values: list[Any] = []
@@ -297,7 +326,7 @@ class _Parser:
             names, source = self._for_head()
             value = self.expression()
             keep = self._for_tail("]")
-            return lambda scope: [value(inner) for inner in _each(names, source, keep, scope)]
+            return lambda scope: [value(inner) for inner in self._functions.each(names, source, keep, scope)]
         items: list[Expression] = []
         while not self._accept("]", over_lines=True):
             items.append(self.expression())
@@ -315,7 +344,8 @@ class _Parser:
             self.take("sign", "=>")
             value = self.expression()
             keep = self._for_tail("}")
-            return lambda scope: {text_of(key(s)): value(s) for s in _each(names, source, keep, scope)}
+            each = self._functions.each
+            return lambda scope: {text_of(key(s)): value(s) for s in each(names, source, keep, scope)}
         pairs: list[tuple[Expression, Expression]] = []
         while not self._accept("}", over_lines=True):
             token = self._peek()
@@ -410,17 +440,6 @@ class _Parser:
 
     def _error(self, words: str) -> ValueError:
         return ValueError(f"line {self._peek().line}: {words}")
-
-
-def _each(names: list[str], source: Expression, keep: Expression | None, scope: Scope) -> list[Scope]:
-    values = source(scope)
-    pairs = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values))
-    scopes: list[Scope] = []
-    for key, value in pairs:
-        inner = {**scope, names[-1]: value, **({names[0]: key} if len(names) == 2 else {})}
-        if keep is None or truth(keep(inner)):
-            scopes.append(inner)
-    return scopes
 
 
 def _looked_up(scope: Scope, name: str) -> Any:

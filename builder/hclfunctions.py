@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from builder.hcl import MAX_TEXT, Function, number, text_of, truth
+from layers.regex import Found, compile_pattern
 
 _MAX_ITEMS = 10_000
 
@@ -88,10 +89,16 @@ def _substr(text: str, start: Any, length: Any) -> str:
 
 def _regex_replace(text: str, pattern: str, by: str) -> str:
     _check_length((len(text) + 1) * len(by))  # an empty pattern is found everywhere
-    try:
-        return re.sub(pattern, re.sub(r"\$(\d+|\{(\w+)\})", lambda m: rf"\g<{m[2] or m[1]}>", by), text)
-    except re.error as e:
-        raise ValueError(str(e)) from e
+
+    def replaced(found: Found) -> str:
+        def group(name: re.Match[str]) -> str:
+            word = name[2] or name[1]
+            number = int(word) if word.isdigit() and len(word) < 4 else found.names.get(word, -1)
+            return found.groups[number] or "" if 0 <= number < len(found.groups) else ""
+
+        return re.sub(r"\$(\d+|\{(\w+)\})", group, by)
+
+    return compile_pattern(pattern).sub(replaced, text)
 
 
 def _replace(text: str, old: str, new: str) -> str:

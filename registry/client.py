@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MANIFEST_ACCEPT = (MEDIA_OCI_INDEX, MEDIA_OCI_MANIFEST, MEDIA_DOCKER_INDEX, MEDIA_DOCKER_MANIFEST)
 MAX_LIST_BYTES = 16 << 20
 MAX_LIST_PAGES = 10_000
+MAX_TAG_CHARS = 128
 _MAX_PARTS = 1000
 """Manifests and blobs that are remembered by whom they were served: for people, of one repository."""
 _T = TypeVar("_T")
@@ -404,7 +405,10 @@ class RegistryClient:
             return endpoint, call, self._wire.fetch(endpoint, call, limit=MAX_LIST_BYTES)
 
         endpoint, call, reply = self._pull(ref, first)
-        yield from self._pages(endpoint, call, reply, "tags")
+        for tag in self._pages(endpoint, call, reply, "tags"):
+            if len(tag) > MAX_TAG_CHARS:
+                raise ServerError(f"{what}: one of them has {len(tag)} characters", url=reply.url)
+            yield tag
 
     def catalog(self, registry: str, *, page_size: int | None = None) -> Iterator[str]:
         """The names of a registry's repositories (its own extension). Raises: RegistryError, Cancelled."""

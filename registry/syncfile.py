@@ -21,7 +21,6 @@ must not mirror the wrong thing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 from layers.errors import ImageError
 from layers.oci import Digest, Platform
+from layers.regex import Pattern, compile_pattern
 from layers.values import NamedTuple
 from registry.credentials import Credential
 from registry.errors import ConfigError, InvalidReference, printable
@@ -55,7 +55,7 @@ class TagPattern(NamedTuple):
     """A tag by name or glob, by a regular expression that is searched for, or by a range of versions."""
 
     text: str
-    regex: re.Pattern[str] | None = None
+    regex: Pattern | None = None
     versions: VersionRange | None = None
 
     @classmethod
@@ -80,7 +80,7 @@ class TagPattern(NamedTuple):
     def fits(self, tag: str) -> bool:
         if self.versions is not None:
             return self.versions.fits(tag)
-        return bool(self.regex.search(tag)) if self.regex is not None else fnmatchcase(tag, self.text)
+        return self.regex.search(tag) is not None if self.regex is not None else fnmatchcase(tag, self.text)
 
 
 class SyncEntry(NamedTuple):
@@ -268,10 +268,10 @@ def _reference(text: str, where: str) -> Reference:
         raise ConfigError(f"{where}: {e.message}", hint=e.hint) from e
 
 
-def _regex(text: str) -> re.Pattern[str]:
+def _regex(text: str) -> Pattern:
     try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as e:
+        return compile_pattern(text)
+    except ValueError as e:
         raise ConfigError(f"{printable(text)!r} is not a regular expression: {e}") from e
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from layers.oci import MEDIA_OCI_CONFIG, Descriptor, Manifest, encode_json
+from layers.regex import Pattern, compile_pattern
 from registry.client import RegistryClient
 from registry.errors import ConfigError, NotFoundError, RegistryError
 from registry.reference import Reference
@@ -17,7 +18,7 @@ _MAX_PATTERN_CHARS = 500
 _PIECES = re.compile(r"(\d+)")
 
 
-def matcher(pattern: str) -> re.Pattern[str] | str:
+def matcher(pattern: str) -> Pattern | str:
     """A pattern of tags: `/…/` is a regular expression that is searched for, all else a glob.
 
     Raises: ConfigError.
@@ -26,8 +27,8 @@ def matcher(pattern: str) -> re.Pattern[str] | str:
         raise ConfigError(f"a pattern of tags is longer than {_MAX_PATTERN_CHARS} characters")
     if len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
         try:
-            return re.compile(pattern[1:-1])
-        except (re.error, OverflowError, RecursionError) as e:
+            return compile_pattern(pattern[1:-1])
+        except ValueError as e:
             raise ConfigError(f"{pattern!r} is not a regular expression: {e}") from e
     return pattern
 
@@ -39,8 +40,8 @@ def select(tags: Iterable[str], include: Sequence[str] = (), exclude: Sequence[s
     """
     wanted, unwanted = [matcher(p) for p in include], [matcher(p) for p in exclude]
 
-    def fits(pattern: re.Pattern[str] | str, tag: str) -> bool:
-        return bool(pattern.search(tag)) if isinstance(pattern, re.Pattern) else fnmatchcase(tag, pattern)
+    def fits(pattern: Pattern | str, tag: str) -> bool:
+        return pattern.search(tag) is not None if isinstance(pattern, Pattern) else fnmatchcase(tag, pattern)
 
     return [
         tag

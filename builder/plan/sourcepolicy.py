@@ -18,6 +18,7 @@ from typing import Any, Literal
 from builder.errors import UsageError
 from builder.frontend.gitref import GitRef, parse_git_ref
 from layers.errors import PybuildError
+from layers.regex import Found, compile_pattern
 from layers.values import NamedTuple
 from registry.reference import Reference
 
@@ -59,15 +60,15 @@ class Rule(NamedTuple):
         for constraint in self.constraints:
             value = source.attribute(constraint.key)
             if constraint.condition == "MATCHES":
-                if re.search(constraint.value, value) is None:
+                if _search(constraint.value, value) is None:
                     return None
             elif (value == constraint.value) != (constraint.condition == "EQUAL"):
                 return None
         if self.selector == source.identifier:
             return (source.identifier,)
         if self.match == "REGEX":
-            found = re.search(self.selector, source.identifier)
-            return None if found is None else (found[0], *(group or "" for group in found.groups()))
+            found = _search(self.selector, source.identifier)
+            return None if found is None else tuple(group or "" for group in found.groups)
         return _wildcards(self.selector, source.identifier) if self.match == "WILDCARD" else None
 
     def to_json(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def parse_policy(data: bytes, where: str) -> tuple[Rule, ...]:
         if not isinstance(document, dict) or not isinstance(document.get("rules", []), list):
             raise TypeError('expected an object with "rules"')
         return tuple(_rule(_object(rule, "a rule")) for rule in document.get("rules", []))
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as e:
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UsageError(f"{where} is no source policy: {e}") from e
 
 
@@ -286,8 +287,16 @@ def _rule(document: Mapping[str, Any]) -> Rule:
     for pattern in [rule.selector] * (rule.match == "REGEX") + [
         c.value for c in constraints if c.condition == "MATCHES"
     ]:
-        re.compile(pattern)
+        compile_pattern(pattern)
     return rule
+
+
+def _search(pattern: str, text: str) -> Found | None:
+    """Raises: UsageError for a text of so many characters that it would take too long."""
+    try:
+        return compile_pattern(pattern).search(text)
+    except ValueError as e:
+        raise UsageError(f"the source policy's {pattern[:80]!r} for {text[:80]!r}: {e}") from e
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:

@@ -21,14 +21,14 @@ TOP = Path(__file__).resolve().parents[2]
 PACKAGES = ("layers", "registry", "builder")
 
 LEAVES = ("layers.errors", "layers.events", "layers.oci", "layers.linux", "layers.sha")
-EVERYWHERE = ("layers.values",)
-"""What stands for a piece of the stdlib."""
+EVERYWHERE = ("layers.values", "layers.regex")
+"""What stands for pieces of the stdlib."""
 
 LAW: dict[str, tuple[str, ...]] = {
     # The longest matching prefix counts; besides the stdlib, a module may import what its row names.
     "layers": ("layers", "zstandard", "isal", "zlib_ng"),
     **dict.fromkeys(LEAVES, LEAVES),
-    "layers.values": (),
+    **dict.fromkeys(EVERYWHERE, ()),
     "layers.content": ("layers.oci",),
     "layers.snapshot": ("layers.oci",),
     "registry": ("layers", "registry", "requests", "urllib3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -137,3 +138,25 @@ def test_a_functions_world_is_its_parameters() -> None:
         bake('variable "TAG" {}\nfunction "f" {\n params = []\n result = TAG\n}\ntarget "t" { tags = [f()] }')
     with pytest.raises(UsageError, match="takes 1 values"):
         bake('function "f" {\n params = [a]\n result = a\n}\ntarget "t" { tags = [f()] }')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[for a in range(5000): [for b in range(5000): [for c in range(5000): 1]]]",
+        "length([for a in range(5000): {for b in range(5000): b => a if b == a}])",
+        'regex_replace(join("", [for a in range(5000): "aaaaaaaaaaaaaaaaaaaa"]), "(a+)+$$|(a?){400}(a?){400}b", "")',
+    ],
+)
+def test_what_would_take_years_is_refused(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"takes too long|takes more than"):
+        value(text)
+    assert time.process_time() - began < 60
+
+
+def test_patterns_that_never_end_in_other_engines() -> None:
+    assert value('regex_replace("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!", "^(a+)+$", "x")').endswith(
+        "a!"
+    )
+    assert value('regex_replace("a-b", "(?P<l>a)-(b)", "$${2}$${l}$9$1$0")') == "baaa-b"

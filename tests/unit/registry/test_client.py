@@ -195,6 +195,13 @@ def test_rate_limit_headers(mocked: responses.RequestsMock, api: RegistryClient)
     assert limit is not None and (limit.limit, limit.remaining, limit.window_s) == (100, 76, 21600)
 
 
+def test_absurd_rate_limit_headers(mocked: responses.RequestsMock, api: RegistryClient) -> None:
+    headers = {**manifest_headers(), "ratelimit-remaining": f"{'9' * 5000};w={'9' * 5000}", "Content-Length": "5"}
+    mocked.head(f"{H}/v2/a/b/manifests/v1", headers=headers)
+    limit = api.ratelimit(REF)
+    assert limit is not None and (limit.limit, limit.remaining, limit.window_s) == (0, 0, 0)
+
+
 def test_no_rate_limit(mocked: responses.RequestsMock, api: RegistryClient) -> None:
     mocked.head(f"{H}/v2/a/b/manifests/v1", status=404)
     assert api.ratelimit(REF) is None
@@ -463,7 +470,7 @@ def test_pages_in_a_circle(mocked: responses.RequestsMock, api: RegistryClient) 
         list(api.catalog("h.x"))
 
 
-@pytest.mark.parametrize("body", ["[]", "{", '{"tags": "x"}', '{"tags": [1]}'])
+@pytest.mark.parametrize("body", ["[]", "{", '{"tags": "x"}', '{"tags": [1]}', '{"tags": ["%s"]}' % ("9" * 5000)])
 def test_lists_that_are_none(mocked: responses.RequestsMock, api: RegistryClient, body: str) -> None:
     mocked.get(f"{H}/v2/a/b/tags/list", body=body)
     with pytest.raises(ServerError, match="cannot list the tags"):

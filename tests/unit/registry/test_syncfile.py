@@ -183,6 +183,15 @@ def test_patterns(pattern: str, fits: list[str], fits_not: list[str]) -> None:
     assert not any(parsed.fits(t) for t in fits_not)
 
 
+def test_a_pattern_that_never_ends_in_other_engines() -> None:
+    from registry.tags import select
+
+    tags = ["a" * 127 + "!", "a" * 128]
+    pattern = TagPattern.parse("/^(a+)+$/")
+    assert [tag for tag in tags if pattern.fits(tag)] == tags[1:]
+    assert select(tags, ["/^(a|a)*$/"], ["/(.*b){20}/"]) == tags[1:]
+
+
 @pytest.mark.parametrize(
     ("destination", "scoped", "shown"),
     [
