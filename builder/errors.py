@@ -8,7 +8,8 @@ PybuildError
     ├── SandboxError          the kernel refused an operation of the sandbox
     ├── SecretLeakError       a secret's value was found in what was built; nothing is named or sent
     ├── CacheLostError        a remote cache lacks a layer that it has said to have; its steps are run instead
-    ├── ContextError          the build context, its ignore file or a source of COPY is not there
+    ├── ContextError          the build context, its ignore file or a source of COPY cannot be read
+    │   └── SourceNotFound    a source of COPY, ADD or a mount is not there
     └── UsageError            the command line is wrong; exits with 2
 """
 
@@ -59,6 +60,16 @@ class ParseError(BuildError):
 
 class PlanError(ParseError):
     """A well-formed Containerfile asks for what cannot be."""
+
+
+def locate(error: PybuildError, source: SourceFile, place: SourceRange) -> None:
+    """Let an error of another kind tell its place in the Containerfile: beside the cause, which keeps its class.
+
+    The first note is the position, the second the line with carets. Who has said it first is right.
+    """
+    if not isinstance(error, (ParseError, StepError)) and not getattr(error, "__notes__", None):
+        error.add_note(source.position(place))
+        error.add_note(source.excerpt(place))
 
 
 class StepError(BuildError):
@@ -122,6 +133,14 @@ class CacheLostError(BuildError):
 
 class ContextError(BuildError):
     """The build context, its ignore file or a source of COPY or ADD cannot be read or is not there."""
+
+
+class SourceNotFound(ContextError):
+    """A source of COPY, ADD or a mount is not in its tree. `path` is the source as it was written."""
+
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
 
 
 class UsageError(BuildError):

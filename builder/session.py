@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_SECRET_BYTES = 500 << 10
 """BuildKit's ceiling for one secret."""
 _MAX_IGNORE_BYTES = 8 << 20
+_MAX_NAMES = 10_000
+"""Names of a directory among which the one that was meant is looked for."""
 
 
 def _looks_remote(value: str) -> bool:
@@ -34,6 +36,31 @@ class ContextTree(NamedTuple):
     fd: int
     path: Path
     ignore: IgnoreMatcher | None
+
+    def advice(self, source: str) -> str:
+        """What to do about a source that the context does not show: a hint for people."""
+        from builder.frontend.spelling import nearest
+        from layers import linux
+
+        name = os.path.normpath("/" + source).lstrip("/")
+        ignored, line = self.ignore.decide(name) if self.ignore is not None else (False, None)
+        try:
+            os.close(linux.openat2(self.fd, name, os.O_PATH, 0, linux.RESOLVE_IN_ROOT))
+            if ignored and line is not None:
+                return f"{line.file}:{line.line} leaves it out of the build context: {line.pattern}"
+        except OSError:
+            pass
+        parent, base = os.path.split(name)
+        try:
+            fd = linux.openat2(self.fd, parent or ".", os.O_RDONLY | os.O_DIRECTORY, 0, linux.RESOLVE_IN_ROOT)
+            with os.scandir(fd) as entries:
+                near = nearest(base, (entry.name for entry, _ in zip(entries, range(_MAX_NAMES), strict=False)))
+            os.close(fd)
+        except OSError:
+            near = None
+        if near is not None:
+            return f"did you mean {os.path.join(parent, near)}?"
+        return f"sources are paths in the build context, {self.path.absolute()}"
 
 
 class Session:

@@ -94,6 +94,14 @@ class Digest(str):
         return hashlib.new(self.algorithm)
 
 
+_KNOWN_SYSTEMS = {
+    "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "linux", "netbsd", "openbsd", "plan9",
+    "solaris", "windows", "zos",
+}  # fmt: skip
+_KNOWN_ARCHITECTURES = {
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le", "ppc", "ppc64", "ppc64le",
+    "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
+}  # fmt: skip
 _ARCH_ALIASES = {
     "x86_64": ("amd64", ""), "x86-64": ("amd64", ""), "amd64": ("amd64", ""),
     "aarch64": ("arm64", ""), "arm64": ("arm64", ""),
@@ -118,7 +126,7 @@ class Platform:
         """Parse `os/arch[/variant]`, `arch[/variant]` or `os`, normalised as containerd does it.
 
         The first part may be `os(version+feature...)`, for what Windows asks.
-        Raises: ImageError if the text has an empty part or more than three.
+        Raises: ImageError if the text has an empty part or more than three, or one alone that nobody knows.
         """
         exact = re.fullmatch(r"([A-Za-z0-9_.\-]+)\(([A-Za-z0-9_.\-]*)((?:\+[A-Za-z0-9_.\-]+)*)\)(/.*)?", text.strip())
         if exact is not None:
@@ -130,9 +138,12 @@ class Platform:
             raise ImageError(f"invalid platform {text!r}: expected os/arch[/variant], such as linux/arm64")
         host = cls.host()
         if len(parts) == 1:
-            if parts[0] in {"linux", "windows", "darwin", "freebsd"}:
+            if parts[0] in _KNOWN_SYSTEMS:
                 return cls(os=parts[0], architecture=host.architecture, variant=host.variant)
-            return cls._normalised("linux", parts[0], "")
+            found = cls._normalised("linux", parts[0], "")
+            if found.architecture not in _KNOWN_ARCHITECTURES:
+                raise ImageError(f"invalid platform {text!r}: unknown operating system or architecture")
+            return found
         if len(parts) == 2 and (parts[0] in _ARCH_ALIASES or parts[0] in {"arm", "riscv64", "s390x", "ppc64le"}):
             return cls._normalised("linux", parts[0], parts[1])
         return cls._normalised(parts[0], parts[1], parts[2] if len(parts) == 3 else "")

@@ -347,13 +347,15 @@ def _print_error(error: BaseException) -> None:
     from builder.errors import ParseError, StepError
 
     hint = getattr(error, "hint", None)
-    notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ())[:1])
+    place, excerpt = [*getattr(error, "__notes__", ()), "", ""][:2]
     if isinstance(error, ParseError):
         _say(f"error: {error.render()}")
         return
-    _say(f"error: {notes}{error}")
     if isinstance(error, StepError) and error.source is not None and error.range is not None:
-        _say(error.source.excerpt(error.range))
+        excerpt = error.source.excerpt(error.range)
+    _say(f"error: {place}{': ' if place else ''}{error}")
+    if excerpt:
+        _say(excerpt)
     if hint:
         _say(f"hint: {hint}")
 

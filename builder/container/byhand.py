@@ -128,7 +128,7 @@ class _Planned:
         self.trees[number] = self._tree(name)
         return number, None
 
-    def context_tree(self, context: str, source: str) -> int:
+    def context_tree(self, context: str, source: str, range: SourceRange) -> int:
         raise ContextError(f"there is no build context to mount {source} of", hint="name a directory of this machine")
 
     def remote(self, kind: Literal["http", "git"], source: str, checksum: str, *, range: SourceRange) -> CopyItem:

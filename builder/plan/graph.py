@@ -123,6 +123,8 @@ class Step(NamedTuple):
     platform: Platform
     range: SourceRange | None = None
     ignore_cache: bool = False
+    internal: bool = False
+    """It stands for no instruction: it brings what one of them (`range`) needs."""
 
 
 class HistoryEntry(NamedTuple):

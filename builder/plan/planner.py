@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from builder.errors import ParseError, PlanError
+from builder.errors import ParseError, PlanError, locate
 from builder.frontend import instructions as ins
 from builder.frontend.source import SourceRange
 from builder.frontend.spelling import nearest
@@ -406,7 +406,7 @@ class _PlatformPlan:
 
     # Images and contexts
 
-    def _resolve(self, name: str, platform: Platform, where: SourceRange) -> ResolvedImage:
+    def _resolve(self, name: str, platform: Platform, where: SourceRange, *, or_stage: bool = False) -> ResolvedImage:
         key = (name, str(platform))
         if key not in self._images:
             wanted = name
@@ -415,10 +415,18 @@ class _PlatformPlan:
             try:
                 self._images[key] = self._resolver.resolve_image(wanted, platform)
             except PybuildError as e:
-                # The place in the file is told beside the cause, which keeps its own class and exit code.
-                e.add_note(f"{self._file.source.name}:{where.start_line}")
+                locate(e, self._file.source, where)
+                e.hint = e.hint or self._stage_meant(name, surely=or_stage)
                 raise
         return self._images[key]
+
+    def _stage_meant(self, name: str, *, surely: bool) -> str | None:
+        """A hint for who meant a stage by the bare name of an image that cannot be had."""
+        if not re.fullmatch(r"[a-z0-9_-]+", name):
+            return None
+        if match := nearest(name, self._by_name):
+            return f"did you mean the stage {match}?"
+        return f"no stage is called {name}: it was taken for an image" if surely else None
 
     def _source_step(self, image: ResolvedImage, state: StageState | None, where: SourceRange) -> int | None:
         if not image.manifest.layers:
@@ -435,6 +443,7 @@ class _PlatformPlan:
                 stage=state.name if state else "",
                 platform=image.config.platform,
                 range=where,
+                internal=state is None,
             )
         )
 
@@ -472,7 +481,7 @@ class _PlatformPlan:
         if image is not None:
             state.start_from_image(image, self._source_step(image, state, from_.range))
         else:
-            state.start_from_image(None, self.context_tree(self._context_name(value), "/"))
+            state.start_from_image(None, self.context_tree(self._context_name(value), "/", from_.range))
 
     # Sources protocol, for the dispatcher
 
@@ -497,9 +506,9 @@ class _PlatformPlan:
             if image is None:
                 return None, self._context_name(value)
             return self._source_step(image, None, range), None
-        return self._source_step(self._resolve(name, self._platform, range), None, range), None
+        return self._source_step(self._resolve(name, self._platform, range, or_stage=True), None, range), None
 
-    def context_tree(self, context: str, source: str) -> int:
+    def context_tree(self, context: str, source: str, range: SourceRange) -> int:
         include = () if source == "/" else (source.lstrip("/"),)
         whose = f"context {context}" if context else "build context"
         op = CopyOp(
@@ -514,6 +523,8 @@ class _PlatformPlan:
                 name=f"[{self._prefix}internal] load {source} of {whose}",
                 stage="",
                 platform=self._platform,
+                range=range,
+                internal=True,
             )
         )
 

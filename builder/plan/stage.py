@@ -43,7 +43,7 @@ class Sources(Protocol):
     def stage_or_image(self, name: str, *, user: StageState, range: SourceRange) -> tuple[int | None, str | None]:
         """The step of a stage or image, or the name of a build context (one of the two; both None: empty)."""
 
-    def context_tree(self, context: str, source: str) -> int:
+    def context_tree(self, context: str, source: str, range: SourceRange) -> int:
         """A step that holds `source` of a build context, at the same path."""
 
     def remote(self, kind: Literal["http", "git"], source: str, checksum: str, *, range: SourceRange) -> CopyItem:
@@ -321,9 +321,9 @@ class Dispatcher:
             if mount.from_:
                 step, context = self._sources.stage_or_image(mount.from_, user=state, range=where)
                 if context is not None:
-                    step = self._sources.context_tree(context, source)
+                    step = self._sources.context_tree(context, source, where)
             elif mount.type == "bind":
-                step = self._sources.context_tree("", source)
+                step = self._sources.context_tree("", source, where)
         target = mount.target or ""
         if mount.type not in {"secret", "ssh"} or target:
             target = posixpath.normpath(posixpath.join("/", state.workdir, target or "."))

@@ -14,7 +14,7 @@ import errno
 import os
 import posixpath
 
-from builder.errors import ContextError
+from builder.errors import ContextError, SourceNotFound
 from builder.solve import filedata
 
 MAX_LINKS = 255
@@ -34,7 +34,7 @@ def shown(path: str) -> str:
 
 def not_found(path: str) -> ContextError:
     """The error for a source that is not in its tree, in BuildKit's words."""
-    return ContextError(f"{shown(path)}: not found")
+    return SourceNotFound(f"{shown(path)}: not found", path=path)
 
 
 def open_directory(root_fd: int, path: str) -> int:

@@ -20,7 +20,7 @@ from builder.solve.layering import LayerBook
 from builder.solve.results import FailedStep, StepResult, from_record, to_record
 from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
-from builder.solve.stepkeys import StepKeys, locate
+from builder.solve.stepkeys import StepKeys, locate_step
 from builder.solve.steps import StepContext, run_command, run_copy, run_mkdir
 from layers.errors import BlobNotFound, Cancelled, PybuildError, StoreError
 from layers.events import Vertex
@@ -304,7 +304,7 @@ class Solver:
             raise
         except PybuildError as e:
             ctx.events.emit(Vertex(vertex, step.name, inputs, started, time.time_ns(), error=e.message))
-            locate(ctx, e, step)
+            locate_step(ctx, e, step)
             raise
         completed = time.time_ns()
         self._times[step.number] = (started, completed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from builder.errors import ParseError, StepError
+from builder.errors import SourceNotFound, locate
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
 from builder.solve import cachekey
 from builder.solve.steps import StepContext, copy_options, open_mount
@@ -55,7 +55,7 @@ class StepKeys:
                     try:
                         content = [self._item_key(step.op, at, inputs) for at in range(len(step.op.items))]
                     except PybuildError as e:
-                        locate(self._ctx, e, step)
+                        locate_step(self._ctx, e, step)
                         raise
                     self._content[step.number] = content
                     key = cachekey.copy_key(step.op, parent, content, self._ctx.request.source_date_epoch)
@@ -133,7 +133,10 @@ class StepKeys:
         return content_key(root, [item.source], options, stats_cache=self._ctx.store.filestats).digest
 
 
-def locate(ctx: StepContext, error: PybuildError, step: Step) -> None:
-    """Let an error that knows no place in the Containerfile tell the step's."""
-    if step.range is not None and not isinstance(error, (ParseError, StepError)):
-        error.add_note(f"{ctx.source.name}:{step.range.start_line}")
+def locate_step(ctx: StepContext, error: PybuildError, step: Step) -> None:
+    """Let an error that knows no place in the Containerfile tell the step's, and what to do about a missing source."""
+    missing = error.path.strip("/") if isinstance(error, SourceNotFound) else ""
+    if step.range is not None:
+        locate(error, ctx.source, ctx.source.locate(missing, step.range))
+    if isinstance(error, SourceNotFound) and isinstance(step.op, CopyOp) and step.op.context is not None:
+        error.hint = error.hint or ctx.session.context(step.op.context).advice(error.path)

@@ -104,6 +104,25 @@ def test_copies_of_what_is_not_there_or_not_inside(source: str, words: str, pybu
     assert "Containerfile:2" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "column", "words"),
+    [
+        ("COPY thre /x", 6, "hint: did you mean there?"),
+        ("ADD log/today.log /x", 5, ".dockerignore:2 leaves it out of the build context: **/*.log"),
+        ("COPY ./elsewhere /x", 8, "hint: sources are paths in the build context, /"),
+        ("RUN --mount=source=sub/gon,target=/x true", 20, "hint: did you mean sub/gone?"),
+    ],
+)
+def test_a_source_that_is_not_there_says_where_and_what_to_do(
+    line: str, column: int, words: str, pybuild: Pybuild, tmp_path: Path
+) -> None:
+    files = {"there": "x", "log/today.log": "x", "sub/gone": "x", ".dockerignore": "# logs\n**/*.log\n"}
+    context = write_context(tmp_path / "c", f"FROM scratch\n{line}\n", files)
+    result = pybuild.build(context, check=False)
+    assert result.status == 1 and f"Containerfile:2:{column}: " in result.stderr, result.stderr
+    assert words in result.stderr and f"   2 | {line}\n" in result.stderr, result.stderr
+
+
 def test_what_cannot_be_pulled(pybuild: Pybuild, registry: RegistryServer, tmp_path: Path) -> None:
     context = write_context(tmp_path / "c", f"FROM {registry.host}/no/such:1\n")
     result = pybuild.build(context, check=False)

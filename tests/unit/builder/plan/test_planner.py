@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builder.errors import PlanError
+from builder.errors import ParseError, PlanError
 from builder.frontend.instructions import parse_containerfile
 from builder.frontend.source import SourceFile
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, ResolvedImage, RunOp, SourceOp
@@ -327,6 +327,32 @@ def test_a_base_built_for_a_variant_keeps_it() -> None:
     assert graph_of("FROM a\n", Variants(a={}), platforms=asked).images[0].document["variant"] == "v9"
     foreign = graph_of("FROM a\n", Variants(a={}), platforms=(Platform("linux", "arm", "v7"),)).images[0].document
     assert (foreign["architecture"], foreign["variant"], foreign.get("os.version")) == ("arm", "v7", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("FROM a AS builder\nFROM a\nCOPY --from=buidler /x /y\n", "did you mean the stage builder?"),
+        ("FROM a AS builder\nFROM biulder\n", "did you mean the stage builder?"),
+        ("FROM a\nCOPY --from=debug /x /y\n", "no stage is called debug: it was taken for an image"),
+        ("FROM debug\n", None),
+        ("FROM a\nCOPY --from=host/debug:1 /x /y\n", None),
+    ],
+)
+def test_who_meant_a_stage_is_told(text: str, hint: str | None) -> None:
+    with pytest.raises(NameNotFound) as caught:
+        graph_of(text, Images(a={}))
+    line = text.count("\n")
+    assert caught.value.hint == hint
+    assert caught.value.__notes__[0] == f"Containerfile:{line}:1"
+    assert text.splitlines()[-1] in caught.value.__notes__[1]
+
+
+def test_a_platform_alone_must_be_known() -> None:
+    with pytest.raises(ParseError, match="unknown operating system or architecture"):
+        graph_of("FROM --platform=foo a\n", Images(a={}))
+    for known in ("arm64", "x86_64", "windows", "linux/foo", "macos/arm64"):
+        assert graph_of(f"FROM --platform={known} a\n", Images(a={})).images
 
 
 def test_windows_has_its_own_shell_and_no_path() -> None:
