@@ -73,12 +73,19 @@ class Group:
 
     def add(self, hierarchy: Hierarchy, path: str) -> None:
         """Make and lock a directory. Raises: OSError."""
-        os.mkdir(path, 0o755)
+        while True:
+            os.mkdir(path, 0o755)
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # before it was locked, another's sweep took it for a dead one's
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)  # a sweep holds it for a moment, and removes it
+            if os.path.exists(path):
+                break
+            os.close(lock)
         self.directories.append((hierarchy, path))
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._locks.append(lock)
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def result(self) -> Result:
         """What was counted so far."""

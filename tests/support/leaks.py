@@ -21,7 +21,7 @@ from layers import linux
 from tests.support.accounts import PREFIX
 
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_S = 5.0
+GRACE_S = 60.0
 
 
 class Left(NamedTuple):
@@ -59,12 +59,13 @@ def cgroups() -> frozenset[str]:
     found: set[str] = set()
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         for folder in folders:
-            if "pybuild" in folder and not _populated(f"{top}/{folder}"):
+            if "pybuild" in folder and not populated(f"{top}/{folder}"):
                 found.add(f"{top}/{folder}")
     return frozenset(found)
 
 
-def _populated(path: str) -> bool:
+def populated(path: str | Path) -> bool:
+    """Whether a group holds processes; not, if it is gone."""
     try:
         return bool(Path(path, "cgroup.procs").read_text().strip())
     except OSError:

@@ -23,6 +23,7 @@ import pytest
 
 from tests.support.machine import need_tool, which
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 MANIFEST_TYPES = ", ".join(
     (
@@ -50,6 +51,7 @@ class RegistryServer:
             **(extra or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._markers = 0
 
     def start(self) -> RegistryServer:
         """Start and wait until it answers. Raises: RuntimeError with the end of its log."""
@@ -98,13 +100,18 @@ class RegistryServer:
             connection.close()
 
     def requests_seen(self) -> list[str]:
-        """`METHOD /path` of every request so far, from the access log."""
+        """`METHOD /path` of every request answered so far, from the access log."""
+        # A request is logged after its answer, perhaps long after. What came later is there: so is what came before.
+        self._markers += 1
+        mark = f"/v2/?mark={self._markers}"
+        self.request("GET", mark)
+        until(lambda: mark in self.log.read_text(errors="replace"))
         seen = []
         for line in self.log.read_text(errors="replace").splitlines():
             parts = line.split('"')
             if len(parts) > 2 and parts[1].endswith(("HTTP/1.1", "HTTP/2.0")):
                 seen.append(parts[1].rsplit(" ", 1)[0])
-        return seen
+        return [request for request in seen if not request.startswith("GET /v2/?mark=")]
 
     def manifest(self, repository: str, reference: str) -> dict[str, Any]:
         """The manifest or index of that tag or digest, parsed. Raises: KeyError if there is none."""

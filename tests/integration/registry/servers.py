@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE_S
 
 REGISTRY = shutil.which("docker-registry")
 HTPASSWD = shutil.which("htpasswd")
@@ -138,6 +139,7 @@ class _Server:
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.socket.listen(128)  # with the five that it has room for, connections of a busy machine wait
         self._http.daemon_threads = True
         self.host = f"127.0.0.1:{self._http.server_address[1]}"
         self.url = f"http://{self.host}"
@@ -297,6 +299,7 @@ class Fault:
 
     `status` answers at once with `headers` and `body`. `cut_request_at` and `cut_response_at` reset the
     connection after that many body bytes; `end_response_at` closes it cleanly (truncation).
+    `stall_request_at` passes that many body bytes on and swallows the rest, and never answers.
     `cut_answer` passes the request on, and resets the connection instead of answering.
     `corrupt_at` flips a byte of the response. `drip_s` and `drip_head_s` send the response's body or
     headers a byte at a time.
@@ -313,6 +316,7 @@ class Fault:
     drip_s: float | None = None
     drip_head_s: float | None = None
     stall_after: int | None = None
+    stall_request_at: int | None = None
     cut_answer: bool = False
     drop_headers: tuple[str, ...] = ()
     set_headers: dict[str, str] = field(default_factory=dict)
@@ -325,7 +329,8 @@ Rule = Callable[[Exchange], Fault | None]
 class FaultProxy:
     """An HTTP/1.1 proxy in front of one registry, on plain sockets, that breaks what its rule says.
 
-    `log` lists the exchanges; `up_bytes` and `down_bytes` count body bytes passed each way.
+    `log` lists the exchanges; `up_bytes` and `down_bytes` count body bytes passed each way;
+    `stalled_out` tells that a client waited for a stalled body longer than anybody should.
     """
 
     def __init__(self, upstream: str, rule: Rule | None = None) -> None:
@@ -333,6 +338,7 @@ class FaultProxy:
         self.rule: Rule = rule or (lambda exchange: None)
         self.log: list[Exchange] = []
         self.connections = 0
+        self.stalled_out = False
         self.up_bytes = 0
         self.down_bytes = 0
         self._lock = threading.Lock()
@@ -370,7 +376,7 @@ class FaultProxy:
                 continue
             except OSError:
                 return
-            client.settimeout(30)
+            client.settimeout(PATIENCE_S)
             self.connections += 1
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
@@ -424,11 +430,11 @@ class FaultProxy:
         length: int,
     ) -> bool:
         name, _, port = self.upstream.rpartition(":")
-        with socket.create_connection((name, int(port)), timeout=30) as server:
+        with socket.create_connection((name, int(port)), timeout=PATIENCE_S) as server:
             kept = [(k, v) for k, v in headers if k.lower() not in {"connection", *fault.drop_request_headers}]
             head = start + "".join(f"{k}: {v}\r\n" for k, v in kept).encode("latin-1") + b"Connection: close\r\n\r\n"
             server.sendall(head)
-            left = length if fault.cut_request_at is None else min(length, fault.cut_request_at)
+            left = min(x for x in (length, fault.cut_request_at, fault.stall_request_at) if x is not None)
             while left:
                 data = reader.read(min(left, 65536))
                 if not data:
@@ -436,6 +442,10 @@ class FaultProxy:
                 server.sendall(data)
                 self.up_bytes += len(data)
                 left -= len(data)
+            if fault.stall_request_at is not None:
+                while reader.read1(65536):  # until the client gives up
+                    pass
+                return False
             if fault.cut_request_at is not None:
                 # A clean end towards the registry, a reset towards the client.
                 server.shutdown(socket.SHUT_WR)
@@ -471,7 +481,7 @@ class FaultProxy:
             room = 65536 if not limits else min(65536, min(limits) - sent)
             if room <= 0:
                 if fault.stall_after is not None:
-                    self._stop.wait(30)
+                    self.stalled_out |= not self._stop.wait(PATIENCE_S)
                 elif fault.cut_response_at is not None:
                     _reset(client)
                 return False
@@ -560,7 +570,7 @@ class ForwardProxy(_Server):
                 if target is None:
                     self.send_error(502)
                     return
-                upstream = http.client.HTTPConnection(target, timeout=10)
+                upstream = http.client.HTTPConnection(target, timeout=PATIENCE_S)
                 upstream.request("GET", parts.path, headers={"Accept": self.headers.get("Accept", "*/*")})
                 answer = upstream.getresponse()
                 data = answer.read()
@@ -608,6 +618,6 @@ class TlsFiles:
 
 def get(url: str) -> bytes:
     """A plain GET, for asking a registry without our client."""
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
         data: bytes = response.read()
         return data

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tests.integration.registry.servers import Exchange, Fault, FaultProxy
 from tests.support.images import Blob, Image, check_layout, make_image, make_index, random_layer, write_layout
 from tests.support.machine import CHECKOUT
 from tests.support.registries import RegistryServer
+from tests.support.waiting import PATIENCE_S, until
 
 Copy = Callable[..., CopyResult]
 MIB = 1 << 20
@@ -89,7 +89,6 @@ class Since:
         self._before = len(registry.requests_seen())
 
     def __call__(self) -> list[str]:
-        time.sleep(0.05)  # the log is written after the answer
         return [r for r in self._registry.requests_seen()[self._before :] if r.split()[1] != "/v2/"]
 
     def count(self, method: str) -> int:
@@ -226,13 +225,10 @@ def _layer(image: Image) -> str:
     return digest
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool], limit_s: float = 60) -> None:
+def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
     """SIGKILL the process once `ready`; fails if it ends by itself."""
-    deadline = time.monotonic() + limit_s
-    while not ready():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: ready() or process.poll() is not None)
+    assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -243,8 +239,7 @@ def test_a_killed_pull_goes_on(
     tmp_path: Path, registry: RegistryServer, copy: Copy, large: tuple[Path, Image], kind: str
 ) -> None:
     layout, image = large
-    there = f"docker://{registry.host}/large/pull:1"
-    copy(f"oci:{layout}:t", there)
+    copy(f"oci:{layout}:t", f"docker://{registry.host}/large/pull:1")
     target = f"storage:large/{kind}:1" if kind == "storage" else f"oci:{tmp_path}/out:t"
     ingests = tmp_path / ("store/ingest" if kind == "storage" else "out/.pybuild-ingest")
 
@@ -254,9 +249,15 @@ def test_a_killed_pull_goes_on(
         except OSError:
             return False
 
-    with subprocess.Popen(program(there, target, tmp_path), cwd=CHECKOUT) as process:
-        kill_when(process, partly)
-    result = run_program(there, target, tmp_path)
+    def stop(exchange: Exchange) -> Fault | None:
+        return Fault(stall_after=150 * MIB) if exchange.path.endswith(_layer(image)) else None
+
+    with FaultProxy(f"127.0.0.1:{registry.port}", stop) as proxy:
+        there = f"docker://{proxy.host}/large/pull:1"
+        with subprocess.Popen(program(there, target, tmp_path), cwd=CHECKOUT) as process:
+            kill_when(process, partly)
+        proxy.rule = lambda exchange: None
+        result = run_program(there, target, tmp_path)
     assert result["digest"] == image.digest
     assert result["moved"] <= 81 * MIB
     if kind == "oci":
@@ -276,7 +277,7 @@ def test_a_killed_push_goes_on(
     def hold(exchange: Exchange) -> Fault | None:
         if exchange.method == "PATCH" and exchange.headers["content-range"].startswith(f"{128 * MIB}-"):
             stopped.set()
-            killed.wait(60)
+            killed.wait(PATIENCE_S)
         return None
 
     def held() -> bool:
@@ -305,11 +306,18 @@ def test_a_killed_push_goes_on(
 def test_a_push_killed_anywhere_goes_on_where_the_registry_can(tmp_path: Path, large: tuple[Path, Image]) -> None:
     """Ours keeps what has come of a broken request, as distribution 3 does: what was on its way is lost, no more."""
     layout, image = large
-    with Store.open(tmp_path / "served") as store, serving(store) as server, FaultProxy(server.host) as proxy:
+    passed = 180 * MIB
+
+    def stop(exchange: Exchange) -> Fault | None:
+        first, _, last = exchange.headers.get("content-range", "0-0").partition("-")
+        return Fault(stall_request_at=passed - int(first)) if int(first) < passed <= int(last) else None
+
+    with Store.open(tmp_path / "served") as store, serving(store) as server, FaultProxy(server.host, stop) as proxy:
         there = f"docker://{proxy.host}/large/push:1"
         with subprocess.Popen(program(f"oci:{layout}:t", there, tmp_path), cwd=CHECKOUT) as process:
-            kill_when(process, lambda: proxy.up_bytes >= 180 * MIB)
-        time.sleep(0.5)  # what the dead process had sent arrives
+            kill_when(process, lambda: proxy.up_bytes >= passed)
+        until(lambda: any(p.stat().st_size == passed for p in (tmp_path / "served/ingest").iterdir()))
+        proxy.rule = lambda exchange: None
         before = proxy.up_bytes
         result = run_program(f"oci:{layout}:t", there, tmp_path)
         assert result["moved"] <= 40 * MIB

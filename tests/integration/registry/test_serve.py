@@ -21,6 +21,7 @@ from registry.serve import RegistryServer, serving
 from tests.integration.registry.commands import CommandLine, cli, put
 from tests.support.images import OCI_MANIFEST, check_layout, layout_names, make_image, make_index
 from tests.support.machine import CHECKOUT
+from tests.support.waiting import PATIENCE_S, until
 
 __all__ = ["cli"]
 
@@ -34,7 +35,7 @@ def served(tmp_path: Path) -> Iterator[tuple[RegistryServer, Store]]:
 def ask(
     server: RegistryServer, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
         answer = connection.getresponse()
@@ -73,7 +74,7 @@ def test_images_come_and_go_unchanged(cli: CommandLine, tmp_path: Path, served: 
 def test_a_chunk_without_a_sound_size_is_refused(served: tuple[RegistryServer, Store], size: str) -> None:
     server, _ = served
     _, headers, _ = ask(server, "POST", "/v2/a/blobs/uploads/", Content_Length="0")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as raw:
         head = f"PATCH {headers['location']} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         raw.sendall(head.encode() + f"{size}\r\n".encode() + b"data and no end")
         # The connection stays open for writing: an answer comes though no end of the body does.
@@ -95,21 +96,21 @@ def test_pages_in_a_browser_cannot_write(served: tuple[RegistryServer, Store]) -
 
 def test_connections_have_a_bound(served: tuple[RegistryServer, Store]) -> None:
     server, _ = served
-    held = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(256)]
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(256)]
     try:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as refused:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as refused:
             assert refused.recv(1) == b""
     finally:
         for connection in held:
             connection.close()
-    deadline = time.monotonic() + 20
-    while True:
+
+    def serves() -> bool:
         try:
-            assert ask(server, "GET", "/v2/")[0] == 200
-            return
-        except OSError:  # the threads have not noticed yet
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            return ask(server, "GET", "/v2/")[0] == 200
+        except (OSError, http.client.HTTPException):  # the threads have not noticed yet
+            return False
+
+    until(serves)
 
 
 def test_an_upload_goes_on_where_it_broke(served: tuple[RegistryServer, Store]) -> None:
@@ -122,12 +123,8 @@ def test_an_upload_goes_on_where_it_broke(served: tuple[RegistryServer, Store]) 
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         head = f"PATCH {place} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
         raw.sendall(head.encode() + data[:100_000])
-    for _ in range(100):
-        status, headers, _ = ask(server, "GET", place)
-        if headers["range"] == "0-99999":
-            break
-        time.sleep(0.05)
-    assert (status, headers["range"]) == (204, "0-99999")
+    until(lambda: ask(server, "GET", place)[1].get("range") == "0-99999")
+    assert ask(server, "GET", place)[0] == 204
     assert ask(server, "PATCH", place, data[5:], Content_Range=f"5-{len(data) - 1}")[0] == 416
     rest = data[100_000:]
     status, headers, _ = ask(server, "PATCH", place, rest, Content_Range=f"100000-{len(data) - 1}")

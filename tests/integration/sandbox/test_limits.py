@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from builder.sandbox import cgroup
 from builder.sandbox.spec import Resources, SandboxSpec
 from tests.integration.sandbox.boxes import RootBox, UserBox
 from tests.integration.sandbox.test_lifecycle import KILLED, assert_appears
+from tests.support.leaks import populated
 from tests.support.machine import CHECKOUT
 from tests.support.waiting import until
 
@@ -214,12 +216,11 @@ def test_an_ordinary_user_without_delegation_is_told(user_box: UserBox) -> None:
 
 def runs_in(group: Path, marker: str) -> bool:
     """Whether a process with this argument is in a group."""
-    for pid in (group / "cgroup.procs").read_text().split():
-        try:
-            if marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                return True
-        except OSError:
-            continue
+    with suppress(OSError):  # one of another worker's goes at any time
+        for pid in (group / "cgroup.procs").read_text().split():
+            with suppress(OSError):
+                if marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    return True
     return False
 
 
@@ -245,6 +246,6 @@ def test_the_groups_of_a_killed_zygote_are_cleared_by_the_next_run(root_box: Roo
     os.kill(int(zygote), 9)
     process.wait(60)
     process.stdout.close()
-    until(lambda: not any((path / "cgroup.procs").read_text() for path in mine))
+    until(lambda: not any(populated(path) for path in mine))  # any other run may sweep them
     assert root_box.run("true", resources=Resources(pids=50)).code == 0
-    assert not [path for path in mine if path.exists()]
+    until(lambda: not [path for path in mine if path.exists()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,26 @@ def test_the_sweep_takes_only_what_nobody_holds(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "pybuild-held"]
     group.remove()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+
+
+def test_a_group_that_a_sweep_takes_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    hierarchy = Hierarchy(1, ("pids",), str(tmp_path), str(tmp_path))
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            cgroup.sweep(str(tmp_path))
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for number in range(200):
+            group = cgroup.Group()
+            group.add(hierarchy, str(tmp_path / f"pybuild-{number}"))
+            assert (tmp_path / f"pybuild-{number}").exists()
+            group.remove()
+    finally:
+        done.set()
+        for sweeper in sweepers:
+            sweeper.join()
