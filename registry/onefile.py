@@ -49,6 +49,20 @@ class Entry(NamedTuple):
     chunks: Sequence[dict[str, Any]] = ()
 
 
+class _Piece:
+    """A part of a layer, fetched and being unpacked: where it begins, and how much of it was taken."""
+
+    def __init__(self, start: int, plain: Any) -> None:
+        self.start = start
+        self.position = 0
+        self._plain = plain
+
+    def take(self, size: int) -> bytes:
+        """The next bytes. Raises: LayerError if there are fewer."""
+        self.position += size
+        return _exactly(self._plain, size)
+
+
 class _Layer:
     """A layer's entries and whiteouts by name, read when first asked for; `wanted` is kept as it goes by."""
 
@@ -197,33 +211,36 @@ class _Layer:
     def _chunks(self, name: bytes) -> Iterator[bytes]:
         entry = self.entries[name]
         done = 0
+        piece: _Piece | None = None
         for chunk in entry.chunks if entry.size_bytes else ():
             size = _whole(chunk.get("chunkSize")) or entry.size_bytes - done
             most = min(entry.size_bytes - done, _MAX_PART_BYTES)
-            if (
-                _whole(chunk.get("chunkOffset")) != done
-                or size > most
-                or _whole(chunk.get("innerOffset")) > _MAX_PART_BYTES
-            ):
+            start, inner = _whole(chunk.get("offset")), _whole(chunk.get("innerOffset"))
+            if _whole(chunk.get("chunkOffset")) != done or size > most or inner > _MAX_PART_BYTES:
                 raise self._malformed()
-            yield self._chunk(chunk, size)
+            if piece is None or start != piece.start:
+                # Forwards alone: a table of a thousand chunks in one piece would have it fetched as often.
+                if piece is not None and start < piece.start:
+                    raise self._malformed()
+                piece = _Piece(start, decompressor(io.BytesIO(self._packed(start)), kind="gzip"))
+            if inner < piece.position:
+                raise self._malformed()
+            piece.take(inner - piece.position)
+            data = piece.take(size)
+            self._check(data, str(chunk.get("chunkDigest") or chunk.get("digest")), "chunk")
+            yield data
             done += size
         if done != entry.size_bytes:
             raise self._malformed()
 
-    def _chunk(self, chunk: dict[str, Any], size: int) -> bytes:
-        start = _whole(chunk.get("offset"))
+    def _packed(self, start: int) -> bytes:
+        """What is stored from an offset to the next one; what follows a file's data in it is another file's."""
         following = bisect_right(self._offsets, start)
         end = self._offsets[following] if following < len(self._offsets) else self._descriptor.size_bytes
         packed = self._range(start, end - start)
         if packed is None:
             raise self._malformed()
-        # What follows in the same gzip member, or after it, is another file's.
-        plain = decompressor(io.BytesIO(packed), kind="gzip")
-        _exactly(plain, _whole(chunk.get("innerOffset")))
-        data = _exactly(plain, size)
-        self._check(data, str(chunk.get("chunkDigest") or chunk.get("digest")), "chunk")
-        return data
+        return packed
 
     def _range(self, offset: int, size: int) -> bytes | None:
         """A part of the layer as it is stored; None where it cannot be had by itself."""

@@ -90,6 +90,7 @@ def _kind(action: argparse.Action | None) -> Kind:
 def _bash(table: list[Command]) -> Iterator[str]:
     yield from (
         '# bash completion for pybuild: eval "$(pybuild completion bash)"',
+        '_pybuild_names() { local n; while IFS= read -r n; do [[ $n == "$1"* ]] && COMPREPLY+=("$n"); done; }',
         "_pybuild() {",
         "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}",
         '    local verb="" first="" i kind="" words="" flags=""',
@@ -124,8 +125,9 @@ def _bash(table: list[Command]) -> Iterator[str]:
         "    case $kind in",
         '        files) COMPREPLY=($(compgen -f -- "$cur")) ;;',
         '        dirs) COMPREPLY=($(compgen -d -- "$cur")) ;;',
-        f'        images) words="$({_IMAGES})"; COMPREPLY=($(compgen -f -- "$cur")) ;;',
-        f'        containers) words="$({_CONTAINERS})" ;;',
+        # What the store says is compared, never expanded, as compgen -W does with its words.
+        f'        images) COMPREPLY=($(compgen -f -- "$cur")); _pybuild_names "$cur" < <({_IMAGES}) ;;',
+        f'        containers) _pybuild_names "$cur" < <({_CONTAINERS}) ;;',
         "    esac",
         '    [[ -n $words ]] && COMPREPLY+=($(compgen -W "$words" -- "$cur"))',
         "}",

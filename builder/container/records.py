@@ -235,7 +235,8 @@ def create(root: Path, id: str, name: str) -> Record:
     top = containers_dir(root)
     record = Record(top / id)
     try:
-        (top / "names").mkdir(mode=0o700, parents=True, exist_ok=True)
+        top.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (top / "names").mkdir(mode=0o700, exist_ok=True)
         record.directory.mkdir(mode=0o700)
         take_name(root, name, id)
     except BaseException as e:

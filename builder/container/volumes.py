@@ -53,8 +53,9 @@ def create(
         return get(root, name)
     fresh = _top(root) / f".{name}.{os.urandom(4).hex()}"
     try:
-        _top(root).mkdir(mode=0o711, parents=True, exist_ok=True)
-        fresh.mkdir(mode=0o711)
+        # What a container's root has there, set-id programs too, is not for other users of this machine.
+        _top(root).mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o700)
         (fresh / "_data").mkdir()
         (fresh / "_data").chmod(0o755)
         document = {"name": name, "created_ns": time.time_ns(), "labels": dict(labels or {}), "anonymous": anonymous}

@@ -248,7 +248,9 @@ def _keep_stubs(path: str, kept: list[Target]) -> None:
     if os.path.isdir(path):
         return
     fresh = f"{path}.{os.urandom(6).hex()}"
-    os.makedirs(fresh, 0o755)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(fresh), 0o700)
+    os.mkdir(fresh, 0o755)
     fd = os.open(fresh, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for target, is_file in kept:
         make_in(fd, target.split("/"), is_file=is_file)

@@ -98,7 +98,8 @@ def _acquire(ctx: StepContext, mount: MountOp, trees: Mapping[int, Mount]) -> tu
     from builder.solve.steps import cache_directory
 
     base = cache_directory(ctx.store.root, cache_id(mount))
-    base.parent.mkdir(parents=True, exist_ok=True)
+    # Set-id programs of a RUN are not for other users of this machine, whatever the store's own directory allows.
+    base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if mount.sharing == "shared":
         _populate(ctx, base, mount, trees)
         return base, lambda: None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,3 +155,42 @@ def test_a_table_of_many_chunks_is_read_in_time(tmp_path: Path) -> None:
         one._take_table([{"type": "reg", "name": "a", "size": 1}, *many])
         assert len(one.entries[b"a"].chunks) == 300_001
         assert time.process_time() - started < 10
+
+
+def chunk(number: int, *, offset: int, inner: int, data: bytes) -> dict[str, object]:
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return {
+        "type": "chunk" if number else "reg", "name": "a", "chunkOffset": number, "chunkSize": 1, "offset": offset,
+        "innerOffset": inner, "chunkDigest": digest,
+    }  # fmt: skip
+
+
+def test_a_piece_that_has_many_chunks_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = bytes(range(256)) * 4
+    packed = gzip.compress(text)
+    fetched: list[int] = []
+
+    def fetch(_layer: object, start: int) -> bytes:
+        fetched.append(start)
+        return packed
+
+    monkeypatch.setattr("registry.onefile._Layer._packed", fetch)
+    with finder(tmp_path, [file(b"x")]) as found:
+        one = found._layers[0]
+        table = [chunk(n, offset=7, inner=n, data=text[n : n + 1]) for n in range(len(text))]
+        one._take_table([{**table[0], "size": len(text)}, *table[1:]])
+        assert b"".join(one._chunks(b"a")) == text
+        assert fetched == [7]
+
+
+@pytest.mark.parametrize("places", [((5, 0), (3, 0), (5, 0)), ((5, 9), (5, 0), (5, 0))])
+def test_chunks_go_forwards_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[tuple[int, int], ...]
+) -> None:
+    monkeypatch.setattr("registry.onefile._Layer._packed", lambda _layer, _start: gzip.compress(b"z" * 100))
+    with finder(tmp_path, [file(b"x")]) as found:
+        one = found._layers[0]
+        table = [chunk(n, offset=offset, inner=inner, data=b"z") for n, (offset, inner) in enumerate(places)]
+        one._take_table([{**table[0], "size": len(places)}, *table[1:]])
+        with pytest.raises(LayerError, match="malformed table"):
+            list(one._chunks(b"a"))

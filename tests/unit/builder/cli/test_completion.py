@@ -47,6 +47,27 @@ def test_bash_completes(scripts: Path, line: list[str], wanted: set[str]) -> Non
     assert set(asked(["bash", "-c", asks], scripts).split()) == wanted
 
 
+HOSTILE = "app:$(touch evil) app:`touch evil` app:${IFS/touch/x} app:* app:;touch$IFS'evil app:1"
+
+
+def test_bash_runs_nothing_that_a_store_names(scripts: Path) -> None:
+    names = scripts / "names"
+    names.write_text(HOSTILE.replace(" app", "\napp") + "\n")
+    for verb in ("inspect", "stop"):
+        asks = f"pybuild() {{ cat names; }}; . ./bash; COMP_WORDS=(pybuild {verb} app); COMP_CWORD=2; _pybuild;"
+        found = asked(["bash", "-c", asks + ' printf "%s\\n" "${COMPREPLY[@]}"'], scripts)
+        assert found == names.read_text()
+    assert not (scripts / "evil").exists()
+
+
+def test_fish_runs_nothing_that_a_store_names(scripts: Path) -> None:
+    need_tool("fish")
+    (scripts / "names").write_text(HOSTILE.replace(" app", "\napp") + "\n")
+    asks = "function pybuild; cat names; end; source fish; complete -C 'pybuild inspect app'"
+    assert "app:1" in asked(["fish", "-N", "-c", asks], scripts)
+    assert not (scripts / "evil").exists()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_scripts_are_of_their_shells_language(scripts: Path, shell: str) -> None:
     need_tool(shell)
