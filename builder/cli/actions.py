@@ -26,21 +26,25 @@ class Action(NamedTuple):
 
 def add_actions(parser: ArgumentParser, actions: Mapping[str, Action]) -> None:
     """Add the positional arguments. To be called before the flags, and `end_actions` after them."""
-    parser.add_argument("action", metavar="ACTION", choices=list(actions), help=", ".join(actions))
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.epilog = "Actions: " + "; ".join(
-        f"`{name} {action.names}` {action.help}" for name, action in actions.items()
-    )
+    parser.add_argument("action", metavar="ACTION", choices=list(actions), help="one of the actions above")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what it is done to")
+    # In the form that builder.cli.helptext lays out.
+    told = "\n".join(f"{name} {a.names}".strip() + f"  {a.help}" for name, a in actions.items())
+    parser.description = f"{parser.description or ''}\n\nactions:\n{told}"
 
 
-def end_actions(parser: ArgumentParser) -> None:
-    """Remember the flags' spellings and defaults for `check_action`."""
+def end_actions(parser: ArgumentParser, actions: Mapping[str, Action] | None = None) -> None:
+    """Remember the flags' spellings and defaults for `check_action`; their help names the actions that take them."""
     flags = {
         a.dest: (next(o for o in a.option_strings if o.startswith("--")), a.default)
         for a in parser._actions
         if a.option_strings
     }
     parser.set_defaults(known_flags=flags)
+    for flag in parser._actions:
+        takers = [name for name, action in (actions or {}).items() if flag.dest in action.flags]
+        if takers and actions and len(takers) < len(actions):
+            flag.help = f"{', '.join(takers)}: {flag.help}"
 
 
 def check_action(verb: str, options: Namespace, actions: Mapping[str, Action], common: frozenset[str]) -> None:

@@ -26,8 +26,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     match verb:
         case "save":
             add("names", nargs="+", metavar="NAME", help="images of the store")
-            add("-o", "--output", metavar="FILE", help="(default: stdout)")
-            add("--format", choices=_FORMATS, default="docker-archive", help="(default: docker-archive)")
+            add("-o", "--output", metavar="FILE", help="where to (default: stdout)")
+            add(
+                "--format", choices=_FORMATS, default="docker-archive", help="what is written (default: docker-archive)"
+            )
             add("--platform", metavar="OS/ARCH", help="of an index this image alone")
         case "load":
             add("-i", "--input", metavar="FILE", help="an archive or an OCI layout (default: stdin)")
@@ -42,9 +44,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--timestamp", type=int, metavar="SECONDS", help="the time of the image (also SOURCE_DATE_EPOCH)")
         case "export":
             add("name", metavar="NAME", help="an image of the store")
-            add("-o", "--output", metavar="FILE", help="(default: stdout)")
+            add("-o", "--output", metavar="FILE", help="where to (default: stdout)")
             add("--platform", metavar="OS/ARCH", help="the image of an index for this platform")
-            add("--compression", choices=["gzip", "zstd", "none"], default="none", help="(default: none)")
+            add("--compression", choices=["gzip", "zstd", "none"], default="none", help="of the tar (default: none)")
             add("--timestamp", type=int, metavar="SECONDS", help="no file is newer than this")
         case "image":
             add("action", choices=["mount", "unmount", "umount", "tree"], help="mount read-only, undo it; show layers")
@@ -52,7 +54,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("-a", "--all", action="store_true", help="all that are mounted (unmount), or all images")
             add("--json", action="store_true", help="print JSON")
         case "unshare":
-            add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: $SHELL)")
+            add("command", nargs=REMAINDER, metavar="COMMAND", help="the command and its arguments (default: $SHELL)")
     if verb in {"save", "load", "import"}:
         add("-q", "--quiet", action="store_true", help="no progress")
 

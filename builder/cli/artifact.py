@@ -19,31 +19,36 @@ if TYPE_CHECKING:
 _COMMON = frozenset({"tls_verify", "creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy"})
 _MAKES = frozenset({"artifact_type", "annotation", "media_type", "digestfile"})
 _ACTIONS = {
-    "push": Action("NAME FILE[:TYPE]…", "pushes files as one artifact", _MAKES, 2, None),
-    "pull": Action(
-        "NAME", "writes an artifact's files to a directory", frozenset({"output", "media_type", "keep_old"})
+    "push": Action("NAME FILE[:TYPE]…", "push files as one artifact", _MAKES, 2, None),
+    "pull": Action("NAME", "write an artifact's files to a directory", frozenset({"output", "media_type", "keep_old"})),
+    "attach": Action("IMAGE FILE[:TYPE]…", "push files that refer to an image", _MAKES, 2, None),
+    "ls": Action("IMAGE", "list what refers to an image", frozenset({"artifact_type", "json"})),
+    "tree": Action(
+        "IMAGE", "show what refers to an image, and what refers to that", frozenset({"artifact_type", "json"})
     ),
-    "attach": Action("IMAGE FILE[:TYPE]…", "pushes files that refer to an image", _MAKES, 2, None),
-    "ls": Action("IMAGE", "lists what refers to an image", frozenset({"artifact_type", "json"})),
-    "tree": Action("IMAGE", "the same, and what refers to that", frozenset({"artifact_type", "json"})),
-    "inspect": Action("NAME", "prints an artifact's manifest"),
-    "rm": Action("NAME…", "deletes artifacts from their registry", frozenset(), 1, None),
+    "inspect": Action("NAME", "print an artifact's manifest"),
+    "rm": Action("NAME…", "delete artifacts from their registry", frozenset(), 1, None),
 }
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add_actions(parser, _ACTIONS)
     add = parser.add_argument
-    add("--artifact-type", "--type", metavar="TYPE", help="what kind of artifact it is; ls, tree: only this kind")
+    add(
+        "--artifact-type",
+        "--type",
+        metavar="TYPE",
+        help="what kind of artifact it is; of ls and tree: list this kind only",
+    )
     add("--annotation", "-a", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the manifest")
     add("--media-type", "--file-type", action="append", default=[], metavar="TYPE",
-        help="the files' type where FILE:TYPE does not say it; pull: only files of this type")  # fmt: skip
-    add("-o", "--output", metavar="DIR", help="where pull writes to (default: the working directory)")
-    add("--keep-old", "-k", action="store_true", help="pull: leave files that are there")
+        help="the files' type where FILE:TYPE does not say it; of pull: only files of this type")  # fmt: skip
+    add("-o", "--output", metavar="DIR", help="where to (default: the working directory)")
+    add("--keep-old", "-k", action="store_true", help="leave files that are there")
     add("--digestfile", metavar="FILE", help="write the artifact's digest there")
     add("--json", action="store_true", help="print JSON")
     add_registry_options(parser)
-    end_actions(parser)
+    end_actions(parser, _ACTIONS)
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -36,7 +36,11 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--load", action="store_true", help="give the images to the Docker daemon")
     add("--no-cache", action="store_true", help="run every step")
     add("--pull", nargs="?", const=True, type=boolean, metavar="BOOL", help="look for newer base images")
-    add("--progress", choices=["auto", "tty", "plain", "quiet", "rawjson"], help="(also BUILDKIT_PROGRESS)")
+    add(
+        "--progress",
+        choices=["auto", "tty", "plain", "quiet", "rawjson"],
+        help="how it is shown (default: BUILDKIT_PROGRESS, else auto: tty on a terminal, plain elsewhere)",
+    )
     add("--metadata-file", metavar="FILE", help="write what was built there, as JSON by target")
     add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="grant what targets ask for; as in `build`")
     add("--dry-run", action="store_true", help="print the commands that do the same")

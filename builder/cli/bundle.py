@@ -12,17 +12,22 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--platform", metavar="OS/ARCH", help="the image of an index for this platform")
     add("-t", "--tty", action="store_true", help="a terminal")
-    add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
+    add("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable")
     add("-w", "--workdir", metavar="DIR", help="the working directory")
     add("-u", "--user", metavar="USER[:GROUP]", help="who the command runs as")
     add("--entrypoint", metavar="COMMAND", help="in place of the image's; a JSON array, or one word; empty: none")
-    add("--hostname", metavar="NAME")
-    add("--network", choices=["none", "host"], default="none", help="a network namespace of its own, or the host's")
+    add("--hostname", metavar="NAME", help="its host name")
+    add(
+        "--network",
+        choices=["none", "host"],
+        default="none",
+        help="a network namespace of its own (default), or the host's",
+    )
     add("--read-only", action="store_true", help="the root file system read-only")
     add("--privileged", action="store_true", help="all capabilities, no filter, nothing masked")
     add("image", metavar="IMAGE", help="an image of the store")
     add("directory", metavar="DIR", help="where to: it is made, or empty")
-    add("command", nargs=REMAINDER, metavar="COMMAND", help="(default: the image's)")
+    add("command", nargs=REMAINDER, metavar="COMMAND", help="the command and its arguments (default: the image's)")
 
 
 def run(verb: str, options: Namespace) -> int:

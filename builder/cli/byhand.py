@@ -39,16 +39,16 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             _configure_transfer(verb, parser)
         case "mount":
             add("names", nargs="*", metavar="CONTAINER", help="none: list what is mounted")
-            add("--json", action="store_true")
+            add("--json", action="store_true", help="print JSON")
         case "unmount" | "umount":
-            add("names", nargs="*", metavar="CONTAINER")
+            add("names", nargs="*", metavar="CONTAINER", help="names or IDs")
             add("-a", "--all", action="store_true", help="all that are mounted")
         case "containers":
             add("-a", "--all", action="store_true", help="also those of `run` and `create`")
             add("-q", "--quiet", action="store_true", help="IDs alone")
             add("-n", "--noheading", action="store_true", help="no headings")
             add("--no-trunc", "--notruncate", dest="no_trunc", action="store_true", help="whole IDs")
-            add("--json", action="store_true")
+            add("--json", action="store_true", help="print JSON")
             add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
             add("-f", "--filter", action="append", default=[], metavar="KEY=VALUE", help="id, name, ancestor")
 
@@ -56,10 +56,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 def _configure_from(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("image", metavar="IMAGE", help="an image, pulled if it is missing, of any transport; or scratch")
-    add("--name", metavar="NAME", help="(default: after the image, as in debian-working-container)")
+    add("--name", metavar="NAME", help="its name (default: after the image, as in debian-working-container)")
     add("--pull", nargs="?", const="always", default="missing", metavar="POLICY",
-        help="always, missing, never or newer (alone: always)")  # fmt: skip
-    add("--platform", metavar="OS/ARCH", help="the image for this platform")
+        help="fetch the image: always, missing, never or newer (default: missing; --pull alone: always)")  # fmt: skip
+    add("--platform", metavar="OS/ARCH", help="the image for this platform (default: this machine's)")
     add("--cidfile", metavar="FILE", help="write the container's ID there")
     add("-q", "--quiet", action="store_true", help="no progress")
     add_registry_options(parser)
@@ -67,12 +67,18 @@ def _configure_from(parser: ArgumentParser) -> None:
 
 def _configure_transfer(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("container", metavar="CONTAINER")
+    add("container", metavar="CONTAINER", help="one made by `from`")
     what = "files, directories, archives, URLs, repositories" if verb == "add" else "files and directories"
     add("paths", nargs="+", metavar="SRC… [DST]", help=f"{what} of this machine, and where to (default: WORKDIR)")
-    add("--chown", metavar="USER[:GROUP]", help="(default: root)")
-    add("--chmod", metavar="MODE")
-    add("--exclude", action="append", default=[], metavar="PATTERN")
+    add("--chown", metavar="USER[:GROUP]", help="who owns what is copied (default: root)")
+    add("--chmod", metavar="MODE", help="permissions of what is copied, such as 640 or u=rw,go=r")
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out what matches, as an ignore file has it",
+    )
     add("--contextdir", metavar="DIR", help="sources are paths in this directory, and its ignore file counts")
     add("--ignorefile", metavar="FILE", help="with --contextdir, instead of its own")
     add("--timestamp", type=int, metavar="SECONDS", help="time of what is written (also SOURCE_DATE_EPOCH)")
@@ -82,7 +88,7 @@ def _configure_transfer(verb: str, parser: ArgumentParser) -> None:
         add_registry_options(parser)
         return
     add("--checksum", metavar="DIGEST", help="of a download, or the commit of a repository")
-    add("--keep-git-dir", action="store_true", default=None)
+    add("--keep-git-dir", action="store_true", default=None, help="keep the .git of a repository")
     add("--unpack", type=boolean, metavar="BOOL", help="archives (default: those of this machine)")
 
 

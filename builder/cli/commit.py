@@ -17,25 +17,43 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         case "commit":
             add("name", metavar="CONTAINER", help="running or not")
             add("image", nargs="?", metavar="NAME", help="the new image's name")
-            add("-c", "--change", action="append", default=[], metavar="INSTRUCTION", help="CMD, ENV, LABEL, USER…")
-            add("-a", "--author", default="", metavar="NAME")
+            add(
+                "-c",
+                "--change",
+                action="append",
+                default=[],
+                metavar="INSTRUCTION",
+                help="an instruction for its config: CMD, ENV, LABEL, USER…",
+            )
+            add("-a", "--author", default="", metavar="NAME", help="who made the image")
             add("-m", "--message", default="", metavar="TEXT", help="a comment in the history")
             add("-p", "--pause", default="true", choices=["true", "false"], help="freeze it meanwhile (default: true)")
             add("-s", "--squash", action="store_true", help="one layer in place of all")
-            add("-f", "--format", choices=["oci", "docker"], default="oci")
+            add(
+                "-f",
+                "--format",
+                choices=["oci", "docker"],
+                default="oci",
+                help="media types of the image (default: oci)",
+            )
             add("--timestamp", type=int, metavar="SECONDS", help="the time of the image (also SOURCE_DATE_EPOCH)")
             add("-q", "--quiet", action="store_true", help="do not print the image's ID")
             add("--iidfile", metavar="FILE", help="write the image's ID there")
-            add("--compression", choices=["gzip", "zstd", "none"], default="gzip", help="of new layers")
+            add(
+                "--compression",
+                choices=["gzip", "zstd", "none"],
+                default="gzip",
+                help="of the new layer (default: gzip)",
+            )
             add("--rm", action="store_true", help="remove the container afterwards (a working one)")
             add("--omit-history", action="store_true", help="leave the history out (of a working container's image)")
         case "diff":
-            add("name", metavar="CONTAINER")
+            add("name", metavar="CONTAINER", help="running or not")
         case "export":
             add("name", metavar="CONTAINER", help="running or not")
-            add("-o", "--output", metavar="FILE", help="(default: stdout)")
+            add("-o", "--output", metavar="FILE", help="where to (default: stdout)")
         case _:
-            add("names", nargs="+", metavar="CONTAINER")
+            add("names", nargs="+", metavar="CONTAINER", help="names or IDs")
             add("-f", "--format", metavar="TEMPLATE", help="a Go template")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.cli.byhand import opened, request_of
 from builder.cli.options import boolean, store_root
+from builder.cli.sandboxflags import HEALTH_TIMES
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,33 +18,33 @@ if TYPE_CHECKING:
 
 _FLAGS = {
     # field: (other spellings, metavar, help)
-    "annotation": (["-a"], "NAME=VALUE", "of the manifest; NAME- removes it, - all"),
+    "annotation": (["-a"], "NAME=VALUE", "an annotation of the manifest; NAME- removes it, - all"),
     "arch": ([], "NAME", "the image's CPU"),
     "author": ([], "NAME", "who made the image"),
     "cmd": ([], "COMMAND", "the default command: words, or a JSON array"),
-    "comment": ([], "TEXT", "of the image, in Docker's format"),
+    "comment": ([], "TEXT", "a comment on the image, in Docker's format"),
     "created-by": ([], "TEXT", "what the history says of the topmost layer"),
-    "domainname": ([], "NAME", "in Docker's format"),
+    "domainname": ([], "NAME", "the domain name, in Docker's format"),
     "entrypoint": ([], "COMMAND", "a command of the shell's, or a JSON array"),
     "env": (["-e"], "NAME[=VALUE]", "a variable, may name others as $NAME; NAME- removes it, - all"),
     "history-comment": ([], "TEXT", "the comment of the topmost layer's line in the history"),
-    "hostname": ([], "NAME", "for `run` here, and in Docker's format"),
-    "label": (["-l"], "NAME=VALUE", "NAME- removes it, - all"),
-    "onbuild": ([], "INSTRUCTION", "for builds on the image; - removes all"),
+    "hostname": ([], "NAME", "the host name, for `run` here and in Docker's format"),
+    "label": (["-l"], "NAME=VALUE", "a label; NAME- removes it, - all"),
+    "onbuild": ([], "INSTRUCTION", "an instruction for builds on the image; - removes all"),
     "os": ([], "NAME", "the image's operating system"),
-    "os-feature": ([], "NAME", "that it needs; NAME- removes it, - all"),
-    "os-version": ([], "VERSION", "that it needs"),
-    "port": (["-p"], "PORT[/PROTOCOL]", "to expose; PORT- removes it, - all"),
-    "shell": ([], "WORDS", "of commands in shell form, such as '/bin/bash -c'"),
-    "stop-signal": ([], "SIGNAL", "that ends containers"),
+    "os-feature": ([], "NAME", "a feature that it needs of the system; NAME- removes it, - all"),
+    "os-version": ([], "VERSION", "the version of the system that it needs"),
+    "port": (["-p"], "PORT[/PROTOCOL]", "a port to expose; PORT- removes it, - all"),
+    "shell": ([], "WORDS", "the shell of commands in shell form, such as '/bin/bash -c'"),
+    "stop-signal": ([], "SIGNAL", "the signal that ends containers"),
     "unsetannotation": ([], "NAME", "remove an annotation"),
     "unsetlabel": ([], "NAME", "remove a label"),
     "user": (["-u"], "USER[:GROUP]", "who commands run as"),
-    "variant": ([], "NAME", "of the CPU"),
-    "volume": (["-v"], "DIR", "DIR- removes it, - all"),
-    "workingdir": ([], "DIR", "made, if it is not there"),
+    "variant": ([], "NAME", "the CPU's variant"),
+    "volume": (["-v"], "DIR", "a mount point for a volume; DIR- removes it, - all"),
+    "workingdir": ([], "DIR", "the working directory; made, if it is not there"),
 }
-_HEALTH = ("interval", "retries", "start-period", "start-interval", "timeout")
+_HEALTH = {**HEALTH_TIMES, "retries": "failures in a row that make it unhealthy (default: 3)"}
 
 
 class _InOrder(argparse.Action):
@@ -55,15 +56,15 @@ class _InOrder(argparse.Action):
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("container", metavar="CONTAINER")
+    add("container", metavar="CONTAINER", help="one made by `from`")
     for field, (others, metavar, text) in _FLAGS.items():
         add(f"--{field}", *others, dest=field, action=_InOrder, metavar=metavar, help=text, default=argparse.SUPPRESS)
     add("-c", "--change", dest="change", action=_InOrder, metavar="INSTRUCTION", default=argparse.SUPPRESS,
         help="a Containerfile's instruction: CMD, ENV, LABEL, USER…")  # fmt: skip
     add("--healthcheck", dest="healthcheck", action=_InOrder, metavar="COMMAND", default=argparse.SUPPRESS,
         help="NONE, 'CMD WORDS', 'CMD-SHELL TEXT', or TEXT for the shell; empty removes it")  # fmt: skip
-    for name in _HEALTH:
-        add(f"--healthcheck-{name}", metavar="N" if name == "retries" else "TIME")
+    for name, told in _HEALTH.items():
+        add(f"--healthcheck-{name}", metavar="N" if name == "retries" else "TIME", help=told)
     add("--add-history", nargs="?", const=True, default=True, type=boolean, metavar="BOOL",
         help="a line of the history for each change, as a build writes it (default: true)")  # fmt: skip
     add("--timestamp", type=int, metavar="SECONDS", help="time of what is made (also SOURCE_DATE_EPOCH)")

@@ -34,26 +34,27 @@ def configure(verb: str, parser: ArgumentParser) -> None:
                 help="id, name, label, status, exited, ancestor, volume, health")  # fmt: skip
             add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
         case "logs":
-            add("name", metavar="CONTAINER")
+            add("name", metavar="CONTAINER", help="running or not")
             add("-f", "--follow", action="store_true", help="go on until the container ends")
-            add("-t", "--timestamps", action="store_true")
-            add("-n", "--tail", default="all", metavar="N", help="the last N lines")
-            add("--since", metavar="TIME", help="a time, or an age such as 10m")
-            add("--until", metavar="TIME")
+            add("-t", "--timestamps", action="store_true", help="with the time of each line")
+            add("-n", "--tail", default="all", metavar="N", help="the last N lines (default: all)")
+            add("--since", metavar="TIME", help="from then on: a time, or an age such as 10m")
+            add("--until", metavar="TIME", help="up to then")
         case "stop" | "restart":
-            add("-t", "--time", "--timeout", dest="time", type=float, metavar="SECONDS", help="before it is killed")
-            add("-s", "--signal", metavar="SIGNAL", help="(default: the container's)")
+            add("-t", "--time", "--timeout", dest="time", type=float, metavar="SECONDS",
+                help="how long to wait before it is killed (default: the container's, else 10)")  # fmt: skip
+            add("-s", "--signal", metavar="SIGNAL", help="what to send (default: the container's, else TERM)")
         case "kill":
-            add("-s", "--signal", default="KILL", metavar="SIGNAL", help="(default: KILL)")
+            add("-s", "--signal", default="KILL", metavar="SIGNAL", help="what to send (default: KILL)")
         case "rm":
             add("-f", "--force", action="store_true", help="kill it if it runs; a missing one is no error")
             add("-v", "--volumes", action="store_true", help="its anonymous volumes, too")
         case "rename":
-            add("name", metavar="CONTAINER")
-            add("new", metavar="NAME")
+            add("name", metavar="CONTAINER", help="its name, or its ID")
+            add("new", metavar="NAME", help="the new name")
         case "port":
-            add("name", metavar="CONTAINER")
-            add("port", nargs="?", metavar="PORT[/PROTOCOL]")
+            add("name", metavar="CONTAINER", help="one that runs")
+            add("port", nargs="?", metavar="PORT[/PROTOCOL]", help="only where this port of it is reached")
     if verb in {"stop", "kill", "restart", "rm"}:
         add(
             "-a",

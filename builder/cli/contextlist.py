@@ -30,8 +30,8 @@ class Entry(NamedTuple):
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("action", choices=["ls"])
-    add("context", nargs="?", default=".", metavar="CONTEXT", help="a directory")
+    add("action", choices=["ls"], help="list it")
+    add("context", nargs="?", default=".", metavar="CONTEXT", help="a directory (default: the working directory)")
     add("-f", "--file", metavar="FILE", help="the Containerfile, whose own ignore file counts first")
     add("--ignorefile", metavar="FILE", help="use this ignore file")
     add("--why", action="store_true", help="also what is left out, and the line that decided")

@@ -37,8 +37,8 @@ _SCRATCH = "/var/tmp"  # noqa: S108  # anonymous files, and directories of ungue
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     if verb == "append":
-        add("source", metavar="IMAGE", nargs="?", help="the image to put layers on (also -b; default: an empty one)")
-        add("-b", "--base", metavar="IMAGE", help="the same")
+        add("source", metavar="IMAGE", nargs="?", help="the image to put layers on (default: an empty one)")
+        add("-b", "--base", metavar="IMAGE", help="the image to put layers on, as a flag")
         add("-f", "--file", dest="files", action="append", default=[], metavar="TAR|DIR",
             help="a layer: a tar archive (- is stdin) or a directory; repeat for several")  # fmt: skip
         add("--set-base-image-annotations", action="store_true", help="note the base's name and digest")
@@ -75,13 +75,20 @@ def _configure_mutate(parser: ArgumentParser) -> None:
     ):
         add(f"--{flag}", short, action="append", default=[], metavar="KEY=VALUE", help=what)
         add(f"--unset{flag}", action="append", default=[], metavar="KEY", help=f"remove {what}")
-    add("--entrypoint", metavar="WORDS", help='a JSON array or shell words; "" for none')
-    add("--cmd", metavar="WORDS", help="the same")
-    add("--user", "-u", metavar="USER[:GROUP]")
-    add("--workdir", "-w", metavar="DIR")
-    add("--stop-signal", metavar="SIGNAL")
-    add("--author", metavar="NAME")
-    add("--exposed-ports", "--port", action="append", default=[], metavar="PORT[/PROTOCOL]", help="ports, by commas")
+    add("--entrypoint", metavar="WORDS", help='the entrypoint: a JSON array or shell words; "" for none')
+    add("--cmd", metavar="WORDS", help="the default command, likewise")
+    add("--user", "-u", metavar="USER[:GROUP]", help="who commands run as")
+    add("--workdir", "-w", metavar="DIR", help="the working directory")
+    add("--stop-signal", metavar="SIGNAL", help="what ends containers")
+    add("--author", metavar="NAME", help="who made the image")
+    add(
+        "--exposed-ports",
+        "--port",
+        action="append",
+        default=[],
+        metavar="PORT[/PROTOCOL]",
+        help="ports to expose, by commas",
+    )
     add("--volume", "-v", action="append", default=[], metavar="DIR", help="a mount point for a volume")
     add("--set-platform", metavar="OS/ARCH", help="the platform that the config names")
     add("--timestamp", type=int, metavar="SECONDS", help="the image's time of creation, in seconds since 1970")

@@ -32,6 +32,7 @@ class Flag(NamedTuple):
     refusal: str = ""
     default: str = ""
     """What it may always be without a word."""
+    help: str = ""
 
 
 _LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")
@@ -40,46 +41,46 @@ _SNAPSHOT = "changes come from an overlay, not from looking at all files"
 _ISOLATED = "the container's own files never get into the image"
 
 FLAGS: tuple[Flag, ...] = (
-    Flag("dockerfile", short="-f"),
-    Flag("context", short="-c"),
-    Flag("context-sub-path"),
-    Flag("destination", "list", "-d"),
-    Flag("no-push", "switch"),
-    Flag("tar-path"),
-    Flag("tarPath"),
-    Flag("oci-layout-path"),
-    Flag("digest-file"),
-    Flag("image-name-with-digest-file"),
-    Flag("image-name-tag-with-digest-file"),
-    Flag("build-arg", "list"),
-    Flag("label", "list"),
-    Flag("target"),
-    Flag("custom-platform"),
-    Flag("customPlatform"),
-    Flag("single-snapshot", "switch"),
-    Flag("reproducible", "switch"),
-    Flag("compression"),
-    Flag("compression-level", "number"),
-    Flag("cache", "switch"),
-    Flag("cache-repo"),
-    Flag("no-push-cache", "switch"),
-    Flag("cache-ttl"),
-    Flag("insecure", "switch"),
-    Flag("skip-tls-verify", "switch"),
-    Flag("insecure-pull", "switch"),
-    Flag("skip-tls-verify-pull", "switch"),
-    Flag("insecure-registry", "list"),
-    Flag("skip-tls-verify-registry", "list"),
-    Flag("registry-certificate", "list"),
-    Flag("registry-client-cert", "list"),
-    Flag("registry-mirror", "list"),
-    Flag("registry-map", "list"),
-    Flag("skip-default-registry-fallback", "switch"),
-    Flag("push-retry", "number"),
-    Flag("image-download-retry", "number"),
-    Flag("git"),
-    Flag("verbosity", short="-v"),
-    Flag("log-format"),
+    Flag("dockerfile", short="-f", help="the Dockerfile, in the context or by its path"),
+    Flag("context", short="-c", help="the build context: dir://, tar:// (- is stdin), git://, https://"),
+    Flag("context-sub-path", help="the directory of the context that is built"),
+    Flag("destination", "list", "-d", help="where the image is pushed; may be given again"),
+    Flag("no-push", "switch", help="build, and push nothing"),
+    Flag("tar-path", help="write the image there, as `docker save` does"),
+    Flag("tarPath", help="the same"),
+    Flag("oci-layout-path", help="write the image there as an OCI layout"),
+    Flag("digest-file", help="write the image's digest there"),
+    Flag("image-name-with-digest-file", help="write NAME@DIGEST there"),
+    Flag("image-name-tag-with-digest-file", help="write NAME:TAG@DIGEST there"),
+    Flag("build-arg", "list", help="KEY=VALUE of an ARG"),
+    Flag("label", "list", help="KEY=VALUE, a label of the image"),
+    Flag("target", help="build this stage instead of the last"),
+    Flag("custom-platform", help="OS/ARCH of the image"),
+    Flag("customPlatform", help="the same"),
+    Flag("single-snapshot", "switch", help="make one layer of all new ones"),
+    Flag("reproducible", "switch", help="take the times out of the image"),
+    Flag("compression", help="of layers: gzip or zstd"),
+    Flag("compression-level", "number", help="the codec's own scale; -1 is its default"),
+    Flag("cache", "switch", help="find steps again that were built before (default: false)"),
+    Flag("cache-repo", help="the repository of the cache (default: the destination's, with /cache)"),
+    Flag("no-push-cache", "switch", help="read the cache, and write nothing to it"),
+    Flag("cache-ttl", help="how old a cached step may be, such as 336h"),
+    Flag("insecure", "switch", help="push by plain http"),
+    Flag("skip-tls-verify", "switch", help="push without verifying TLS"),
+    Flag("insecure-pull", "switch", help="pull by plain http"),
+    Flag("skip-tls-verify-pull", "switch", help="pull without verifying TLS"),
+    Flag("insecure-registry", "list", help="a registry that is reached by plain http"),
+    Flag("skip-tls-verify-registry", "list", help="a registry whose TLS is not verified"),
+    Flag("registry-certificate", "list", help="HOST=FILE, the CA of a registry"),
+    Flag("registry-client-cert", "list", help="HOST=CERT,KEY for a registry"),
+    Flag("registry-mirror", "list", help="a mirror of Docker Hub"),
+    Flag("registry-map", "list", help="HOST=OTHER;…: other places for a registry"),
+    Flag("skip-default-registry-fallback", "switch", help="ask the mirrors alone"),
+    Flag("push-retry", "number", help="so many more tries of a push"),
+    Flag("image-download-retry", "number", help="so many more tries of a pull"),
+    Flag("git", help="branch=…,single-branch=…,recurse-submodules=… of a git context"),
+    Flag("verbosity", short="-v", help="trace to panic: how much is told"),
+    Flag("log-format", help="text, color or json"),
     Flag("cache-dir", note="base images are kept in pybuild's own store"),
     Flag("cache-copy-layers", "switch", note="every kind of step is cached"),
     Flag("cache-run-layers", "switch", note="every kind of step is cached", default="true"),
@@ -122,15 +123,15 @@ class Translation(NamedTuple):
 def configure(verb: str, parser: ArgumentParser) -> None:
     for flag in FLAGS:
         names = [f"--{flag.name}", *([flag.short] if flag.short else [])]
-        help = flag.note or (f"refused: {flag.refusal}" if flag.refusal else "as kaniko has it")
+        told = flag.help or (f"without effect: {flag.note}" if flag.note else f"refused: {flag.refusal}")
         if flag.kind == "switch":
-            parser.add_argument(*names, nargs="?", const=True, type=boolean, metavar="BOOL", help=help)
+            parser.add_argument(*names, nargs="?", const=True, type=boolean, metavar="BOOL", help=told)
         elif flag.kind == "list":
-            parser.add_argument(*names, action="append", default=[], metavar="VALUE", help=help)
+            parser.add_argument(*names, action="append", default=[], metavar="VALUE", help=told)
         elif flag.kind == "number":
-            parser.add_argument(*names, type=int, metavar="N", help=help)
+            parser.add_argument(*names, type=int, metavar="N", help=told)
         else:
-            parser.add_argument(*names, metavar="VALUE", help=help)
+            parser.add_argument(*names, metavar="VALUE", help=told)
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _COMMON = frozenset({"tls_verify", "creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy"})
 _ACTIONS = {
     "explain": Action(
-        "NAME", "tells the endpoints of a name, in order, with what set each and what answers",
+        "NAME", "tell the endpoints of a name, in order, with what set each and what answers",
         frozenset({"json", "push", "no_probe"}),
     ),
 }  # fmt: skip
@@ -30,7 +30,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--no-probe", action="store_true", help="do not ask the network")
     add("--json", action="store_true", help="print JSON")
     add_registry_options(parser)
-    end_actions(parser)
+    end_actions(parser, _ACTIONS)
 
 
 def run(verb: str, options: Namespace) -> int:

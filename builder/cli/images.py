@@ -30,7 +30,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
                 help="reference=PATTERN, label=KEY[=VALUE], dangling=BOOL, before=IMAGE, since=IMAGE, id=PREFIX,"
                 " until=TIME; several of one key: any of them; keys: all of them")  # fmt: skip
             add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
-            add("--sort", choices=["name", "created", "size"], default="name", help="(default: name)")
+            add("--sort", choices=["name", "created", "size"], default="name", help="the order (default: name)")
             add("--json", action="store_true", help="print JSON")
         case "tag":
             add("source", metavar="NAME", help="an image of the store")

@@ -15,20 +15,26 @@ _MAX_PASSWORD_BYTES = 64 << 10
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("registry", metavar="REGISTRY[/PATH]", nargs="?", help="(default: docker.io)")
+    add("registry", metavar="REGISTRY[/PATH]", nargs="?", help="a host, or a part of it (default: docker.io)")
     add("--authfile", metavar="FILE", help="the credentials file (also REGISTRY_AUTH_FILE)")
     if verb == "logout":
         add("-a", "--all", action="store_true", help="forget the credentials for every registry")
         return
-    add("-u", "--username", metavar="NAME")
-    add("-p", "--password", metavar="PASSWORD", help="visible to other processes: better use --password-stdin")
+    add("-u", "--username", metavar="NAME", help="the user (default: it is asked for)")
+    add(
+        "-p",
+        "--password",
+        metavar="PASSWORD",
+        help="the password, visible to other processes: better use --password-stdin",
+    )
     add("--password-stdin", action="store_true", help="read the password from stdin")
     add("--get-login", action="store_true", help="print the user name that is known, and no more")
     add("--explain", action="store_true",
         help="tell where credentials are looked for, what is found, and whether the registry takes it")  # fmt: skip
     add("--json", action="store_true", help="print the explanation as JSON")
-    add("--tls-verify", nargs="?", const=True, type=boolean, metavar="BOOL")
-    add("--cert-dir", metavar="DIR")
+    add("--tls-verify", nargs="?", const=True, type=boolean, metavar="BOOL",
+        help="ask for verified TLS (default: true, but for localhost and what registries.conf exempts)")  # fmt: skip
+    add("--cert-dir", metavar="DIR", help="CA (*.crt) and client certificates (*.cert, *.key)")
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -175,7 +175,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(
         prog=f"pybuild {verb}",
-        description=VERBS[verb].help.capitalize() + ".",
+        description=VERBS[verb].help[0].upper() + VERBS[verb].help[1:] + ".",
         allow_abbrev=False,
         add_help=False,
     )
@@ -195,7 +195,10 @@ def _dispatch(arguments: list[str]) -> int:
     command: Command = import_module(f"builder.cli.{module}")
     command.configure(verb, parser)
     if {"-h", "--help"} & {*rest}:
+        from builder.cli.helptext import show_well
+
         del parser._get_formatter
+        show_well(parser, getattr(command, "usage", lambda verb: ())(verb))
     else:
         parser.usage = parser.prog  # never shown, and never put together from eighty flags
 

@@ -24,21 +24,21 @@ _ENTRY = frozenset({"os", "arch", "variant", "os_version", "os_features", "featu
 _WRITES = frozenset({"digestfile", "quiet"})
 _COMMON = frozenset({"tls_verify", "creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy"})
 _ACTIONS = {
-    "get": Action("NAME", "prints a manifest's own bytes", frozenset({"platform"})),
-    "inspect": Action("NAME", "prints a manifest in readable form", frozenset({"platform"})),
-    "put": Action("NAME [FILE]", "writes a manifest from a file or stdin", frozenset({"media_type", "quiet"}), 1, 2),
+    "get": Action("NAME", "print a manifest's own bytes", frozenset({"platform"})),
+    "inspect": Action("NAME", "print a manifest, indented", frozenset({"platform"})),
+    "put": Action("NAME [FILE]", "write a manifest from a file or stdin", frozenset({"media_type", "quiet"}), 1, 2),
     "create": Action(
-        "LIST [IMAGE…]", "makes an index of images",
+        "LIST [IMAGE…]", "make an index of images",
         _WRITES | {"platform", "all", "annotation", "nested", "amend", "format"}, 1, None,
     ),
-    "add": Action("LIST IMAGE…", "adds images to an index", _ENTRY | _WRITES | {"platform", "all", "nested"}, 2, None),
+    "add": Action("LIST IMAGE…", "add images to an index", _ENTRY | _WRITES | {"platform", "all", "nested"}, 2, None),
     "annotate": Action(
-        "LIST ENTRY…", "changes entries, or with --index the index", _ENTRY | _WRITES | {"index"}, 1, None
+        "LIST ENTRY…", "change entries, or with --index the index", _ENTRY | _WRITES | {"index"}, 1, None
     ),
-    "remove": Action("LIST ENTRY…", "removes entries by digest, platform or image", _WRITES, 2, None),
-    "push": Action("LIST [DEST]", "copies an index with all its images", _WRITES | {"all", "rm", "format"}, 1, 2),
-    "exists": Action("NAME", "ends with 0 if there is such an image or index, with 1 if not"),
-    "rm": Action("LIST…", "removes indexes from the store", frozenset(), 1, None),
+    "remove": Action("LIST ENTRY…", "remove entries by digest, platform or image", _WRITES, 2, None),
+    "push": Action("LIST [DEST]", "copy an index with all its images", _WRITES | {"all", "rm", "format"}, 1, 2),
+    "exists": Action("NAME", "end with 0 if there is such an image or index, with 1 if not"),
+    "rm": Action("LIST…", "remove indexes from the store", frozenset(), 1, None),
 }  # fmt: skip
 
 
@@ -46,10 +46,10 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add_actions(parser, _ACTIONS)
     add = parser.add_argument
     add("--platform", action="append", default=[], metavar="OS/ARCH",
-        help="of an index only the image for this platform; repeat for several")  # fmt: skip
-    add("--all", action="store_true", help="all images of an index: so it is without this flag, too")
+        help="of an index only the image for this platform; may be given again")  # fmt: skip
+    add("--all", action="store_true", help="all images of an index, as without this flag; for scripts of podman's")
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the entry")
-    add("--index", action="store_true", help="annotate: the annotations are the index's own")
+    add("--index", action="store_true", help="the annotations are the index's own")
     add("--os", metavar="OS", help="the entry's operating system")
     add("--arch", metavar="ARCH", help="the entry's architecture")
     add("--variant", metavar="VARIANT", help="the entry's CPU variant")
@@ -57,14 +57,14 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--os-features", action="append", metavar="FEATURE", help="a feature that the entry needs of the system")
     add("--features", action="append", metavar="FEATURE", help="a feature that the entry needs of the CPU")
     add("--nested", action="store_true", help="add an index as one entry, not its images")
-    add("--amend", "-a", action="store_true", help="create: go on with an index of that name")
-    add("--format", "-f", choices=["oci", "docker"], help="the media types to write")
-    add("--media-type", metavar="TYPE", help="put: the manifest's media type (default: as it says itself)")
-    add("--rm", "-p", "--purge", dest="rm", action="store_true", help="push: remove the index from the store after it")
+    add("--amend", "-a", action="store_true", help="go on with an index of that name")
+    add("--format", "-f", choices=["oci", "docker"], help="the media types to write (default: those of the images)")
+    add("--media-type", metavar="TYPE", help="the manifest's media type (default: as it says itself)")
+    add("--rm", "-p", "--purge", dest="rm", action="store_true", help="remove the index from the store after it")
     add("--digestfile", metavar="FILE", help="write the index's digest there")
     add("-q", "--quiet", action="store_true", help="no progress")
     add_registry_options(parser)
-    end_actions(parser)
+    end_actions(parser, _ACTIONS)
 
 
 def run(verb: str, options: Namespace) -> int:

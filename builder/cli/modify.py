@@ -20,13 +20,22 @@ _SHELL = ("/bin/sh",)
 def configure(verb: str, parser: ArgumentParser) -> None:
     containers.configure("run", parser)
     add = parser.add_argument
-    add("--change", action="append", default=[], metavar="INSTRUCTION", help="CMD, ENV, LABEL, USER…")
+    add(
+        "--change",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="an instruction for its config: CMD, ENV, LABEL, USER…",
+    )
     add("--timestamp", type=int, metavar="SECONDS", help="the time of the image (also SOURCE_DATE_EPOCH)")
-    parser.usage = "pybuild modify [FLAGS] OLD NEW [-- COMMAND…]"
     parser.description = (
         "Make the image NEW of OLD by a command, or in a shell on a terminal. The flags are those of `run` for working"
         " containers. What a shell on a terminal changed is kept whatever its status; of a failing command, nothing."
     )
+
+
+def usage(verb: str) -> list[str]:
+    return ["OLD NEW [-- COMMAND…]"]
 
 
 def run(verb: str, options: Namespace) -> int:

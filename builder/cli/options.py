@@ -11,6 +11,7 @@ from builder.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from registry.hosts import RegistryOptions
@@ -34,9 +35,9 @@ def store_root(options: Namespace) -> Path:
     return default_root(os.environ, os.geteuid())
 
 
-def add_additional_stores(parser: ArgumentParser) -> None:
-    """`--additional-store`."""
-    parser.add_argument(
+def add_additional_stores(parser: ArgumentParser, add: Callable[..., object] | None = None) -> None:
+    """`--additional-store`; `add` is `add_argument` of the group that it belongs to."""
+    (add or parser.add_argument)(
         "--additional-store", action="append", default=[], metavar="DIR",
         help="another store or OCI layout, read only, to look for images in (also PYBUILD_ADDITIONAL_STORES)",
     )  # fmt: skip
@@ -50,29 +51,29 @@ def additional_stores(options: Namespace) -> tuple[Path, ...]:
 
 def add_registry_options(parser: ArgumentParser, *prefixes: str) -> None:
     """`--tls-verify`, `--authfile`, `--creds` and the like; with prefixes also `--src-tls-verify` and so on."""
+    add = parser.add_argument_group("registries").add_argument
     for prefix in ("", *prefixes):
         whose = f" of the {prefix}" if prefix else ""
         dash = f"{ {'source': 'src', 'destination': 'dest'}.get(prefix, prefix) }-" if prefix else ""
         dest = f"{prefix}_" if prefix else ""
-        parser.add_argument(
+        add(
             f"--{dash}tls-verify", dest=f"{dest}tls_verify", nargs="?", const=True, type=boolean, metavar="BOOL",
-            help=f"require verified TLS{whose} (default: as the host's configuration says)",
+            help=f"ask for verified TLS{whose} (default: true, but for localhost and what registries.conf exempts)",
         )  # fmt: skip
-        parser.add_argument(
-            f"--{dash}creds", dest=f"{dest}creds", metavar="USER[:PASSWORD]", help=f"credentials{whose}"
-        )
-        parser.add_argument(
-            f"--{dash}cert-dir", dest=f"{dest}cert_dir", metavar="DIR", help=f"CA and client certificates{whose}"
-        )
-        parser.add_argument(
-            f"--{dash}authfile", dest=f"{dest}authfile", metavar="FILE", help=f"credentials file{whose}"
-        )
-        parser.add_argument(
-            f"--{dash}no-creds", dest=f"{dest}no_creds", action="store_true", default=None,
-            help=f"use no credentials{whose}",
-        )  # fmt: skip
-    parser.add_argument("--registries-conf", metavar="FILE", help="read this instead of registries.conf")
-    parser.add_argument("--signature-policy", metavar="FILE", help="read this instead of policy.json")
+        add(f"--{dash}creds", dest=f"{dest}creds", metavar="USER[:PASSWORD]",
+            help=f"credentials{whose}; without a password it is asked for")  # fmt: skip
+        add(f"--{dash}no-creds", dest=f"{dest}no_creds", action="store_true", default=None,
+            help=f"use no credentials{whose}")  # fmt: skip
+        add(f"--{dash}authfile", dest=f"{dest}authfile", metavar="FILE",
+            help=f"credentials file{whose} (default: REGISTRY_AUTH_FILE, else those of podman and docker)")  # fmt: skip
+        add(f"--{dash}cert-dir", dest=f"{dest}cert_dir", metavar="DIR",
+            help=f"CA (*.crt) and client certificates (*.cert, *.key){whose}")  # fmt: skip
+    add(
+        "--registries-conf",
+        metavar="FILE",
+        help="read this instead of registries.conf (also CONTAINERS_REGISTRIES_CONF)",
+    )
+    add("--signature-policy", metavar="FILE", help="read this instead of policy.json")
 
 
 def has_registry_options(options: Namespace) -> bool:
@@ -118,16 +119,11 @@ def registry_options(options: Namespace, prefix: str = "") -> RegistryOptions:
 
 def add_retry_options(parser: ArgumentParser) -> None:
     """`--retry` and `--retry-delay`, as buildah, podman and skopeo have them."""
-    parser.add_argument(
-        "--retry", "--retry-times", dest="retry", type=int, metavar="N",
-        help="so many more tries of what may yet succeed (default: 4)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--retry-delay",
-        type=duration,
-        metavar="DURATION",
-        help="the first wait between tries; it doubles (default: 250ms)",
-    )
+    add = parser.add_argument_group("when a registry fails").add_argument
+    add("--retry", "--retry-times", dest="retry", type=int, metavar="N",
+        help="so many more tries of what may yet succeed (default: 4)")  # fmt: skip
+    add("--retry-delay", type=duration, metavar="DURATION",
+        help="the first wait between tries; it doubles (default: 250ms)")  # fmt: skip
 
 
 def retry_policy(options: Namespace) -> RetryPolicy:

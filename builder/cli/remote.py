@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 _COMMON = frozenset({"tls_verify", "creds", "cert_dir", "authfile", "no_creds", "registries_conf", "signature_policy"})
 _TAGS = {
     "ls": Action(
-        "REPOSITORY", "lists its tags",
+        "REPOSITORY", "list its tags",
         frozenset({"sort", "reverse", "include", "exclude", "limit", "digests", "json"}),
     ),
-    "rm": Action("NAME…", "removes tags, not what they name", frozenset(), 1, None),
+    "rm": Action("NAME…", "remove tags, not what they name", frozenset(), 1, None),
 }  # fmt: skip
 _BLOB = {
-    "get": Action("REPOSITORY DIGEST", "writes a blob to stdout or a file", frozenset({"output"}), 1, 2),
-    "head": Action("REPOSITORY DIGEST", "prints a blob's size", frozenset(), 1, 2),
-    "put": Action("REPOSITORY [FILE]", "uploads a file or stdin, prints its digest", frozenset({"mount_from"}), 1, 2),
-    "rm": Action("REPOSITORY DIGEST", "deletes a blob from a repository", frozenset(), 1, 2),
+    "get": Action("REPOSITORY DIGEST", "write a blob to stdout or a file", frozenset({"output"}), 1, 2),
+    "head": Action("REPOSITORY DIGEST", "print a blob's size in bytes", frozenset(), 1, 2),
+    "put": Action("REPOSITORY [FILE]", "upload a file or stdin, print its digest", frozenset({"mount_from"}), 1, 2),
+    "rm": Action("REPOSITORY DIGEST", "delete a blob from a repository", frozenset(), 1, 2),
 }
 _COPY_BYTES = 1 << 20
 
@@ -40,7 +40,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     match verb:
         case "tags":
             add_actions(parser, _TAGS)
-            add("--sort", choices=["name", "version", "none"], default="name", help="none: as the registry has them")
+            add(
+                "--sort",
+                choices=["name", "version", "none"],
+                default="name",
+                help="order (default: name; none: as the registry has them)",
+            )
             add("--reverse", action="store_true", help="the last first")
             add("--include", action="append", default=[], metavar="PATTERN", help="only these: a glob, or /regex/")
             add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
@@ -49,8 +54,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--json", action="store_true", help="print JSON")
         case "blob":
             add_actions(parser, _BLOB)
-            add("-o", "--output", metavar="FILE", help="write the blob there")
-            add("--mount-from", metavar="REPOSITORY", help="mount the blob from there, if it is there")
+            add("-o", "--output", metavar="FILE", help="write the blob there (default: stdout)")
+            add(
+                "--mount-from",
+                metavar="REPOSITORY",
+                help="another repository of the registry: take the blob from there, if it has it",
+            )
         case "catalog":
             add("registry", metavar="REGISTRY", help="a registry's host")
             add("--include", action="append", default=[], metavar="PATTERN", help="only these: a glob, or /regex/")
@@ -74,7 +83,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--json", action="store_true", help="print JSON")
             add("-q", "--quiet", action="store_true", help="no more than what is wrong")
     add_registry_options(parser)
-    end_actions(parser)
+    end_actions(parser, {"tags": _TAGS, "blob": _BLOB}.get(verb))
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -23,6 +23,12 @@ _IO_FLAGS = {
     "device-read-iops": "riops",
     "device-write-iops": "wiops",
 }
+HEALTH_TIMES = {
+    "interval": "time between two health checks (default: 30s)",
+    "timeout": "how long a health check may take (default: 30s)",
+    "start-period": "how long failures do not count at first (default: 0s)",
+    "start-interval": "time between two health checks at first (default: 5s)",
+}
 _MAX_CPUS = 1 << 20
 _ULIMITS = ("core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
             "rttime", "sigpending", "stack")  # fmt: skip
@@ -30,19 +36,22 @@ _ULIMITS = ("core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofi
 
 def add_sandbox_options(parser: ArgumentParser) -> None:
     """Names and name servers, capabilities, security, devices and limits of processes."""
-    add = parser.add_argument
-    add("--add-host", action="append", default=[], metavar="NAME:IP", help="a line of /etc/hosts")
+    add = parser.add_argument_group("its names, rights and devices").add_argument
+    add("--add-host", action="append", default=[], metavar="NAME:IP",
+        help="a line of /etc/hosts; the IP host-gateway is this machine")  # fmt: skip
     add("--dns", action="append", default=[], metavar="IP", help="a name server in place of the host's")
-    add("--dns-search", action="append", default=[], metavar="DOMAIN", help="in place of the host's; . is none")
+    add("--dns-search", action="append", default=[], metavar="DOMAIN",
+        help="a search domain in place of the host's; . is none")  # fmt: skip
     add("--dns-option", action="append", default=[], metavar="OPTION", help="a resolver's option, such as ndots:2")
     add("--no-hosts", action="store_true", help="leave the image's /etc/hosts as it is")
     add("--device", action="append", default=[], metavar="PATH", help="a device of the host")
     add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more, or ALL")
     add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less, or ALL")
     add("--security-opt", action="append", default=[], metavar="OPTION",
-        help="seccomp=FILE|unconfined, no-new-privileges")  # fmt: skip
-    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="a limit of processes")
-    add("--shm-size", type=shm_size, metavar="SIZE", help="of /dev/shm (default: 64m)")
+        help="seccomp=FILE|unconfined, no-new-privileges, label=disable, apparmor=unconfined")  # fmt: skip
+    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]",
+        help="a limit of each process, such as nofile=1024:4096")  # fmt: skip
+    add("--shm-size", type=shm_size, metavar="SIZE", help="size of /dev/shm (default: 64m)")
 
 
 def shm_size(text: str) -> int:
@@ -53,33 +62,28 @@ def shm_size(text: str) -> int:
     return found
 
 
-def add_limit_options(parser: ArgumentParser) -> None:
-    """The limits by cgroup."""
-    add = parser.add_argument
-    add("-m", "--memory", type=size, metavar="SIZE", help="memory limit")
-    add("--memory-swap", type=size, metavar="SIZE", help="limit of memory and swap together; -1 is unlimited")
-    add("--cpus", type=float, metavar="N", help="processors' worth of time")
-    add("--cpu-shares", "-c", type=int, metavar="N", help="relative weight")
-    add("--cpu-period", type=int, metavar="US", help="CFS period in microseconds")
-    add("--cpu-quota", type=int, metavar="US", help="CFS quota in microseconds")
-    add("--cpuset-cpus", metavar="LIST", help="processors, such as 0-2,4")
-    add("--cpuset-mems", metavar="LIST", help="memory nodes")
-    add("--pids-limit", type=int, metavar="N", help="processes")
+def add_limit_options(parser: ArgumentParser, *, manager: bool = False) -> None:
+    """The limits by cgroup; with `manager` also who makes the groups that they are set in."""
+    add = parser.add_argument_group("limits").add_argument
+    add("-m", "--memory", type=size, metavar="SIZE", help="of memory; SIZE: bytes, or with k, m, g, t")
+    add("--memory-swap", type=size, metavar="SIZE", help="of memory and swap together; -1 is unlimited")
+    add("--cpus", type=float, metavar="N", help="of processor time, in processors, such as 1.5")
+    add("--cpu-shares", "-c", type=int, metavar="N", help="weight beside others, where a usual group has 1024")
+    add("--cpu-period", type=int, metavar="US", help="period of the CFS scheduler in microseconds (default: 100000)")
+    add("--cpu-quota", type=int, metavar="US", help="processor time in each period, in microseconds")
+    add("--cpuset-cpus", metavar="LIST", help="processors that may be used, such as 0-2,4")
+    add("--cpuset-mems", metavar="LIST", help="memory nodes that may be used, such as 0")
+    add("--pids-limit", type=int, metavar="N", help="processes and threads")
     for flag, what in _IO_FLAGS.items():
         unit = "SIZE" if what.endswith("bps") else "N"
-        add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help="a second, of a disk")
-    add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="huge pages, as 2MB:64m")
-
-
-def add_cgroup_manager(parser: ArgumentParser) -> None:
-    """Who makes the groups that limits are set in."""
-    parser.add_argument(
-        "--cgroup-manager",
-        choices=["auto", "cgroupfs", "systemd"],
-        default="auto",
-        help="who makes the groups of limits: pybuild itself, or systemd a scope for it (default: systemd where an "
-        "ordinary user has no group to write to)",
-    )
+        done = "read from" if what.startswith("r") else "written to"
+        told = f"{'bytes' if unit == 'SIZE' else 'operations'} a second {done} a disk"
+        add(f"--{flag}", action="append", default=[], metavar=f"DEVICE:{unit}", help=told)
+    add("--hugetlb-limit", action="append", default=[], metavar="PAGE:SIZE", help="of huge pages, as 2MB:64m")
+    if manager:
+        add("--cgroup-manager", choices=["auto", "cgroupfs", "systemd"], default="auto",
+            help="who makes the groups of limits: pybuild itself, or systemd a scope for it (default: systemd where "
+            "an ordinary user has no group to write to)")  # fmt: skip
 
 
 def enter_scope(options: Namespace) -> None:

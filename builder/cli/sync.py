@@ -34,11 +34,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--scoped", action="store_true", help="keep the source's host in the names at the destination")
     add("--dry-run", "-n", action="store_true", help="tell what would be done")
     add("--keep-going", "-k", action="store_true", help="end with 0 though some images failed")
-    add("--platform", metavar="OS/ARCH", help="of indexes only this platform")
+    add("--platform", metavar="OS/ARCH", help="of indexes only this platform (default: all)")
     add("--preserve-digests", action="store_true", help="fail rather than change a digest")
     add("--format", "-f", choices=["oci", "docker"], help="convert to these media types")
-    add("-j", "--jobs", type=int, default=6, metavar="N", help="blobs at once")
-    add("--progress", default="auto", choices=["auto", "tty", "plain", "quiet", "rawjson"])
+    add("-j", "--jobs", type=int, default=6, metavar="N", help="blobs at once (default: 6)")
+    add("--progress", default="auto", choices=["auto", "tty", "plain", "quiet", "rawjson"],
+        help="how it is shown (default: auto: tty on a terminal, plain elsewhere)")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="no progress")
     add("--json", action="store_true", help="print the report as JSON")
     add_retry_options(parser)

@@ -28,15 +28,21 @@ if TYPE_CHECKING:
     from registry.reference import Reference
     from registry.transport import ImageLocation
 
-_TRANSPORTS = (
-    "docker://HOST/REPO:TAG, oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, dir:DIR, storage:NAME"
-)
+_TRANSPORTS = """transports:
+docker://HOST/REPO:TAG  an image in a registry
+oci:DIR:TAG  an OCI image layout
+oci-archive:FILE:TAG  the same as a tar file
+docker-archive:FILE:NAME:TAG  what `docker save` writes
+dir:DIR  manifest and blobs as plain files
+storage:NAME  the local store
+containers-storage:NAME  podman's store, by skopeo
+docker-daemon:NAME  docker's images"""
 _DIGEST_TAG = re.compile(r"sha(?:256|384|512)-[0-9a-f]{64}")
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
-    parser.epilog = f"Transports: {_TRANSPORTS}."
+    parser.epilog = _TRANSPORTS
     match verb:
         case "push":
             add("source", metavar="NAME", help="an image of the store")
@@ -49,9 +55,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         case "pull":
             add("sources", metavar="NAME", nargs="+", help="images; docker:// may be left out")
         case "copy":
-            parser.epilog += " Into a working container made by `from`: copy CONTAINER SRC… [DST]; see `add --help`."
+            parser.epilog += "\n\nInto a working container made by `from`: copy CONTAINER SRC… [DST]; see `add --help`."
             add("sources", metavar="SRC", nargs="+", help="images; several go into one archive, layout or the store")
-            add("destination", metavar="DST", help="where to")
+            add("destination", metavar="DST", help="where to: an image by its transport, or a name of the store")
         case "unpack":
             add("source", metavar="NAME", help="an image")
             add("directory", metavar="DIR", help="an empty or missing directory")
@@ -59,13 +65,24 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add_registry_options(parser, "source", "destination")
     else:
         add_registry_options(parser)
-    add("--platform", metavar="OS/ARCH", help="the image of an index for this platform; copy: several, by commas")
-    add("--progress", default="auto", choices=["auto", "tty", "plain", "quiet", "rawjson"])
+    add(
+        "--platform",
+        metavar="OS/ARCH",
+        help="the image of an index for this platform" + "; several, by commas" * (verb == "copy"),
+    )
+    add("--progress", default="auto", choices=["auto", "tty", "plain", "quiet", "rawjson"],
+        help="how it is shown (default: auto: tty on a terminal, plain elsewhere)")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="no progress")
     if verb == "unpack":
         return
-    add("--all", "-a", dest="all_platforms", action="store_true", help="every platform of an index")
-    add("--multi-arch", choices=["system", "all"], help="this machine's platform of an index, or all of them")
+    add(
+        "--all", "-a", dest="all_platforms", action="store_true", help="every platform of an index, into the store, too"
+    )
+    add(
+        "--multi-arch",
+        choices=["system", "all"],
+        help="of an index this machine's platform, or all of them (default: all; into the store: system)",
+    )
     if verb in {"push", "pull"}:
         add("--all-tags", action="store_true", help="every tag of the repository")
     if verb == "copy":
@@ -76,11 +93,13 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--format", "-f", choices=["oci", "docker"], help="convert to these media types")
     add("--compression", "--compression-format", "--dest-compress-format",
         choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"], help="convert layers to this")  # fmt: skip
-    add("--compression-level", "--dest-compress-level", type=int, metavar="N")
+    add("--compression-level", "--dest-compress-level", type=int, metavar="N",
+        help="gzip 1 to 9, zstd 1 to 22 (default: fast)")  # fmt: skip
     add("--force-compression", "--dest-force-compress-format", action="store_true",
         help="compress also layers that are compressed so already")  # fmt: skip
     add("--digestfile", metavar="FILE", help="write the digest of the copy there")
-    add("-j", "--jobs", "--image-parallel-copies", type=int, default=6, metavar="N", help="blobs at once")
+    add("-j", "--jobs", "--image-parallel-copies", type=int, default=6, metavar="N",
+        help="blobs at once (default: 6)")  # fmt: skip
     add_retry_options(parser)
 
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from builder.container.volumes import Volume
 
 _VOLUME = {
-    "create": Action("[NAME]", "makes one", frozenset({"label"}), 0, 1),
-    "ls": Action("", "lists them", frozenset({"filter", "format", "quiet"}), 0, 0),
-    "inspect": Action("NAME…", "tells all of them", frozenset({"format"}), 1, None),
-    "rm": Action("NAME…", "removes them", frozenset({"force"}), 1, None),
-    "prune": Action("", "removes those that no container names", frozenset({"all", "filter", "force"}), 0, 0),
+    "create": Action("[NAME]", "make one", frozenset({"label"}), 0, 1),
+    "ls": Action("", "list them", frozenset({"filter", "format", "quiet"}), 0, 0),
+    "inspect": Action("NAME…", "print all that is known of them, as JSON", frozenset({"format"}), 1, None),
+    "rm": Action("NAME…", "remove them", frozenset({"force"}), 1, None),
+    "prune": Action("", "remove those that no container names", frozenset({"all", "filter", "force"}), 0, 0),
 }
 _CONTAINER = {
-    "prune": Action("", "removes those that do not run", frozenset({"filter", "force"}), 0, 0),
+    "prune": Action("", "remove those that do not run", frozenset({"filter", "force"}), 0, 0),
 }
 
 
@@ -39,7 +39,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("-a", "--archive", action="store_true",
                 help="keep owners; out of a container also devices, set-id bits and attributes")  # fmt: skip
             add("-L", "--follow-link", action="store_true", help="copy what a link names, not the link")
-            add("-q", "--quiet", action="store_true", help="say nothing (nothing is said anyway)")
+            add("-q", "--quiet", action="store_true", help="accepted for docker's sake: nothing is said anyway")
         case "update":
             from builder.cli.sandboxflags import add_limit_options
 
@@ -48,19 +48,19 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--restart", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
         case "volume":
             add_actions(parser, _VOLUME)
-            add("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="create: a label")
-            add("-f", "--force", action="store_true", help="rm: a missing one is no error; prune: do not ask")
-            add("-a", "--all", action="store_true", help="prune: named ones, too")
-            add("-q", "--quiet", action="store_true", help="ls: names alone")
+            add("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="a label")
+            add("-f", "--force", action="store_true", help="of rm: a missing one is no error; of prune: do not ask")
+            add("-a", "--all", action="store_true", help="named ones, too")
+            add("-q", "--quiet", action="store_true", help="names alone")
             add("--filter", action="append", default=[], metavar="KEY=VALUE",
                 help="name, label, dangling, until")  # fmt: skip
             add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
-            end_actions(parser)
+            end_actions(parser, _VOLUME)
         case _:
             add_actions(parser, _CONTAINER)
             add("-f", "--force", action="store_true", help="do not ask")
             add("--filter", action="append", default=[], metavar="KEY=VALUE", help="label, until")
-            end_actions(parser)
+            end_actions(parser, _CONTAINER)
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -25,16 +25,16 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add = parser.add_argument
     match verb:
         case "stats":
-            add("names", nargs="*", metavar="CONTAINER", help="(default: all that run)")
+            add("names", nargs="*", metavar="CONTAINER", help="names or IDs (default: all that run)")
             add("-a", "--all", action="store_true", help="also those that do not run")
             add("--no-stream", action="store_true", help="once, and not every second")
-            add("--interval", type=float, default=1.0, metavar="SECONDS", help="(default: 1)")
+            add("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (default: 1)")
             add("--no-trunc", action="store_true", help="whole IDs")
             add("--no-reset", action="store_true", help="do not clear the screen between")
             add("--format", metavar="TEMPLATE", help="a Go template, `table TEMPLATE` or `json`")
         case "top":
             add("name", metavar="CONTAINER", help="one that runs")
-            add("columns", nargs="*", metavar="COLUMN", help=f"(default: {' '.join(_DEFAULT)}); there are "
+            add("columns", nargs="*", metavar="COLUMN", help=f"what to show (default: {' '.join(_DEFAULT)}); there are "
                 + ", ".join(_COLUMNS))  # fmt: skip
         case "events":
             add("--since", metavar="TIME", help="from then on: a time, or an age such as 10m (default: now)")
@@ -47,7 +47,12 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             add("--no-stdin", action="store_true", help="look only")
             add("--sig-proxy", type=boolean, nargs="?", const=True, default=True, metavar="BOOL",
                 help="hand on signals (default: true); else they end the visit")  # fmt: skip
-            add("--detach-keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="leave it by these (ctrl-p,ctrl-q)")
+            add(
+                "--detach-keys",
+                default="ctrl-p,ctrl-q",
+                metavar="KEYS",
+                help="leave it by these keys (default: ctrl-p,ctrl-q)",
+            )
 
 
 def run(verb: str, options: Namespace) -> int:

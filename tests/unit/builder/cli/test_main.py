@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -26,6 +28,36 @@ def test_every_command_has_its_module_and_its_help(verb: str, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert out.startswith(f"usage: pybuild {verb}")
     assert "--root DIR" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_explains_every_word(verb: str) -> None:
+    parser = argparse.ArgumentParser(prog=f"pybuild {verb}", add_help=False)
+    import_module(f"builder.cli.{VERBS[verb].module}").configure(verb, parser)
+    for action in parser._actions:
+        names = "/".join(action.option_strings) or action.dest
+        assert action.help, f"{verb} {names}: no help"
+        assert not action.help.startswith("("), f"{verb} {names}: nothing but a default"
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_the_help_fits_the_terminal(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for verb in ("build", "manifest", "copy", "modify"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+    out = capsys.readouterr().out
+    words = [line for line in out.splitlines() if not line.startswith(("usage:", "  "))]
+    assert max(map(len, words)) <= min(int(columns), 100)
+    # Each flag with its value once, in a group; each action with what it does, and which flags are its own.
+    assert re.search(r"^the image:\n  -t, --tag NAME +name of the image", out, re.MULTILINE)
+    assert re.search(r"^  --pull\[=POLICY\]", out, re.MULTILINE)
+    assert re.search(r"^actions:\n  get NAME +print a manifest", out, re.MULTILINE)
+    assert re.search(r"^  -a, --amend +create: ", out, re.MULTILINE)
+    assert "usage: pybuild modify [FLAG…] OLD NEW [-- COMMAND…]" in out
+    assert "docker-archive:FILE:NAME:TAG" in out
 
 
 @pytest.mark.parametrize("verb", VERBS)
