@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from builder.cli import build
+from builder.cli.actions import end_actions
 from builder.cli.buildrequest import make_request
 from builder.cli.options import registry_options, store_root
+from builder.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from layers.store import Store
 
 ACTIONS = ("ls", "du", "tree", "prune", "audit")
+_OF_ALL = frozenset({"root", "debug", "help", "json"})
+_OF_PRUNE = frozenset({"all", "mounts"})
 
 
 def configure(verb: str, parser: ArgumentParser) -> None:
@@ -31,11 +35,29 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--seed", type=int, default=None, metavar="N", help="audit: choose the same sample again")
     add("--all", "-a", action="store_true", help="prune: also the steps that named images are made of")
     add("--mounts", action="store_true", help="prune: also the contents of cache mounts")
+    parser.description = f"{parser.description or ''} `audit` takes the context and the flags of a build."
+    end_actions(parser)
+
+
+def usage(verb: str) -> list[str]:
+    return ["|".join(ACTIONS[:-1]), "audit [CONTEXT]"]
+
+
+def _check(options: Namespace) -> None:
+    """Raises: UsageError for a flag or a context that the action does not take."""
+    auditing = options.action == "audit"
+    if options.context and not auditing:
+        raise UsageError(f"cache {options.action} takes no {options.context!r}")
+    for dest, (flag, default) in options.known_flags.items():
+        own = dest not in _OF_PRUNE if auditing else options.action == "prune" and dest in _OF_PRUNE
+        if not own and dest not in _OF_ALL and getattr(options, dest) != default:
+            raise UsageError(f"{flag} is not a flag of `cache {options.action}`", hint="see `pybuild cache --help`")
 
 
 def run(verb: str, options: Namespace) -> int:
     from builder import api
 
+    _check(options)
     root = store_root(options)
     if options.action == "audit":
         return _audit(options)

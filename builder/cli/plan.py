@@ -15,6 +15,7 @@ from builder.cli.options import registry_options, store_root
 def configure(verb: str, parser: ArgumentParser) -> None:
     build.configure(verb, parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.description = f"{parser.description or ''} The flags are those of the build that is meant."
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -35,8 +35,8 @@ oci-archive:FILE:TAG  the same as a tar file
 docker-archive:FILE:NAME:TAG  what `docker save` writes
 dir:DIR  manifest and blobs as plain files
 storage:NAME  the local store
-containers-storage:NAME  podman's store, by skopeo
-docker-daemon:NAME  docker's images"""
+containers-storage:NAME  podman's store, by the command skopeo
+docker-daemon:NAME  docker's images, by the command docker"""
 _DIGEST_TAG = re.compile(r"sha(?:256|384|512)-[0-9a-f]{64}")
 
 

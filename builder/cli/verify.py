@@ -24,6 +24,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
 
     build.configure("build", parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.description = (
+        f"{parser.description or ''} The flags are those of the build that is meant; nothing of it is named or sent."
+    )
 
 
 def run(verb: str, options: Namespace) -> int:

@@ -54,6 +54,15 @@ def test_audit_finds_the_step_that_is_not_hermetic(pybuild: Pybuild, context: Pa
     assert len(pybuild.run("cache", "ls", "--json").json()["steps"]) == 3
 
 
+@pytest.mark.parametrize(
+    "words", [("ls", "--squash"), ("ls", "."), ("du", "--all"), ("prune", "--sample", "3"), ("audit", "--mounts")]
+)
+def test_what_an_action_has_no_use_for_is_refused(pybuild: Pybuild, words: tuple[str, ...]) -> None:
+    result = pybuild.run("cache", *words, check=False)
+    assert result.status == 2
+    assert words[1] in result.stderr
+
+
 def test_a_sample_is_the_same_for_the_same_seed(pybuild: Pybuild, context: Path) -> None:
     pybuild.build(context)
     runs = [
