@@ -204,9 +204,11 @@ def _dispatch(arguments: list[str]) -> int:
 
     def refuse(message: str) -> NoReturn:
         # argparse would print some thirty lines of usage before the one that matters.
+        from builder.cli.foreign import instead
         from builder.errors import UsageError
 
-        raise UsageError(message, hint=f"see `pybuild {verb} --help`")
+        refused = message.partition("unrecognized arguments: ")[2].split()
+        raise UsageError(message, hint=instead(verb, refused) or f"see `pybuild {verb} --help`")
 
     parser.error = refuse  # type: ignore[method-assign]
     if verb not in _OWN_FAILURE:

@@ -1,0 +1,55 @@
+"""Flags of other tools: each is refused, and the refusal says what there is instead."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from importlib import import_module
+
+import pytest
+
+from builder.cli import foreign
+from builder.cli.main import VERBS, main
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+OF_OTHERS = {"--user", "--scope", "--filter"}
+"""What a hint quotes of another program, or of another verb."""
+
+
+def flags_of(verb: str) -> set[str]:
+    parser = ArgumentParser(prog=f"pybuild {verb}", add_help=False)
+    import_module(f"builder.cli.{VERBS[verb].module}").configure(verb, parser)
+    return {"--debug", "--root", *(name for action in parser._actions for name in action.option_strings)}
+
+
+@pytest.mark.parametrize("verb", sorted(foreign._OF))
+def test_what_is_refused_is_no_flag_and_what_is_named_is_one(verb: str) -> None:
+    known = flags_of(verb)
+    for flag, hint in foreign._OF[verb].items():
+        assert flag not in known, f"{verb} {flag} is a flag of its own"
+        if verb in {"build", "run"}:
+            missing = set(OPTION.findall(hint)) - known - OF_OTHERS
+            assert not missing, f"{verb} {flag}: {hint}"
+
+
+def test_hints_for_every_command_name_flags_that_there_are() -> None:
+    everything = set[str]().union(*map(flags_of, VERBS))
+    for flag, hint in foreign._EVERYWHERE.items():
+        assert set(OPTION.findall(hint)) <= everything | OF_OTHERS, f"{flag}: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["build", "--attest=type=sbom", "."], "hint: pybuild makes no attestations"),
+        (["run", "--gpus", "all", "image"], "hint: --device"),
+        (["copy", "--dest-username", "me", "a", "b"], "hint: --dest-creds"),
+        (["stop", "--latest"], "hint: name the container"),
+        (["build", "--nonsense"], "hint: see `pybuild build --help`"),
+    ],
+)
+def test_a_refusal_says_what_there_is_instead(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(words)
+    said = capsys.readouterr().err
+    assert status == (125 if words[0] == "run" else 2), said
+    assert hint in said and "unrecognized arguments" in said
