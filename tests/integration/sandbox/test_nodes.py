@@ -114,8 +114,8 @@ def test_what_is_refused(user: UserBox) -> None:
         + """
 char("null"); os.symlink("nowhere", "dangling"); os.mkdir("d")
 for name, error in {"null": "EEXIST", "dangling": "EEXIST", "d": "EEXIST", "d/": "EEXIST", "d/..": "EEXIST",
-                    ".": "EEXIST", "/": "EEXIST", "no/where": "ENOENT", "new/": "ENOENT", "null/x": "ENOTDIR", "": "ENOENT",
-                    "x" * 256: "ENAMETOOLONG", "x/" * 2100: "ENAMETOOLONG", "/etc/new": "EROFS"}.items():
+                    ".": "EEXIST", "/": "EEXIST", "no/where": "ENOENT", "new/": "ENOENT", "null/x": "ENOTDIR",
+                    "": "ENOENT", "x" * 256: "ENAMETOOLONG", "x/" * 2100: "ENAMETOOLONG", "/etc/new": "EROFS"}.items():
     found = refused(char, name)
     assert found == error, (name[:20], found)
 char("whiteout", device=0)  # anybody may
