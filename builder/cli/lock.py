@@ -20,7 +20,9 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--update", action="append", default=[], metavar="NAME", help="pin this image, URL or repository anew")
     add("--update-all", action="store_true", help="pin everything anew")
     add("--dry-run", action="store_true", help="write nothing; exit status 1 if something would change")
-    parser.description = f"{parser.description or ''} The flags are those of the build that is meant; where its image would go is all one."
+    parser.description = (
+        f"{parser.description or ''} The flags are those of the build that is meant; outputs are left aside."
+    )
 
 
 def run(verb: str, options: Namespace) -> int:
