@@ -31,7 +31,8 @@ STEPS = """
 FROM {base} AS tool
 RUN touch /srv/null && chmod 600 /srv/disk && chown 7:8 /srv/disk && mv /srv/tty /srv/moved && rm /srv/gone
 RUN mkdir -m 2775 /made && chown 0:50 /made && umask 026 && mknod -m 620 /made/tty c 5 1 && \\
-    mknod /made/disk b 259 9 && ln /made/disk /made/second && mv /made/tty /made/renamed && chown 33:34 /made/disk && mknod /made/pipe p && \\
+    mknod /made/disk b 259 9 && ln /made/disk /made/second && \\
+    mv /made/tty /made/renamed && chown 33:34 /made/disk && mknod /made/pipe p && \\
     mknod /made/gone c 1 5 && rm /made/gone && mknod /made/full c 1 7
 RUN rm -r /srv/deep && mkdir /srv/deep && mknod /srv/deep/null c 1 3 && rm /made/full && mkdir /made/full
 FROM {base}
