@@ -145,7 +145,7 @@ class _Entries:
         if self._fd != -1:
             os.close(self._fd)
             self._fd = -1
-        self._fd = lowerview.at(_open_parent, self._root + b"/" + parent if parent else self._root)
+        self._fd = lowerview.open_beneath(self._root, parent, _OPEN_PARENT)
         self._parent = parent
 
     def _regular(self, path: bytes, name: bytes, st: os.stat_result, attributes: dict[str, bytes] | None) -> None:
@@ -207,10 +207,6 @@ class _Entries:
             device=(os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else None,
             xattrs=attributes,
         )
-
-
-def _open_parent(path: bytes) -> int:
-    return os.open(path, _OPEN_PARENT)
 
 
 class _Pipeline:

@@ -152,7 +152,7 @@ class _Walk:
                         self._pending.pop()
                     continue
                 if frame.fd == -1:
-                    frame.fd = lowerview.at(_open_dir, self._root + b"/" + frame.path)
+                    frame.fd = lowerview.open_beneath(self._root, frame.path, _OPEN_DIR)
                 name = frame.names[frame.next]
                 frame.next += 1
                 path = frame.path + b"/" + name if frame.path else name

@@ -10,6 +10,7 @@ Kernel: Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directori
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -55,6 +56,35 @@ def at(operation: Callable[[bytes], T], path: bytes) -> T:
     finally:
         if handle != -1:
             os.close(handle)
+
+
+def open_beneath(root: bytes, path: bytes, flags: int) -> int:
+    """Open `path` of a tree that may be changed meanwhile, by a container that runs: through no symbolic link.
+
+    Raises: OSError (ELOOP, ENOTDIR where a directory has become something else).
+    """
+    fd = at(_open_directory, root)
+    try:
+        if path and len(path) < _STEP_BYTES:
+            from layers import linux
+
+            try:
+                return linux.openat2(fd, path, flags, 0, linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS)
+            except OSError as e:
+                if e.errno not in {errno.ENOSYS, errno.EPERM}:  # before Linux 5.6, or behind a filter
+                    raise
+        *parents, last = path.split(b"/")
+        for name in parents:
+            deeper = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
+        return os.open(last or b".", flags | os.O_NOFOLLOW, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _open_directory(path: bytes) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def lstat(path: bytes) -> os.stat_result | None:
