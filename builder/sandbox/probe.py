@@ -59,7 +59,7 @@ def probe(directory: Path | None = None) -> Report:
     where = None if directory is None else str(directory)
     return Report(
         (_root(where), _subordinate(where), _single(where), _chroot(), _oci()),
-        (_filters(), _security_module(), _storage(where), *_limits(), *_networks(), _kernel()),
+        (_filters(), _security_module(), _storage(where), _nodes(), *_limits(), *_networks(), _kernel()),
     )
 
 
@@ -79,7 +79,7 @@ def _root(directory: str | None) -> TierReport:
 
 
 def _subordinate(directory: str | None) -> TierReport:
-    title = "rootless with subordinate ids: all namespaces, kernel overlay in a user namespace"
+    title = "rootless with subordinate ids: all namespaces, kernel overlay in a user namespace, devices recorded"
     if os.geteuid() == 0 and userns.has_powers():
         return TierReport("subordinate", title, False, "not needed: pybuild runs as root", None)
     uids, gids, note = userns.subordinate_ids(os.geteuid())
@@ -107,7 +107,7 @@ def _single(directory: str | None) -> TierReport:
 
     def attempt() -> str | None:
         userns.enter(subordinate=False)
-        return _try_namespaces(directory) or _try_supervision()
+        return _try_namespaces(directory) or _try_listener("supervised_program")
 
     return _tried("single", title, attempt)
 
@@ -166,13 +166,12 @@ def _in_directory(directory: str | None, function: Callable[[str], str | None]) 
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _try_supervision() -> str | None:
+def _try_listener(filter: Literal["supervised_program", "nodes_program"]) -> str | None:
     """Install the filter. To be called last, and in a child: nobody answers what it asks. Raises: SandboxError."""
     from builder.sandbox import seccomp
 
-    program = seccomp.supervised_program(linux.machine())
     try:
-        linux.seccomp_listener(program)
+        linux.seccomp_listener(getattr(seccomp, filter)(linux.machine()))
     except OSError as e:
         grant = "start pybuild under no filter that has a supervisor, and on Linux 5.0 or newer"
         return f"seccomp's user notification: {e.strerror}\n{grant}"
@@ -267,6 +266,25 @@ def _stack(base: str) -> str | None:
         os.close(rootfs.detached(type="overlay", userxattr=userxattr, program=program, **arguments))
         return rootfs.FUSE
     return None
+
+
+def _nodes() -> Fact:
+    """What RUN mknod of a device comes to."""
+    outermost = userns.current().tier == "root"
+    if outermost and (userns.has_powers() or userns.chroot_only()):
+        return Fact("device nodes", True, "RUN makes them")
+    if userns.chroot_only():
+        return Fact("device nodes", False, "no user namespace makes any, and in a chroot nobody records them")
+
+    def attempt() -> str | None:
+        userns.enter()
+        return _try_listener("nodes_program")
+
+    words = userns.in_child(attempt)
+    if words is None:
+        return Fact("device nodes", True, "RUN mknod makes an empty file, for which a layer has the device")
+    missing, _, grant = words.partition("\n")
+    return Fact("device nodes", False, f"RUN mknod of them is refused: {missing}", grant or None)
 
 
 def _limits() -> list[Fact]:

@@ -157,7 +157,7 @@ def test_where_nobody_can_be_asked(single: SingleId, busybox_base: str, rootless
         assert done.returncode == 1
         assert "supervise" in done.stderr and "hint: " in done.stderr and "Traceback" not in done.stderr
         doctor = rootless_user.run([*argv[:5], "doctor"], capture_output=True, text=True, check=False).stdout
-        assert "seccomp" in doctor
+        assert "seccomp" in doctor and "RUN mknod of them is refused" in doctor
     finally:
         shutil.rmtree(context)
 

@@ -46,6 +46,7 @@ def test_root_takes_the_first_tier(workplace: Path, environ: dict[str, str]) -> 
     found = report([sys.executable], workplace, env=environ)
     assert found["chosen"] == "root"
     assert found["tiers"]["root"] == [True, None, None]
+    assert found["facts"]["device nodes"] == [True, "RUN makes them", None]
 
 
 def test_root_without_its_powers_is_told(workplace: Path, environ: dict[str, str]) -> None:
@@ -67,6 +68,8 @@ def test_a_user_with_subordinate_ids(workplace: Path, rootless_user: Account) ->
     if which("runc") or which("crun"):
         assert found["tiers"]["oci"][0]
     assert found["facts"]["storage"][:2] == [True, "overlay, by the kernel"]
+    works, detail, _ = found["facts"]["device nodes"]
+    assert works and "an empty file" in detail
 
 
 def test_no_new_privs_takes_the_helpers_away(workplace: Path, rootless_user: Account) -> None:
