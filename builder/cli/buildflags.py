@@ -42,6 +42,9 @@ def _add_inputs(parser: ArgumentParser) -> None:
     add("--from", dest="base", metavar="IMAGE", help="begin the first stage from this image instead")
     add("--platform", action="append", default=[], metavar="OS/ARCH",
         help="target platforms, by commas; several make an index (default: this machine's)")  # fmt: skip
+    add("--os", metavar="OS", help="of a single target platform (default: linux)")
+    add("--arch", metavar="ARCH", help="its processor, such as arm64 (default: this machine's)")
+    add("--variant", metavar="VARIANT", help="the processor's variant, such as v7")
     add("--build-arg", action="append", default=[], metavar="KEY[=VALUE]",
         help="value of an ARG; without =VALUE that of the environment variable")  # fmt: skip
     add("--build-arg-file", action="append", default=[], metavar="FILE", help="a file of KEY=VALUE lines")
@@ -95,6 +98,11 @@ def _add_layers(parser: ArgumentParser) -> None:
     add("--verify-layers", action="store_true", help="read each new layer back and compare it with the tree")
     add("--secret-gate", nargs="?", const=True, type=boolean, default=False, metavar="BOOL",
         help="refuse an image that holds a --secret's value, or whose build printed it (default: false)")  # fmt: skip
+    # What scripts for others say, and what holds here anyway: nothing else is taken.
+    for name in ("--rm", "--force-rm"):
+        add(name, nargs="?", const=True, type=boolean, default=True, help=SUPPRESS)
+    for name in ("--provenance", "--sbom"):
+        add(name, nargs="?", const="true", default="false", metavar="BOOL", help=SUPPRESS)
     # buildah's default-off cache switch
     add("--layers", nargs="?", const=True, type=boolean, default=True, help=SUPPRESS)
 
@@ -153,7 +161,7 @@ def _add_run(parser: ArgumentParser) -> None:
         help="a mount for every RUN, as RUN --mount has it")  # fmt: skip
     add("--default-mounts-file", metavar="FILE", help="read this instead of mounts.conf")
     add("--timeout", type=duration, metavar="DURATION", help="kill a RUN that takes longer, such as 10m")
-    add("--network", default="default", choices=["default", "host", "none", "private"],
+    add("--network", "--net", default="default", choices=["default", "host", "none", "private"],
         help="the network of RUN: the host's (default), none, or private, one of its own behind NAT")  # fmt: skip
     add("--isolation", default="auto", choices=["auto", "pivot", "chroot", "rootless", "single", "oci"],
         help="how RUN is isolated (default: the best that works here, see `pybuild doctor`)")  # fmt: skip

@@ -42,7 +42,8 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         outputs = flags.outputs(options)
         cache_from = flags.caches(options.cache_from, "--cache-from")
         cache_to = flags.caches(options.cache_to, "--cache-to")
-    platforms = [_platform(p, "--platform") for value in options.platform for p in value.split(",") if p]
+    platforms = _platforms(options)
+    _check_of_others(options)
     if options.pull not in {"always", "missing", "never", "newer"}:
         options.pull = _pull(options.pull)
     _check_security(options)
@@ -332,6 +333,33 @@ def _context(text: str) -> tuple[str, str]:
     if "://" not in value and not _is_remote(value) and not os.path.isdir(value):
         raise UsageError(f"--build-context {text!r}: {value} is not a directory")
     return name, value
+
+
+def _platforms(options: Namespace) -> list[Platform]:
+    """The target platforms; none for this machine's. Raises: UsageError."""
+    named = [_platform(p, "--platform") for value in options.platform for p in value.split(",") if p]
+    if not (options.os or options.arch or options.variant):
+        return named
+    if named:
+        raise UsageError("--os, --arch and --variant go with no --platform", hint="--platform OS/ARCH[/VARIANT]")
+    from layers.oci import Platform
+
+    words = (options.os or "linux", options.arch or Platform.host().architecture, options.variant)
+    return [_platform("/".join(filter(None, words)), "--os, --arch, --variant")]
+
+
+def _check_of_others(options: Namespace) -> None:
+    """Flags of docker and buildah that can say only what is so. Raises: UsageError where they say otherwise."""
+    if not options.rm:
+        raise UsageError(
+            "--rm=false: a build makes no containers that could be kept",
+            hint="--on-error=capsule keeps a step that failed; `pybuild from` makes containers",
+        )
+    for name, value in (("--provenance", options.provenance), ("--sbom", options.sbom)):
+        if value not in {"false", "0", "disabled=true"}:
+            from builder.cli.foreign import ATTESTATIONS
+
+            raise UsageError(f"{name}={value}: only false is possible", hint=ATTESTATIONS)
 
 
 def _platform(text: str, flag: str) -> Platform:

@@ -12,7 +12,7 @@ _PLATFORM = "--platform OS/ARCH[/VARIANT]"
 _SIGNING = "pybuild neither signs nor checks signatures: cosign and notation sign what it has pushed"
 _ENCRYPTION = "pybuild has no encrypted images: skopeo copy has them"
 _CREDENTIALS = "--creds USER[:PASSWORD], or `pybuild login`"
-_ATTESTATIONS = "pybuild makes no attestations: `pybuild artifact attach` adds an SBOM or a provenance file to an image"
+ATTESTATIONS = "pybuild makes no attestations: `pybuild artifact attach` adds an SBOM or a provenance file to an image"
 _NAMESPACES = "every RUN and container has its own; nothing but the network can be the host's"
 _ALWAYS_OWN = "a container always has its own control group namespace"
 _LATEST = "name the container: `pybuild ps -q` lists the newest first"
@@ -78,7 +78,7 @@ _EVERYWHERE: Mapping[str, str] = {
 }
 
 _BUILDS: Mapping[str, str] = {
-    "--attest": _ATTESTATIONS,
+    "--attest": ATTESTATIONS,
     "--all-platforms": "--platform names them, by commas: `pybuild manifest inspect BASE` lists the base's",
     "--manifest": "--platform A,B -t NAME makes an index at once; `pybuild manifest add` puts images into one",
     "--builder": _BUILDER,
