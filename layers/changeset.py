@@ -4,8 +4,9 @@ Each file is read once, into blocks of the tar stream; a block is hashed in one 
 compressed in others while the next one is filled. The queues between them are bounded, so memory is
 flat whatever the layer's size. A layer of less than one block needs no thread.
 
-The changes come from `layers.layerdiff`, whose names are re-exported here; the bytes go to an
-`Ingest`. Spec: image-spec layer.md, "Representing Changes" and "DiffID" in config.md.
+The changes come from `layers.layerdiff`, whose names are re-exported here, or have the places of their
+files with them (`Origin`); the bytes go to an `Ingest`.
+Spec: image-spec layer.md, "Representing Changes" and "DiffID" in config.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from layers import lowerview, ownership, xattrs
 from layers.compression import BLOCK_BYTES, Compression, compressor, media_type
 from layers.errors import Cancelled, LayerError
-from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change, diff_overlay, diff_trees
+from layers.layerdiff import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, Change, Origin, diff_overlay, diff_trees
 from layers.oci import Digest
 from layers.tarstream import BLOCK_DEVICE, CHARACTER_DEVICE, HARDLINK, REGULAR, SYMLINK, TYPES_BY_FORMAT, TarWriter
 from layers.values import NamedTuple, Protocol
@@ -31,6 +32,7 @@ __all__ = [
     "WHITEOUT_PREFIX",
     "Change",
     "LayerResult",
+    "Origin",
     "diff_overlay",
     "diff_trees",
     "write_layer",
@@ -76,6 +78,8 @@ def write_layer(
     `clamp_mtime` is SOURCE_DATE_EPOCH in seconds; `threads` None means one for each CPU, and no
     number changes the bytes; `reproducible` makes them independent of the processor too. A change whose
     status says another type than the disk's, as `layers.ownership` records it, is written as that, without data.
+    Files from elsewhere (`Origin`) must have no attributes that belong into a layer: what a copy of them would keep
+    of those, only making one can tell.
     Raises: LayerError (a file changed meanwhile, cannot be read, or fits no tar header), Cancelled, and
     what `ingest.write` raises.
     """
@@ -130,10 +134,12 @@ class _Entries:
         st = change.st
         assert st is not None
         try:
-            if parent != self._parent:
+            if change.origin is not None:
+                name = change.origin.name
+            elif parent != self._parent:
                 self._enter(parent)
             if change.link is None and stat.S_ISREG(st.st_mode):
-                self._regular(path, name, st, change.xattrs)
+                self._regular(change, name, st)
             else:
                 self._other(change, name, st)
         except OSError as e:
@@ -148,12 +154,15 @@ class _Entries:
         self._fd = lowerview.open_beneath(self._root, parent, _OPEN_PARENT)
         self._parent = parent
 
-    def _regular(self, path: bytes, name: bytes, st: os.stat_result, attributes: dict[str, bytes] | None) -> None:
+    def _regular(self, change: Change, name: bytes, st: os.stat_result) -> None:
+        path, attributes, origin = change.path, change.xattrs, change.origin
         size = st.st_size
-        fd = os.open(name, _OPEN_FILE, dir_fd=self._fd)
+        fd = os.open(name, _OPEN_FILE, dir_fd=self._fd if origin is None else origin.fd)
         try:
             names = xattrs.names_of(fd)
-            if names:
+            if names and origin is not None:
+                _refuse_attributes(path, names)
+            elif names:
                 if any(n.endswith(".overlay.metacopy") for n in names):
                     raise LayerError(
                         f"{os.fsdecode(path)!r} holds metadata alone (overlayfs's metacopy), its data is elsewhere",
@@ -178,6 +187,8 @@ class _Entries:
                         hint="something still writes to it; stop that and try again",
                     )
                 self._tar.pad()
+            if origin is not None:
+                _check_unchanged(path, origin.st, os.fstat(fd))
         finally:
             os.close(fd)
 
@@ -192,8 +203,12 @@ class _Entries:
                 change.path, HARDLINK, mode=mode, uid=uid, gid=gid, mtime_ns=st.st_mtime_ns, linkname=change.link
             )
             return
-        if attributes is None:
-            attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (self._fd, name))
+        parent_fd = self._fd
+        if change.origin is not None:
+            parent_fd = change.origin.fd
+            _refuse_attributes(change.path, xattrs.names_of(b"/proc/self/fd/%d/%s" % (parent_fd, name)))
+        elif attributes is None:
+            attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (parent_fd, name))
         if attributes:
             attributes = {key: value for key, value in attributes.items() if not ownership.is_record(key, mode, value)}
         self._tar.add(
@@ -203,9 +218,25 @@ class _Entries:
             uid=uid,
             gid=gid,
             mtime_ns=st.st_mtime_ns,
-            linkname=os.readlink(name, dir_fd=self._fd) if kind == SYMLINK else b"",
+            linkname=os.readlink(name, dir_fd=parent_fd) if kind == SYMLINK else b"",
             device=(os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else None,
-            xattrs=attributes,
+            xattrs=attributes or xattrs.NONE,
+        )
+
+
+def _refuse_attributes(path: bytes, names: list[str]) -> None:
+    """Raises: LayerError for a file from elsewhere that has attributes for a layer."""
+    for name in names:
+        if xattrs.belongs(name):
+            raise LayerError(f"{os.fsdecode(path)!r} has the attribute {name}")
+
+
+def _check_unchanged(path: bytes, listed: os.stat_result, now: os.stat_result) -> None:
+    """Raises: LayerError for a file that was written to since it was listed."""
+    if (listed.st_size, listed.st_mtime_ns, listed.st_ctime_ns) != (now.st_size, now.st_mtime_ns, now.st_ctime_ns):
+        raise LayerError(
+            f"{os.fsdecode(path)!r} changed while it was read",
+            hint="something still writes to it; stop that and try again",
         )
 
 

@@ -20,7 +20,7 @@ from layers.errors import BlobNotFound, ContentError, ForeignStore, ImageError, 
 from layers.gc import drop_broken_chains
 from layers.leases import StoreLock
 from layers.oci import Digest
-from layers.snapshotters.catalog import KEPT
+from layers.snapshotters.catalog import KEPT, PACKED
 from layers.values import NamedTuple
 
 if TYPE_CHECKING:
@@ -215,9 +215,12 @@ class _Checker:
             self._forget(bad)
 
     def _torn(self, row: Row, known: set[tuple[str, str]]) -> str | None:
-        driver, _, parent, dir, owner = map(_text, row)
+        driver, id, parent, dir, owner = map(_text, row)
         base = f"{self._store.root}/snapshots/{dir}"
-        if not os.path.isdir(f"{base}/fs") or os.path.islink(f"{base}/fs"):
+        if dir.startswith(PACKED):
+            if self._store.layers.lookup(id) is None:
+                return "its layer is missing, and its files were never unpacked"
+        elif not os.path.isdir(f"{base}/fs") or os.path.islink(f"{base}/fs"):
             return "its directory is missing"
         if parent and (driver, parent) not in known:
             return f"the snapshot beneath it, {parent}, is missing"

@@ -221,6 +221,15 @@ def _apply(
     return result
 
 
+def unpack_layer(store: Store, layer: LayerRecord, active: ActiveSnapshot) -> None:
+    """Unpack one layer into an active snapshot that was prepared on what it lies on.
+
+    Raises: BlobNotFound, DigestMismatch, LayerError.
+    """
+    lower = active.mount.lower if active.mount.type == "overlay" else ()
+    _apply(store, layer.descriptor, layer.diff_id, active.path, lower, UnpackOptions())
+
+
 def _layer_type(media_type: str) -> str | None:
     """None, which has the compression found out, for the types that some tools write by mistake."""
     return media_type if media_type in _DOCKER_MEDIA or media_type in _OCI_MEDIA else None

@@ -36,6 +36,18 @@ _COMPARE_BYTES = 1 << 18
 _INDEXED_LOOKUPS = 2000
 
 
+class Origin(NamedTuple):
+    """Where the file of a change lies that is not in the root: `name` in the open directory `fd`.
+
+    `st` is its status when it was listed; the change's own has what the layer is to say of it. Both are good
+    until the next change is asked for.
+    """
+
+    fd: int
+    name: bytes
+    st: os.stat_result
+
+
 class Change(NamedTuple):
     """One path that differs. `path` is relative to the root, without a slash at either end.
 
@@ -48,6 +60,7 @@ class Change(NamedTuple):
     st: os.stat_result | None = None
     link: bytes | None = None
     xattrs: dict[str, bytes] | None = None
+    origin: Origin | None = None
 
 
 def diff_overlay(
@@ -208,18 +221,11 @@ class _Walk:
             found = found._replace(st=lowerview.at(lambda path: self._owners.seen(path, low), found.path))
         return st, found
 
-    def _refuse_name(self, name: bytes, path: bytes) -> None:
-        if name.startswith(WHITEOUT_PREFIX):
-            raise LayerError(
-                f"{os.fsdecode(path)!r} cannot be stored in a layer: the prefix .wh. marks deletions there",
-                hint="rename the file, or remove it in the step that makes it",
-            )
-
     def _enter(
         self, frame: _Frame, name: bytes, path: bytes, st: os.stat_result, found: lowerview.Found | None
     ) -> tuple[_Frame, Change]:
         """A directory: its change, and the frame for what it holds. `pending` tells that it is unchanged itself."""
-        self._refuse_name(name, path)
+        refuse_name(name, path)
         fd = os.open(name, _OPEN_DIR, dir_fd=frame.fd)
         try:
             names = xattrs.names_of(fd)
@@ -267,9 +273,9 @@ class _Walk:
         if gone or st is None:
             if found is None:
                 return None
-            self._refuse_name(name, path)
+            refuse_name(name, path)
             return Change("delete", path)
-        self._refuse_name(name, path)
+        refuse_name(name, path)
         own: dict[str, bytes] | None = None
         if found is not None and not found.dirs:
             own = xattrs.load(b"/proc/self/fd/%d/%s" % (frame.fd, name))
@@ -331,6 +337,15 @@ class _Walk:
     def _warned(self, message: str) -> None:
         if self._warn is not None:
             self._warn(message)
+
+
+def refuse_name(name: bytes, path: bytes) -> None:
+    """Raises: LayerError for a name that means something else in a layer."""
+    if name.startswith(WHITEOUT_PREFIX):
+        raise LayerError(
+            f"{os.fsdecode(path)!r} cannot be stored in a layer: the prefix .wh. marks deletions there",
+            hint="rename the file, or remove it in the step that makes it",
+        )
 
 
 def _unreadable(path: bytes, error: OSError) -> LayerError:

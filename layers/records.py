@@ -6,6 +6,7 @@ Each class owns one table's SQL. Nothing here touches files. Thread-safe through
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -91,6 +92,22 @@ def compression_of(media_type: str) -> str:
     return "none"
 
 
+def insert_layer(c: sqlite3.Connection, snapshot_id: str, record: LayerRecord, compression: str) -> None:
+    """`Layers.record` within somebody's transaction."""
+    described = encode_descriptor(record.descriptor)
+    c.execute(
+        "INSERT OR REPLACE INTO layers VALUES(?,?,?,?,?,?)",
+        (
+            snapshot_id,
+            compression,
+            record.diff_id,
+            record.descriptor.digest,
+            described,
+            record.uncompressed_size,
+        ),
+    )
+
+
 class Layers:
     """Which blob is the (compressed) form of which snapshot's changes, and of which diff ID."""
 
@@ -102,19 +119,8 @@ class Layers:
 
         `compression` tells variants apart that share a media type (`estargz`); by default the media type's.
         """
-        kind = compression or compression_of(record.descriptor.media_type)
         with self._database.write() as c:
-            c.execute(
-                "INSERT OR REPLACE INTO layers VALUES(?,?,?,?,?,?)",
-                (
-                    snapshot_id,
-                    kind,
-                    record.diff_id,
-                    record.descriptor.digest,
-                    encode_descriptor(record.descriptor),
-                    record.uncompressed_size,
-                ),
-            )
+            insert_layer(c, snapshot_id, record, compression or compression_of(record.descriptor.media_type))
 
     def lookup(self, snapshot_id: str, compression: str | None = None) -> LayerRecord | None:
         """A snapshot's layer whose blob is in the store; with None, in any compression."""

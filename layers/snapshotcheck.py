@@ -16,6 +16,7 @@ from layers.compare import FileChange, Node, Tree, compare, read_directory
 from layers.compression import decompressor
 from layers.errors import LayerError
 from layers.records import decode_descriptor
+from layers.snapshotters.catalog import PACKED
 from layers.snapshotters.overlay import open_tree
 from layers.values import NamedTuple
 
@@ -61,7 +62,8 @@ class _Stacks:
 
     def __init__(self, store: Store) -> None:
         rows = store.database.rows(
-            "SELECT id, parent FROM snapshots WHERE driver=? AND owner IS NULL", (store.snapshots.label,)
+            "SELECT id, parent FROM snapshots WHERE driver=? AND owner IS NULL AND substr(dir, 1, ?) <> ?",
+            (store.snapshots.label, len(PACKED), PACKED),
         )
         self._parents = {str(id): None if parent is None else str(parent) for id, parent in rows}
         self._own: dict[str, Descriptor] = {}

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from layers.gc import GcReport, SweepReport
     from layers.prune import PruneReport, UsageReport
     from layers.records import CacheRecord
-    from layers.snapshot import Dialect
+    from layers.snapshot import ActiveSnapshot, Dialect
     from layers.snapshotters.native import NativeSnapshotter
 
     Driver = Literal["auto", "overlay", "fuse-overlayfs", "native"]
@@ -82,6 +82,25 @@ def _uid_map() -> str:
             return f.read()
     except OSError:
         return ""
+
+
+class _LayersOfStore:
+    """Has packed snapshots' layers unpacked; see `layers.snapshotters.overlay.LayerUnpacker`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def alone(self, key: str) -> AbstractContextManager[bool]:
+        return self._store.flight(f"fill:{key}")
+
+    def unpack(self, id: str, active: ActiveSnapshot) -> None:
+        from layers.image import unpack_layer
+
+        with self._store.lease(snapshots=[id]):
+            record = self._store.layers.lookup(id)
+            if record is None or self._store.stat(record.descriptor.digest) is None:
+                raise StoreError(f"snapshot {id} has lost its layer", hint="run `pybuild fsck --repair`")
+            unpack_layer(self._store, record, active)
 
 
 class _OpenStore(Protocol):
@@ -213,7 +232,9 @@ class Store:
                 self._snapshots = NativeSnapshotter(catalog, self.dialect)
             else:
                 program = _fuse_program() if driver == "fuse-overlayfs" else None
-                self._snapshots = OverlaySnapshotter(catalog, self.dialect, program=program)
+                self._snapshots = OverlaySnapshotter(
+                    catalog, self.dialect, program=program, unpack=_LayersOfStore(self)
+                )
         return self._snapshots
 
     def _label(self) -> str:

@@ -62,12 +62,16 @@ class ContentEntry(NamedTuple):
 
 
 class ContentKey(NamedTuple):
-    """`digest` is hexadecimal sha256; `entries` is empty unless asked for; `read_bytes` counts what was hashed."""
+    """`digest` is hexadecimal sha256; `entries` is empty unless asked for; `read_bytes` counts what was hashed.
+
+    `size_bytes` is that of all `files`, hashed now or earlier.
+    """
 
     digest: str
     entries: tuple[ContentEntry, ...]
     files: int
     read_bytes: int
+    size_bytes: int
 
 
 def content_key(
@@ -121,6 +125,7 @@ class _Hasher:
         self.links: dict[tuple[int, int], str] = {}
         self.files = 0
         self.read_bytes = 0
+        self.size_bytes = 0
         self.owner = options.owner or ((0, 0) if options.reset_owner else None)
         self.chmod = chmod_function(options.mode)
         self.selection = selection(options)
@@ -131,7 +136,7 @@ class _Hasher:
     def finish(self) -> ContentKey:
         self._flush()
         assert self.digest is not None
-        return ContentKey(self.digest.hexdigest(), tuple(self.entries), self.files, self.read_bytes)
+        return ContentKey(self.digest.hexdigest(), tuple(self.entries), self.files, self.read_bytes, self.size_bytes)
 
     def add_source(self, path: str) -> None:
         """Add all that the copy of one resolved source path takes."""
@@ -249,6 +254,7 @@ class _Hasher:
     def _flush(self) -> None:
         """Look up or read the digests of the batch, and feed all of its lines."""
         wanted = [item for item in self.pending if item[1] is not None]
+        self.size_bytes += sum([item[1].size_bytes for item in wanted if item[1] is not None])
         values: list[bytes | None] = [None] * len(wanted)
         if wanted and self.cache is not None:
             values = self.cache.get_many([item[1] for item in wanted if item[1] is not None])

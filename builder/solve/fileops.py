@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from builder.errors import ContextError
 from builder.solve import filedata, rootpath
@@ -16,6 +17,9 @@ from builder.solve.copyoptions import CopyOptions, CopyStats, resolve_in
 from builder.solve.sourcetree import SourceTree, never_cancelled
 from builder.solve.treecopy import TreeCopier
 from layers.errors import Cancelled
+
+if TYPE_CHECKING:
+    from builder.solve.treepack import LeftOut
 
 __all__ = ["CopyOptions", "CopyStats", "copy", "copy_data", "make_directory", "make_file", "resolve_sources"]
 
@@ -37,11 +41,13 @@ def copy(
     *,
     cancelled: Callable[[], bool] = never_cancelled,
     upper_fd: int | None = None,
+    left_out: LeftOut | None = None,
 ) -> CopyStats:
     """Copy what `source` names in one tree to `dest` in another.
 
     A trailing slash of `dest` says that it is a directory. `cancelled` is asked once a directory.
     `upper_fd`, of the overlay that `dest_fd` shows: nothing will be looked at through that any more.
+    `left_out` is given the contents of directories that are new, which are not copied then.
     Not atomic: after an error the destination is unspecified, and to be thrown away.
     Raises: ContextError; Cancelled.
     """
@@ -63,7 +69,9 @@ def copy(
                 entries += unpacked.entries
                 size += unpacked.size_bytes
                 continue
-        copier = TreeCopier(tree, dest_fd, options, cancelled, upper_fd if number == len(paths) else None)
+        # What the others make, those behind them look at.
+        upper, left = (upper_fd, left_out) if number == len(paths) else (None, None)
+        copier = TreeCopier(tree, dest_fd, options, cancelled, upper, left)
         copier.copy(path, dest)
         entries += copier.entries
         size += copier.size_bytes

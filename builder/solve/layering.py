@@ -1,7 +1,8 @@
 """Snapshots into layers, in the background: a child step needs its parent's files, not its blob.
 
 A layer is made once per snapshot and compression and remembered in the store; a snapshot whose
-layer was lost (the process died in between) gets it when it is next asked for.
+layer was lost (the process died in between) gets it when it is next asked for. The other way round, a
+snapshot whose files nobody asked for yet may have its layer alone (`pack`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from layers.layerdiff import Change
     from layers.lazylayer import LazyLayer
     from layers.records import LayerRecord
+    from layers.snapshot import ActiveSnapshot
+    from layers.snapshotters.native import NativeSnapshotter
+    from layers.snapshotters.overlay import OverlaySnapshotter
     from layers.store import Store
 
 
@@ -52,6 +56,8 @@ class LayerBook:
         self._clamp_s = request.source_date_epoch if request.rewrite_timestamp else None
         self._verify = request.verify_layers
         self._squash = request.squash or request.squash_all
+        self.packs = not wants_files(request)
+        """Whether layers may be made of files that no snapshot holds."""
         # A snapshot's layer differs with these; a cached RUN may have one from a build that had others.
         self._variant: str = self._compression
         if self._level is not None:
@@ -208,15 +214,38 @@ class LayerBook:
     def _write(
         self, snapshot: str, find: Callable[[], tuple[Iterator[Change], Path | str]], suffix: str = ""
     ) -> LayerRecord:
-        from layers.changeset import write_layer
-        from layers.records import LayerRecord
-
         began = time.perf_counter()
         changes, root = find()
         timed = _Timed(changes, self._store.flush_ahead)
+        record = self._encode(timed, root)
+        if self._verify and self._compression != "estargz":
+            self._check(record.descriptor, record.diff_id, *find())
+        self._store.layers.record(snapshot, record, compression=self._variant + suffix)
+        phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
+        self._reports[snapshot] = LayerReport(phases, record.descriptor.size_bytes)
+        return record
+
+    def pack(self, changes: Iterable[Change], root: Path, parent: str | None) -> str:
+        """A snapshot on `parent` of which there is the layer of `changes`, and no files until they are needed.
+
+        Nothing of it is left where this fails. Raises: LayerError, StoreError, Cancelled, and what `changes` raises.
+        """
+        snapshots = self._store.snapshots
+        assert snapshots.driver == "overlay"
+        began = time.perf_counter()
+        record = self._encode(changes, root)
+        snapshot = snapshots.defer(parent, record, compression=self._variant).id
+        self._reports[snapshot] = LayerReport({"pack": time.perf_counter() - began}, record.descriptor.size_bytes)
+        return snapshot
+
+    def _encode(self, changes: Iterable[Change], root: Path | str) -> LayerRecord:
+        """Write the layer of the changes to the store, in this build's compression."""
+        from layers.changeset import write_layer
+        from layers.records import LayerRecord
+
         write = partial(
             write_layer,
-            timed,
+            changes,
             root,
             clamp_mtime=self._clamp_s,
             cancelled=self._cancelled,
@@ -246,13 +275,7 @@ class LayerBook:
             size_bytes=result.size_bytes,
             annotations=dict(annotations),
         )
-        if self._verify and self._compression != "estargz":
-            self._check(descriptor, result.diff_id, *find())
-        record = LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
-        self._store.layers.record(snapshot, record, compression=self._variant + suffix)
-        phases = {"diff": timed.spent_s, "compress": time.perf_counter() - began - timed.spent_s}
-        self._reports[snapshot] = LayerReport(phases, descriptor.size_bytes)
-        return record
+        return LayerRecord(result.diff_id, descriptor, result.uncompressed_bytes)
 
     def _check(self, layer: Descriptor, diff_id: Digest, changes: Iterator[Change], root: Path | str) -> None:
         """`--verify-layers`. Raises: LayerError naming the first thing in which layer and tree differ."""
@@ -301,16 +324,34 @@ class _Timed:
             self.spent_s += time.perf_counter() - began
 
 
+def wants_files(request: BuildRequest) -> bool:
+    """Whether a build needs the files of its result for more than their layer."""
+    if request.squash or request.squash_all or request.fold or request.verify_layers:
+        return True
+    if request.secrets and request.secret_gate:
+        return True
+    return any(output.type in {"local", "tar", "squashfs"} for output in request.outputs)
+
+
 def snapshot_changes(store: Store, snapshot: str) -> tuple[Iterator[Change], Path]:
     """What a snapshot changes in its parent, and the directory that holds its files."""
     from layers.layerdiff import diff_overlay, diff_trees
 
     snapshots = store.snapshots
+    snapshots.view(snapshot)  # has a packed one unpacked
     *below, top = snapshots.chain(snapshot)
     if top.driver == "native":
         return diff_trees(below[-1].path if below else None, top.path), top.path
     lower = snapshots.view(below[-1].id).lower if below else ()
     return diff_overlay(top.path, lower, snapshots.dialect), top.path
+
+
+def active_changes(snapshots: OverlaySnapshotter | NativeSnapshotter, active: ActiveSnapshot) -> Iterator[Change]:
+    """What a snapshot that is being written changes in its parent; it is mounted nowhere."""
+    from layers.layerdiff import diff_overlay
+
+    lower = active.mount.lower if active.mount.type == "overlay" else ()
+    return diff_overlay(active.path, lower, snapshots.dialect)
 
 
 def squashed_changes(store: Store, snapshot: str, base: str | None, stack: ExitStack) -> tuple[Iterator[Change], str]:

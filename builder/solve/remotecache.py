@@ -160,23 +160,13 @@ class RemoteCache:
 
     def materialise(self, layer: LayerRecord, parent: str | None, vertex: str) -> str:
         """The snapshot of a layer on `parent`: fetched, unpacked and remembered. Raises: PybuildError."""
-        from layers.apply import apply_layer
+        from layers.image import unpack_layer
 
         self.fetch(layer.descriptor, vertex)
         snapshots = self._store.snapshots
         active = snapshots.prepare(parent)
         try:
-            with self._store.open(layer.descriptor.digest) as stream:
-                applied = apply_layer(
-                    stream,
-                    active.path,
-                    whiteouts="overlay" if snapshots.driver == "overlay" else "delete",
-                    dialect=snapshots.dialect,
-                    lower=active.mount.lower if parent is not None else (),
-                    media_type=layer.descriptor.media_type,
-                )
-            if applied.diff_id != layer.diff_id:
-                raise ImageError(f"layer {layer.descriptor.digest} of the cache unpacks to {applied.diff_id}")
+            unpack_layer(self._store, layer, active)
         except BaseException:
             snapshots.discard(active)
             raise

@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from builder.errors import StepError
+from builder.errors import ContextError, StepError
 from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Step
-from builder.solve.layering import LayerBook
+from builder.solve.layering import LayerBook, active_changes
 from builder.solve.results import FailedStep, StepResult, from_record, to_record
 from builder.solve.scheduler import Stop, run_graph
 from builder.solve.sources import ImageSources
 from builder.solve.stepkeys import StepKeys, locate_step
 from builder.solve.steps import StepContext, run_command, run_copy, run_mkdir
-from layers.errors import BlobNotFound, Cancelled, PybuildError, StoreError
+from layers.errors import BlobNotFound, Cancelled, LayerError, PybuildError, StoreError
 from layers.events import Vertex
 from layers.oci import Platform, chain_id
 from layers.snapshot import ActiveSnapshot, Mount
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 _TOUCH_AFTER_NS = 600 * 10**9
 _MAX_LOOKS = 5
+_PACKED_FILES = 500
+_PACKED_BYTES = 64 << 20
+"""From so much on, a COPY that ends an image is packed without being made on the disk first."""
 
 
 class Solver:
@@ -69,6 +72,9 @@ class Solver:
         self._needed: list[Step] | None = None
         self._arguments = arguments
         self._in_images = {step.number for image in graph.images for step in graph.chain(image.top)}
+        used = {i for step in graph.steps for i in (step.parent, *step.inputs)}
+        self._last = {image.top for image in graph.images if image.top is not None} - used
+        """Steps whose files nobody needs to build upon or to copy."""
         self.results: dict[int, StepResult] = {}
         self.made_ns: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -362,6 +368,8 @@ class Solver:
         self._phase(step.number, "pull", began)
         if isinstance(step.op, CopyOp) and step.op.link:
             snapshot = self._linked(ctx, step, step.op, layer_key, parent, vertex)
+        elif isinstance(step.op, CopyOp) and self._may_pack(step):
+            snapshot = self._packed(ctx, step, step.op, parent) or self._build(ctx, step, parent, vertex)
         else:
             snapshot = self._build(ctx, step, parent, vertex)
         result = StepResult(key, snapshot, time.time_ns(), False)
@@ -417,6 +425,38 @@ class Solver:
         committed = snapshots.commit(active).id
         self._phase(step.number, "commit", began)
         return committed
+
+    def _may_pack(self, step: Step) -> bool:
+        """Whether a COPY's layer is made of its source alone, and that is worth it: nobody needs its files."""
+        size = self._keys.sizes.get(step.number)
+        if size is None or not self._layers.packs or step.number not in self._last:
+            return False
+        snapshots = self._ctx.store.snapshots
+        large = size.files >= _PACKED_FILES or size.size_bytes >= _PACKED_BYTES
+        return large and snapshots.driver == "overlay" and snapshots.can_defer
+
+    def _packed(self, ctx: StepContext, step: Step, op: CopyOp, parent: str | None) -> str | None:
+        """The snapshot of a COPY as its layer alone; None where its files have to be made to know that."""
+        from builder.solve.treepack import LeftOut
+
+        snapshots = ctx.store.snapshots
+        began = time.perf_counter()
+        active = snapshots.prepare(parent)
+        began = self._phase(step.number, "prepare", began)
+        left_out = LeftOut()
+        try:
+            run_copy(ctx, op, active, None if op.input is None else self._view(op.input), left_out)
+            self._phase(step.number, "copy", began)
+            if not left_out:
+                return snapshots.commit(active).id
+            made = active_changes(snapshots, active)
+            return self._layers.pack(left_out.changes(made), active.path, parent)
+        except (LayerError, ContextError):
+            # Not packed as it is: what cannot be copied either is said by the copy.
+            return None
+        finally:
+            left_out.close()
+            snapshots.discard(active)
 
     def _keep_failed(self, step: Step, active: ActiveSnapshot, error: StepError) -> None:
         """Throw away what a failed step left, unless a capsule is to be made of it: the first failure's."""

@@ -13,10 +13,18 @@ from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Ste
 from builder.solve import cachekey
 from builder.solve.steps import StepContext, copy_options, open_mount
 from layers.errors import PybuildError
+from layers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from builder.solve.contenthash import ContentEntry
+
+
+class CopySize(NamedTuple):
+    """How much the last source of a COPY is."""
+
+    files: int
+    size_bytes: int
 
 
 class StepKeys:
@@ -35,6 +43,8 @@ class StepKeys:
         self._here = here
         self._bring = bring
         self._content: dict[int, list[str]] = {}
+        self.sizes: dict[int, CopySize] = {}
+        """What the COPYs take, by number of step, as far as that had to be looked at."""
         self.definition: list[str] = []
         """By number of step, once `define` has been called."""
 
@@ -53,7 +63,7 @@ class StepKeys:
                     key = cachekey.mkdir_key(step.op, parent, self._ctx.request.source_date_epoch)
                 case CopyOp():
                     try:
-                        content = [self._item_key(step.op, at, inputs) for at in range(len(step.op.items))]
+                        content = [self._item_key(step, step.op, at, inputs) for at in range(len(step.op.items))]
                     except PybuildError as e:
                         locate_step(self._ctx, e, step)
                         raise
@@ -81,7 +91,7 @@ class StepKeys:
                     tree = self._here(op.input) or self._bring(op.input)
                     with open_mount(self._ctx.store.snapshots.view(tree)) as root:
                         content = [
-                            self._digest_tree(op, at, root) if item.kind == "path" else content[at]
+                            self._digest_tree(step, op, at, root) if item.kind == "path" else content[at]
                             for at, item in enumerate(op.items)
                         ]
                 layer = cachekey.copy_key(op, parent, content, self._ctx.request.source_date_epoch)
@@ -112,25 +122,28 @@ class StepKeys:
                 return None
         return found
 
-    def _item_key(self, op: CopyOp, at: int, inputs: Sequence[str]) -> str:
+    def _item_key(self, step: Step, op: CopyOp, at: int, inputs: Sequence[str]) -> str:
         """What decides about one item before anything ran: context files by content, stages by definition."""
         item = op.items[at]
         if item.kind == "path" and op.input is None:
             if op.context is None:
                 return "empty"
-            return self._digest_tree(op, at, self._ctx.session.context(op.context).fd)
+            return self._digest_tree(step, op, at, self._ctx.session.context(op.context).fd)
         if item.kind == "path":
             return inputs[0]
         if item.kind in {"http", "git"}:
             return self._ctx.remotes.key(self._ctx, op, item)
         return "inline"
 
-    def _digest_tree(self, op: CopyOp, at: int, root: int) -> str:
+    def _digest_tree(self, step: Step, op: CopyOp, at: int, root: int) -> str:
         from builder.solve.contenthash import content_key
 
         item = op.items[at]
         options = copy_options(self._ctx, op, item, owner=None)
-        return content_key(root, [item.source], options, stats_cache=self._ctx.store.filestats).digest
+        key = content_key(root, [item.source], options, stats_cache=self._ctx.store.filestats)
+        # An item's, not the sum: it is the last one that counts for who asks, and mostly the only one.
+        self.sizes[step.number] = CopySize(key.files, key.size_bytes)
+        return key.digest
 
 
 def locate_step(ctx: StepContext, error: PybuildError, step: Step) -> None:

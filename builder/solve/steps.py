@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from builder.session import Session
     from builder.solve.fileops import CopyOptions
     from builder.solve.remote import RemoteSources
+    from builder.solve.treepack import LeftOut
     from layers.store import Store
 
 _TAIL_BYTES = 8 << 10
@@ -82,17 +83,20 @@ def run_mkdir(ctx: StepContext, op: MkdirOp, active: ActiveSnapshot) -> None:
         fileops.make_directory(root, op.path, 0o755, owner, _epoch_ns(ctx.request))
 
 
-def run_copy(ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount | None) -> None:
+def run_copy(
+    ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount | None, left_out: LeftOut | None = None
+) -> None:
     """COPY and ADD. `source` is the tree of `--from`; without it the build context is meant.
 
-    Raises: ContextError naming what is not there.
+    `left_out`: see `builder.solve.treepack`. Raises: ContextError naming what is not there.
     """
     from builder.solve import accounts
 
     with open_mount(active.mount) as dest, _upper(active.mount) as upper:
         owner = accounts.resolve_owner(dest, op.chown) if op.chown else None
         for number, item in enumerate(op.items, 1):
-            _copy_item(ctx, op, item, dest, owner, source, upper if number == len(op.items) else None)
+            last = (upper, left_out) if number == len(op.items) else (None, None)
+            _copy_item(ctx, op, item, dest, owner, source, *last)
 
 
 @contextmanager
@@ -116,6 +120,7 @@ def _copy_item(
     owner: tuple[int, int] | None,
     source: Mount | None,
     upper: int | None,
+    left_out: LeftOut | None,
 ) -> None:
     from builder.solve import fileops
 
@@ -130,12 +135,14 @@ def _copy_item(
     options = copy_options(ctx, op, item, owner=owner)
     if source is not None:
         with open_mount(source) as fd:
-            fileops.copy(fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper)
+            fileops.copy(
+                fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper, left_out=left_out
+            )
         return
     if op.input is not None:
         raise ContextError(f'"{item.source}": not found: the stage is empty')
     fd = ctx.session.context(op.context or "").fd
-    fileops.copy(fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper)
+    fileops.copy(fd, item.source, dest, op.dest, options, cancelled=ctx.cancelled, upper_fd=upper, left_out=left_out)
 
 
 def copy_options(ctx: StepContext, op: CopyOp, item: CopyItem, *, owner: tuple[int, int] | None) -> CopyOptions:

@@ -5,6 +5,9 @@ written, `work`. Directory names are random and never reused, so that a path tha
 means one snapshot or nothing. Several rows may share a directory (`rebase`); it is removed with
 the last of them. Rows and directories are brought into agreement under the store lock; a
 directory without a row is debris of a crash, which gc removes.
+
+A committed snapshot may be *packed*: its layer is in the store (a row of `layers`, a blob), its files are
+not on the disk, and its directory, whose name says so, does not exist. `fill` gives it one, once.
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from layers import faults
 from layers.database import EPOCH, Database
 from layers.errors import StoreError
 from layers.leases import Leases, StoreLock
+from layers.records import LayerRecord, insert_layer
 from layers.values import NamedTuple
 
 KEPT = "kept"
 """The owner of active snapshots that outlive their process (working containers)."""
+PACKED = "packed-"
+"""What the directory of a packed snapshot is called, and not yet made."""
 
 
 class Entry(NamedTuple):
@@ -30,6 +36,11 @@ class Entry(NamedTuple):
     parent: str | None
     dir: str
     owner: str | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether its layer is all that there is of it."""
+        return self.dir.startswith(PACKED)
 
 
 class Catalog:
@@ -155,16 +166,7 @@ class Catalog:
         if entry is None:
             raise StoreError(f"snapshot {active} is not being written")
         name = id if id is not None else f"snapshot:{entry.dir}"
-        # The kernel's own directory in it has no permissions; nothing of it belongs to the layer.
-        work = f"{self._top}/{entry.dir}/work"
-        try:
-            os.rmdir(work)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            from layers.trees import remove_tree
-
-            remove_tree(work)
+        self._end_work(entry)
         if faults.ARMED:
             faults.reach("store.commit.before-row")
         with self._lock.shared():
@@ -193,6 +195,68 @@ class Catalog:
                 c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, active))
             c.execute("INSERT OR IGNORE INTO leases VALUES(?,'','snapshot',?)", (owner, name))
         return None if there is None else Entry(*there)
+
+    def _end_work(self, entry: Entry) -> None:
+        # The kernel's own directory in it has no permissions; nothing of it belongs to the layer.
+        work = f"{self._top}/{entry.dir}/work"
+        try:
+            os.rmdir(work)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            from layers.trees import remove_tree
+
+            remove_tree(work)
+
+    def defer(self, parent: str | None, layer: LayerRecord, *, compression: str) -> Entry:
+        """A committed snapshot that is packed: `layer`, whose blob is in the store, on `parent`. Atomic.
+
+        Raises: StoreError if there is no such parent.
+        """
+        owner = self._leases.owner()
+        number = os.urandom(6).hex()
+        entry = Entry(f"snapshot:{number}", parent, f"{PACKED}{number}", None)
+        with self._lock.shared(), self._database.write() as c:
+            known = "SELECT 1 FROM snapshots WHERE driver=? AND id=? AND owner IS NULL"
+            if parent is not None and c.execute(known, (self.label, parent)).fetchone() is None:
+                raise StoreError(f"snapshot {parent} is not in the store")
+            insert_layer(c, entry.id, layer, compression)
+            c.execute(
+                f"INSERT INTO snapshots VALUES(?,?,?,?,NULL,{EPOCH},?)",
+                (self.label, entry.id, parent, entry.dir, self._clock()),
+            )
+            c.execute("INSERT OR IGNORE INTO leases VALUES(?,'','snapshot',?)", (owner, entry.id))
+        return entry
+
+    def fill(self, id: str, active: str) -> None:
+        """Give a packed snapshot the directory of an active one, in which its layer was unpacked, and end that one.
+
+        Atomic. Where another process was first, its directory stays. Raises: StoreError if it was removed meanwhile.
+        """
+        entry = self.get(active, active=True)
+        if entry is None:
+            raise StoreError(f"snapshot {active} is not being written")
+        self._end_work(entry)
+        if faults.ARMED:
+            faults.reach("store.fill.before-row")
+        with self._lock.shared(), self._database.write() as c:
+            found = c.execute(
+                "SELECT dir FROM snapshots WHERE driver=? AND id=? AND owner IS NULL", (self.label, id)
+            ).fetchone()
+            if found is None:
+                raise StoreError(f"snapshot {id} is not in the store")
+            taken = str(found[0]).startswith(PACKED)
+            if taken:
+                c.execute("DELETE FROM snapshots WHERE driver=? AND id=?", (self.label, active))
+                # The files are as durable as of now: a power cut forgets them, and the row with them.
+                c.execute(
+                    f"UPDATE snapshots SET dir=?, epoch={EPOCH} WHERE driver=? AND id=?",  # noqa: S608
+                    (entry.dir, self.label, id),
+                )
+        if faults.ARMED:
+            faults.reach("store.fill.after-row")
+        if not taken:
+            self.abandon(active)
 
     def share(self, id: str, source: Entry, parent: str | None) -> Entry:
         """A committed snapshot `id` on `parent` that has the directory of `source`. Idempotent."""

@@ -12,16 +12,33 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from layers.errors import StoreError
 from layers.snapshot import ActiveSnapshot, Mount, Snapshot
 from layers.snapshotters.catalog import Catalog, Entry, disk_error
 from layers.snapshotters.catalogued import CataloguedSnapshotter
+from layers.values import Protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from layers.records import LayerRecord
     from layers.snapshot import Dialect
+
+
+class LayerUnpacker(Protocol):
+    """How a packed snapshot comes to its files."""
+
+    def alone(self, key: str) -> AbstractContextManager[bool]:
+        """Be the only one, of all threads and processes, that unpacks what `key` stands for."""
+
+    def unpack(self, id: str, active: ActiveSnapshot) -> None:
+        """Unpack the layer of snapshot `id` into an active one on the same parent.
+
+        Raises: StoreError if it is lost; LayerError, DigestMismatch.
+        """
+
 
 MAX_LOWER = 497
 """The kernel's OVL_MAX_STACK is 500: a sandbox adds two for mount points, a reader of a container its upper."""
@@ -33,10 +50,17 @@ class OverlaySnapshotter(CataloguedSnapshotter):
     driver = "overlay"
 
     def __init__(
-        self, catalog: Catalog, dialect: Dialect, *, max_lower: int = MAX_LOWER, program: str | None = None
+        self,
+        catalog: Catalog,
+        dialect: Dialect,
+        *,
+        max_lower: int = MAX_LOWER,
+        program: str | None = None,
+        unpack: LayerUnpacker | None = None,
     ) -> None:
         super().__init__(catalog, dialect)
         self._program = program
+        self._unpack = unpack
         self._max_lower = max_lower
         # A committed chain never changes while it exists, and a directory's name is never reused.
         self._lowers: dict[str, tuple[str, tuple[Path, ...]]] = {}
@@ -84,7 +108,40 @@ class OverlaySnapshotter(CataloguedSnapshotter):
             fusemount.normalize(str(active.path), self._dialect)
         return super().commit(active, id=id)
 
+    @property
+    def can_defer(self) -> bool:
+        """Whether snapshots may be packed here, and what an upper directory shows is its layer as it is."""
+        return self._program is None and self._unpack is not None
+
+    def defer(self, parent: str | None, layer: LayerRecord, *, compression: str) -> Snapshot:
+        """A committed snapshot that has its layer, and no files until they are asked for by `prepare` or `view`.
+
+        `compression` is the layer's variant, as in `layers.records`. Raises: StoreError.
+        """
+        return self._snapshot(self._catalog.defer(parent, layer, compression=compression))
+
+    def _filled(self, entry: Entry) -> Entry:
+        """The row of a snapshot whose files are there, unpacked now if they have to be. Raises: as LayerUnpacker."""
+        if not entry.packed:
+            return entry
+        assert self._unpack is not None
+        with self._unpack.alone(f"{self.label}:{entry.id}"):
+            there = self._catalog.get(entry.id)
+            if there is not None and there.packed:
+                active = self.prepare(entry.parent)
+                try:
+                    self._unpack.unpack(entry.id, active)
+                    self._catalog.fill(entry.id, active.id)
+                except BaseException:
+                    self.discard(active)
+                    raise
+                there = self._catalog.get(entry.id)
+        if there is None:
+            raise StoreError(f"snapshot {entry.id} is not in the store")
+        return there
+
     def _rebased(self, source: Entry, id: str, parent: str | None) -> Snapshot:
+        source = self._filled(source)
         return self._snapshot(self._catalog.share(id, source, parent))
 
     def _beneath(self, active: ActiveSnapshot) -> Sequence[Path]:
@@ -103,6 +160,7 @@ class OverlaySnapshotter(CataloguedSnapshotter):
         entry = self._catalog.get(id)
         if entry is None:
             raise StoreError(f"snapshot {id} is not in the store")
+        entry = self._filled(entry)
         known = self._lowers.get(id)
         if known is not None and known[0] == entry.dir:
             return known[1]
@@ -112,7 +170,7 @@ class OverlaySnapshotter(CataloguedSnapshotter):
             lower = self._stacked(entry, parent.id, below[1])
         else:
             lower, parent_id = (), ""
-            for each in reversed(self._catalog.chain(id)):
+            for each in map(self._filled, reversed(self._catalog.chain(id))):
                 lower, parent_id = self._stacked(each, parent_id, lower), each.id
         self._lowers[id] = (entry.dir, lower)
         return lower

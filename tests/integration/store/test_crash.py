@@ -19,7 +19,7 @@ import pytest
 
 from layers.fsck import fsck
 from layers.store import Store
-from tests.integration.store.worker import FILES
+from tests.integration.store.worker import FILES, PACKED_KEY
 from tests.support.machine import CHECKOUT, need_mounts, need_root, need_tool
 
 KILLS = int(os.environ.get("PYBUILD_TEST_KILLS", "12"))
@@ -65,6 +65,9 @@ def verify(root: Path, names: set[str]) -> None:
                     while f.read(1 << 16):
                         pass
         for record in store.cache.list():
+            if record.key.startswith(PACKED_KEY):
+                tree = store.snapshots.view(record.snapshot_id).lower[0]
+                assert len(os.listdir(tree)) == FILES, "half a packed layer was unpacked"
             if record.snapshot_id is not None:
                 assert all(s.path.is_dir() for s in store.snapshots.chain(record.snapshot_id))
         for (id,) in store.database.rows("SELECT id FROM snapshots WHERE owner IS NULL AND id LIKE 'sha256:%'"):
@@ -89,7 +92,7 @@ def test_the_points_are_all_there() -> None:
 @pytest.mark.parametrize("turn", [1, 3])
 def test_killed_at(point: str, turn: int, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    actions = ("build", "build", "pull", "unpack", "gc", "untag", "prune")
+    actions = ("build", "build", "pull", "unpack", "pack", "gc", "untag", "prune")
     code, before, err = finish(start(root, 1, 4, "build"))
     assert code == 0, err
     code, during, err = finish(start(root, 2, 25, *actions, fault=f"{point}@{turn}"))
@@ -105,7 +108,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     rng = random.Random(7)
     names: set[str] = set()
     for number in range(KILLS):
-        workers = [start(root, 100 + 2 * number + i, 1000, "build", "unpack", "pull", "gc", "prune") for i in range(2)]
+        workers = [
+            start(root, 100 + 2 * number + i, 1000, "build", "unpack", "pack", "pull", "gc", "prune") for i in range(2)
+        ]
         # Once they are at it: how long a start takes says nothing about the store.
         assert workers[0].stdout is not None
         first = workers[0].stdout.readline()

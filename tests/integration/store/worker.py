@@ -18,6 +18,7 @@ from layers.errors import BlobNotFound, StoreError
 from layers.image import UnpackOptions, load_image, unpack_image, write_image
 from layers.oci import MEDIA_OCI_CONFIG, MEDIA_OCI_LAYER_GZIP, Descriptor, Digest, Manifest, Platform
 from layers.records import LayerRecord
+from layers.snapshotters.overlay import OverlaySnapshotter
 from layers.store import Store
 
 
@@ -44,7 +45,9 @@ def build(store: Store, rng: random.Random, name: str) -> None:
 
 
 FILES = 10
-"""How many files each layer of `unpack` has."""
+"""How many files each layer of `unpack` and `pack` has."""
+PACKED_KEY = "packed:"
+"""What the keys of cache records begin with that lead to a snapshot of `pack`."""
 
 
 def unpack(store: Store, rng: random.Random) -> None:
@@ -54,6 +57,23 @@ def unpack(store: Store, rng: random.Random) -> None:
     document = {"os": "linux", "rootfs": {"type": "layers", "diff_ids": [Digest.of(tar) for tar in tars]}}
     image = load_image(store, write_image(store, document, blobs), Platform("linux", "amd64"))
     unpack_image(store, image, UnpackOptions(threads=2))
+
+
+def pack(store: Store, rng: random.Random) -> None:
+    """A packed snapshot, as a COPY that ends an image makes it; then somebody needs the files of one."""
+    snapshots = store.snapshots
+    assert isinstance(snapshots, OverlaySnapshotter)
+    tar = layer(rng, 9)
+    blob = store.put(gzip.compress(tar, mtime=0), MEDIA_OCI_LAYER_GZIP)
+    made = snapshots.defer(None, LayerRecord(Digest.of(tar), blob, len(tar)), compression="gzip")
+    store.cache.put(f"{PACKED_KEY}{rng.random()}", made.id, b"{}")
+    found = rng.choice(store.cache.list(PACKED_KEY))
+    try:
+        snapshots.view(found.snapshot_id)
+    except StoreError as e:
+        # A prune may take it between the look-up and its use.
+        if "is not in the store" not in e.message:
+            raise
 
 
 def layer(rng: random.Random, number: int) -> bytes:
@@ -93,6 +113,8 @@ def run(root: Path, seed: int, rounds: int, actions: list[str]) -> None:
                     ingest.commit()
             elif action == "unpack":
                 unpack(store, rng)
+            elif action == "pack":
+                pack(store, rng)
             elif action == "gc":
                 store.gc()
             elif action == "prune":
