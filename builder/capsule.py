@@ -77,8 +77,8 @@ def keep(parts: Parts, request: BuildRequest, events: EventSink) -> None:
         events.emit(Vertex("capsule", title, (), started, time.time_ns(), error=e.message))
     else:
         failed.error.hint = (
-            f"what the step left is in {request.capsule}: look into it with `pybuild shell`, "
-            "and go on from it with `--cache-from type=local,src=FILE`"
+            f"`pybuild shell {request.capsule}` looks into what the step left; "
+            f"`--cache-from type=local,src={request.capsule}` goes on from there"
         )
         events.emit(Vertex("capsule", title, (), started, time.time_ns()))
     finally:

@@ -85,7 +85,10 @@ def make_lock(
             rules[identifier] = known[identifier] if keep else pin()
         for name in update or ():
             if not any(_named(identifier, [name]) for identifier in inputs.found):
-                raise UsageError(f"--update {name}: the Containerfile uses no such input")
+                have = ", ".join(i.partition("://")[2] if i.startswith("docker-image") else i for i in inputs.found)
+                raise UsageError(
+                    f"--update {name}: the Containerfile uses no such input", hint=f"it uses {have or 'none'}"
+                )
     finally:
         session.close()
     return Lock(

@@ -87,15 +87,15 @@ def _list(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'ID':<24} {'STARTED':<19} {'TIME':>8} {'STATUS':>7} {'STEPS':>11}  WHAT")
+    print(f"{'ID':<24} {'STARTED':<19} {'TIME':>8} {'STATUS':>7} {'STEPS':>16}  WHAT")
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.get("started_ns", 0) // 10**9))
         ended = row.get("ended_ns")
         took = f"{(ended - row['started_ns']) / 1e9:.1f}s" if ended else ""
         status = str(row.get("status", "-"))
-        steps = f"{row['executed']} run/{row['cached']}" if "executed" in row else ""
+        steps = f"{row['executed']} run, {row['cached']} found" if "executed" in row else ""
         what = ", ".join(row.get("tags") or [str(row.get("file", ""))])
-        print(f"{row['id']:<24} {started:<19} {took:>8} {status:>7} {steps:>11}  {what}")
+        print(f"{row['id']:<24} {started:<19} {took:>8} {status:>7} {steps:>16}  {what}")
 
 
 def _replay(path: Path) -> None:
