@@ -79,7 +79,7 @@ def save_images(
 
 def _names_for(store: Store, text: str) -> list[tuple[str, str | None]]:
     """What to read an image by and its name; an id's are those that the image has, None if there are none."""
-    from registry.transports.storage import find_image, store_name
+    from registry.stored import find_image, store_name
 
     try:
         name = store_name(text)

@@ -201,7 +201,7 @@ def layer_tree(store: Store, name: str, platform: Platform | None = None) -> lis
     Raises: NameNotFound, ImageError.
     """
     from layers.image import chain_ids, load_image
-    from registry.transports.storage import find_image
+    from registry.stored import find_image
 
     chosen = platform or Platform.host()
     image = load_image(store, find_image(store, name), chosen)

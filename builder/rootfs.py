@@ -146,7 +146,7 @@ class _Tee:
 def find(store: Store, name: str, platform: Platform | None = None) -> Image:
     """An image of the store by its name or id. Raises: NameNotFound, ImageError."""
     from layers.image import load_image
-    from registry.transports.storage import find_image
+    from registry.stored import find_image
 
     return load_image(store, find_image(store, name), platform or Platform.host())
 

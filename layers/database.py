@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
+from _thread import RLock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +76,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open or create. Raises: StoreError (not writable, damaged, of another version)."""
         self.path = path
-        self._lock = threading.RLock()
+        self._lock = RLock()
         with self._errors():
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256

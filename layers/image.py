@@ -12,7 +12,6 @@ most of them depend on nothing beneath; those that do are unpacked again once th
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -246,6 +245,8 @@ class _Unpacking:
         chain: Sequence[Digest],
         options: UnpackOptions,
     ) -> None:
+        import threading
+
         self._store = store
         self._snapshots = snapshots
         self._image = image

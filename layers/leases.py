@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
+from _thread import allocate_lock
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +105,7 @@ class Leases:
         self._flights = str(root / "flights")
         self._database = database
         self._lock = lock
-        self._guard = threading.Lock()
+        self._guard = allocate_lock()
         self._owner: str | None = None
         self._fd = -1
         self._count = 0

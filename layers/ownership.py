@@ -251,7 +251,7 @@ _ALL_IDS = 4294967295
 @cache
 def _of_namespace(_inode: int) -> Owners:
     """The way in this process's user namespace, whose map is set once. Raises: OSError."""
-    with open("/proc/self/uid_map", encoding="ascii") as stream:
+    with open("/proc/self/uid_map", encoding="utf-8") as stream:
         counts = [int(line.split()[2]) for line in stream]
     return RECORDED if counts == [1] else NATIVE if counts == [_ALL_IDS] else DEVICELESS
 

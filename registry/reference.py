@@ -23,7 +23,7 @@ MAX_PATH_CHARS = 255
 _OFFICIAL = "library/"
 _MAX_TEXT_CHARS = 1024
 _COMPONENT = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_DOMAIN = re.compile(rf"(?:{_COMPONENT}(?:\.{_COMPONENT})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?\Z")
+_DOMAIN = rf"(?:{_COMPONENT}(?:\.{_COMPONENT})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?\Z"  # compiled if there is one
 _PATH = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*)*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _HEX_ID = re.compile(r"[0-9a-f]{64}\Z")
@@ -58,7 +58,7 @@ class Reference(NamedTuple):
         if tag is not None and not _TAG.match(tag):
             raise InvalidReference(f"invalid reference {text!r}: {tag!r} is not a tag")
         domain, path = split_domain(name)
-        if not _DOMAIN.match(domain):
+        if domain != DEFAULT_DOMAIN and not re.match(_DOMAIN, domain):
             raise InvalidReference(f"invalid reference {text!r}: {domain!r} is not a registry host")
         if path != path.lower():
             raise InvalidReference(f"invalid reference {text!r}: the repository name must be lowercase")

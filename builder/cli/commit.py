@@ -96,7 +96,7 @@ def run(verb: str, options: Namespace) -> int:
             for change in sorted(found, key=lambda change: change.path):
                 print(f"{letters[change.kind]} /{os.fsdecode(change.path)}")
             return 0
-        from registry.transports.storage import store_name
+        from registry.stored import store_name
 
         made = commit.commit(
             store,

@@ -202,7 +202,7 @@ def _named_so(image: ListedImage, pattern: str) -> bool:
 
 
 def _tag(store: Store, options: Namespace) -> int:
-    from registry.transports.storage import find_image, store_name
+    from registry.stored import find_image, store_name
 
     descriptor = find_image(store, options.source)
     store.publish({store_name(name): descriptor for name in options.names})
@@ -231,7 +231,7 @@ def _names_of(store: Store, text: str, *, force: bool) -> list[str]:
     """The names that `text` stands for: itself, or all names of the image with that id."""
     from layers.errors import NameNotFound
     from registry.errors import InvalidReference
-    from registry.transports.storage import find_image, store_name
+    from registry.stored import find_image, store_name
 
     try:
         if store.names.get(store_name(text)) is not None:
@@ -249,7 +249,7 @@ def _names_of(store: Store, text: str, *, force: bool) -> list[str]:
 def _history(store: Store, options: Namespace) -> int:
     from layers.image import load_image
     from layers.oci import Platform
-    from registry.transports.storage import find_image
+    from registry.stored import find_image
 
     image = load_image(store, find_image(store, options.name), Platform.host())
     layers = iter(zip(image.manifest.layers, image.diff_ids, strict=True))

@@ -150,7 +150,7 @@ def _exists(options: Namespace, places: Places) -> int:
 
 def _rm(options: Namespace, places: Places) -> int:
     from layers.oci import INDEX_MEDIA_TYPES
-    from registry.transports.storage import find_image, store_name
+    from registry.stored import find_image, store_name
 
     store = places.source.store
     names = [store_name(name) for name in options.names]
@@ -275,7 +275,7 @@ def _platforms(options: Namespace) -> list[Platform]:
 
 
 def _canonical(name: str) -> str:
-    from registry.transports.storage import store_name
+    from registry.stored import store_name
 
     return store_name(name.removeprefix("storage:"))
 

@@ -218,23 +218,23 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         # While the container runs nothing of ours is to be kept from gc, which would wait for us.
         store.leases.close()
         front = _front(options, tty=options.tty, leaving=store.close)
-        try:
-            return lifecycle.run_foreground(record, launcher, front)
-        finally:
-            if wanted.auto_remove:
-                if front.left:
-                    store = stack.enter_context(open_store(root))
-                lifecycle.remove_record(store, record, volumes=True)
+
+        def ended() -> None:
             launcher.let_go()
+            if wanted.auto_remove:
+                place = stack.enter_context(open_store(root)) if front.left else store
+                lifecycle.remove_record(place, record, volumes=True, locked=True)
+
+        return lifecycle.run_foreground(record, launcher, front, ended)
 
 
 def _network(wanted: ContainerOptions) -> str:
     """The network that the container will have."""
     if wanted.network != "default":
         return wanted.network
-    from builder.container.reach import private_network_obstacle
+    from builder.sandbox import network
 
-    return "host" if private_network_obstacle() else "private"
+    return "host" if network.obstacle() else "private"
 
 
 def _runtime(options: Namespace) -> str | None:

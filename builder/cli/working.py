@@ -215,7 +215,7 @@ def commit(options: Namespace) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    from registry.transports.storage import store_name
+    from registry.stored import store_name
 
     return (store_name(text),)
 

@@ -15,7 +15,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 from collections import deque
 
 from builder.container import control
@@ -23,6 +22,8 @@ from builder.container.records import ContainerError, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from builder.container.front import DetachKeys, Front
 
 _MAX_VISITORS = 16

@@ -18,25 +18,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from pathlib import Path
 
 from builder.container.records import ContainerError, Record
+from builder.sandbox.channel import AF_UNIX, SOCK_SEQPACKET, Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
 _MAX_BYTES = 1 << 16
 
 
-def listen(directory: Path) -> socket.socket:
+def listen(directory: Path) -> Socket:
     """The monitor's end. Raises: OSError."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink("control", dir_fd=fd)
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server = Socket(AF_UNIX, SOCK_SEQPACKET)
         server.bind(f"/proc/self/fd/{fd}/control")
         os.chmod(directory / "control", 0o600)
         server.listen(16)
@@ -54,7 +55,9 @@ def ask(record: Record, **request: Any) -> dict[str, Any]:
 
 def connect(record: Record) -> socket.socket:
     """A connection to the monitor. Raises: ContainerError where there is none."""
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    import socket
+
+    client = socket.socket(AF_UNIX, SOCK_SEQPACKET)
     try:
         fd = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -81,6 +84,17 @@ def exchange(record: Record, client: socket.socket, request: dict[str, Any]) -> 
     if "error" in found:
         raise ContainerError(f"container {record.name}: {found['error']}", hint=found.get("hint"))
     return found
+
+
+def accept(server: Socket) -> socket.socket:
+    """Who wants something of the monitor. Raises: OSError."""
+    import socket
+
+    listening = socket.socket(fileno=server.fileno())
+    try:
+        return listening.accept()[0]
+    finally:
+        listening.detach()
 
 
 def receive(client: socket.socket) -> dict[str, Any] | None:

@@ -337,9 +337,9 @@ def _network(options: ContainerOptions) -> tuple[str, str]:
         return options.network, ""
     if options.isolation == "oci":
         return "host", "the container has the host's network: isolation oci has no private one"
-    from builder.container.reach import private_network_obstacle
+    from builder.sandbox import network
 
-    obstacle = private_network_obstacle()
+    obstacle = network.obstacle()
     if obstacle is None:
         return "private", ""
     return "host", f"the container has the host's network: {obstacle}"

@@ -54,13 +54,21 @@ def signal_number(text: str) -> int:
 # Starting
 
 
-def run_foreground(record: Record, launcher: Launcher, front: Front | None) -> int:
-    """Start a container and stay with it; its command's status. Raises: ContainerError, SandboxError."""
+def run_foreground(
+    record: Record, launcher: Launcher, front: Front | None, ended: Callable[[], None] = lambda: None
+) -> int:
+    """Start a container and stay with it; its command's status. `ended` is called while nobody else can start it.
+
+    Raises: ContainerError, SandboxError, what `ended` raises.
+    """
     from builder.container.monitor import Monitor
 
     lock = _take_lock(record)
     try:
-        return Monitor(record, launcher, front).run()
+        try:
+            return Monitor(record, launcher, front).run()
+        finally:
+            ended()
     finally:
         os.close(lock)
 

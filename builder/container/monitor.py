@@ -392,7 +392,7 @@ class Monitor:
 
     def _serve(self) -> None:
         try:
-            client, _address = self._server.accept()
+            client = control.accept(self._server)
         except OSError:
             return
         client.settimeout(1)
@@ -563,7 +563,7 @@ def _is_command(pid: int) -> bool:
 def _is_waiting(pid: int) -> bool:
     """Whether it is the small PID 1 of `--init` (or an interpreter like ours), which has a child."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as stream:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as stream:
             return bool(stream.read().strip())
     except OSError:
         return False

@@ -157,7 +157,7 @@ def _namespace(pid: str) -> str:
 def _started(pid: str) -> str:
     """When a process was started, in ticks since the machine was; "0" if there is none. proc_pid_stat(5)."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             return stream.read().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return "0"

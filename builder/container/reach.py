@@ -1,4 +1,4 @@
-"""Reaching a container over the network: whether it can have a network of its own, and published ports.
+"""Reaching a container over the network: published ports.
 
 A published port is a listening socket of the host's and a small process that hands connections on to
 the container: it holds both ends, the listener made before and the connection made after it joined the
@@ -25,25 +25,6 @@ from layers import linux
 _CHUNK_BYTES = 1 << 16
 _MAX_FLOWS = 4096
 _UDP_IDLE_S = 60.0
-
-
-def private_network_obstacle() -> str | None:
-    """What keeps a container from a network of its own here; None if nothing does."""
-    from builder.sandbox import network
-
-    with open("/proc/self/uid_map", encoding="ascii") as stream:
-        rootful = os.geteuid() == 0 and stream.read().split() == ["0", "0", "4294967295"]
-    if rootful:
-        if network.find_program("iptables-restore") is None and network.find_program("nft") is None:
-            return "a private one needs iptables or nft"
-        return None
-    if network.find_program("slirp4netns") is None and network.find_program("pasta") is None:
-        return "a private one needs slirp4netns or pasta"
-    try:
-        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as e:
-        return f"a private one needs /dev/net/tun: {e.strerror}"
-    return None
 
 
 class Publisher:

@@ -155,12 +155,20 @@ class Record:
             fd = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise NoSuchContainer(f"no container {self.id[:12]}") from e
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return fd
+            except BlockingIOError:
+                pass
+            try:
+                # Who only looks whether it is locked (`locked`) has a share of it for that moment.
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            time.sleep(0.0005)
 
     def locked(self) -> bool:
         """Whether a monitor lives."""

@@ -14,11 +14,11 @@ import binascii
 import json
 import os
 import signal
-import socket
 from typing import Any
 
 from builder.errors import SandboxError
-from builder.sandbox import keeper
+from builder.sandbox import channel, keeper
+from builder.sandbox.channel import Socket
 from builder.sandbox.launcher import Launcher, Running, compiled_filter, spawn
 from builder.sandbox.operations import Host, mounts_of, operations
 from builder.sandbox.spec import SandboxMount, SandboxSpec
@@ -47,7 +47,7 @@ class BareLauncher(Launcher):
     @classmethod
     def start(cls, network: str = "host") -> BareLauncher:
         """Start the bare zygote. Raises: SandboxError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = channel.pair()
         try:
             pid = _fork(ours, theirs) if threads() == 1 else spawn(theirs, "keeper")
         except OSError as e:
@@ -71,7 +71,7 @@ class BareLauncher(Launcher):
         return BareRunning(spec, self._send(b"B", request, stdin_fd, stdout_fd, stderr_fd))
 
 
-def _fork(ours: socket.socket, theirs: socket.socket) -> int:
+def _fork(ours: Socket, theirs: Socket) -> int:
     pid = keeper.fork()
     if pid == 0:
         ours.close()

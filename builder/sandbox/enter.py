@@ -13,11 +13,11 @@ import json
 import os
 import select
 import signal
-import socket
 from collections.abc import Mapping
 
 from builder.errors import SandboxError
-from builder.sandbox import cgroup, setup, userns
+from builder.sandbox import cgroup, channel, setup, userns
+from builder.sandbox.channel import Socket
 from layers import linux
 from layers.values import NamedTuple
 
@@ -55,7 +55,7 @@ class Command(NamedTuple):
 class Entered:
     """A command inside. `terminal` is its master's descriptor, the caller's, or -1."""
 
-    def __init__(self, keeper: int, control: socket.socket, terminal: int) -> None:
+    def __init__(self, keeper: int, control: Socket, terminal: int) -> None:
         self.keeper = keeper
         self._control = control
         self.terminal = terminal
@@ -106,7 +106,7 @@ def spawn(pid: int, pidfd: int, command: Command, stdin_fd: int, stdout_fd: int,
 
     Raises: SandboxError where the sandbox is gone, or cannot be entered.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = channel.pair()
     keeper = os.fork()
     if keeper == 0:
         ours.close()
@@ -115,7 +115,7 @@ def spawn(pid: int, pidfd: int, command: Command, stdin_fd: int, stdout_fd: int,
     terminal = -1
     try:
         while True:
-            data, fds, _flags, _address = socket.recv_fds(ours, _MAX_MESSAGE_BYTES, 1, 0x40000000)
+            data, fds = channel.receive(ours, _MAX_MESSAGE_BYTES, 1)
             if fds:
                 terminal = fds[0]
                 continue
@@ -140,7 +140,7 @@ def spawn(pid: int, pidfd: int, command: Command, stdin_fd: int, stdout_fd: int,
     raise SandboxError("cannot enter the container: it has ended", operation="enter")
 
 
-def _keep(pid: int, pidfd: int, command: Command, control: socket.socket, stdio: tuple[int, int, int]) -> NoReturn:
+def _keep(pid: int, pidfd: int, command: Command, control: Socket, stdio: tuple[int, int, int]) -> NoReturn:
     """The keeper's life. Never returns."""
     status = 125
     operation = "setns"
@@ -241,7 +241,7 @@ def _supervised(pid: int, command: Command) -> _Supervision:
 
     single = tier == "single"
     program = (seccomp.supervised_program if single else seccomp.nodes_program)(linux.machine())
-    asked, answerer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asked, answerer = channel.pair()
     helper = os.fork()
     if helper == 0:
         (supervisor.serve if single else nodes.serve_from)(asked, pid)
@@ -251,7 +251,7 @@ def _supervised(pid: int, command: Command) -> _Supervision:
 
 def _become(
     command: Command,
-    control: socket.socket,
+    control: Socket,
     stdio: tuple[int, int, int],
     chrooted: bool,
     supervision: _Supervision,
@@ -307,13 +307,13 @@ def _become(
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as stream:
+        with open(path, encoding="utf-8") as stream:
             return stream.read().strip()
     except OSError:
         return ""  # the sandbox need not have a /proc
 
 
-def _await(child: int, control: socket.socket | None) -> int:
+def _await(child: int, control: Socket | None) -> int:
     """Wait for the command; signals that the other end wishes are sent to it. Its status."""
     try:
         child_fd = linux.pidfd_open(child)
@@ -342,6 +342,6 @@ def _await(child: int, control: socket.socket | None) -> int:
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def _tell(control: socket.socket, operation: str, number: int | None, words: str) -> None:
+def _tell(control: Socket, operation: str, number: int | None, words: str) -> None:
     with contextlib.suppress(OSError):
         control.send(json.dumps({"operation": operation, "errno": number, "words": words}).encode())

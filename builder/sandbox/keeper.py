@@ -20,11 +20,11 @@ import os
 import resource
 import select
 import signal
-import socket
 import stat
 from typing import Any, NoReturn
 
-from builder.sandbox import cgroup, rootfs, setup, zygote
+from builder.sandbox import cgroup, channel, rootfs, setup, zygote
+from builder.sandbox.channel import Socket
 from layers import linux
 from layers.trees import copy_tree, remove_tree
 
@@ -45,7 +45,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # ---- the bare zygote --------------------------------------------------------------------------
 
 
-def serve(server: socket.socket) -> NoReturn:
+def serve(server: Socket) -> NoReturn:
     """The bare zygote's whole life, in the process just forked. Never returns."""
     status = 70
     try:
@@ -79,15 +79,15 @@ def fork() -> int:
 
 def main(fd: int) -> NoReturn:
     """The bare zygote for a launcher with threads, in an interpreter of its own."""
-    server = socket.socket(fileno=fd)
-    server.set_inheritable(False)
+    server = Socket(fileno=fd)
+    os.set_inheritable(fd, False)
     serve(server)
 
 
 class _Bare:
-    def __init__(self, server: socket.socket) -> None:
+    def __init__(self, server: Socket) -> None:
         self.server = server
-        self.keepers: dict[int, socket.socket] = {}
+        self.keepers: dict[int, Socket] = {}
 
     def loop(self) -> None:
         """Serve until the launcher is gone, then end every sandbox."""
@@ -109,10 +109,10 @@ class _Bare:
 
     def accept(self) -> bool:
         """Take one request; False at the end of the socket."""
-        data, fds, _flags, _address = socket.recv_fds(self.server, zygote.MAX_REQUEST_BYTES, 8, zygote.MSG_CMSG_CLOEXEC)
+        data, fds = channel.receive(self.server, zygote.MAX_REQUEST_BYTES, 8)
         if not fds:
             return bool(data)
-        control = socket.socket(fileno=fds[0])
+        control = Socket(fileno=fds[0])
         pid = os.fork()
         if pid == 0:
             self.server.close()
@@ -207,7 +207,7 @@ def _descendants(spared: set[int]) -> set[int]:
 # ---- the keeper -------------------------------------------------------------------------------
 
 
-def _keep(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> NoReturn:
+def _keep(request: dict[str, Any], control: Socket, stdio: list[int]) -> NoReturn:
     """The keeper's whole life. Exits with 0 when all is told and cleaned up. Never returns."""
     status = 70
     try:
@@ -227,7 +227,7 @@ def _keep(request: dict[str, Any], control: socket.socket, stdio: list[int]) -> 
 class Keeper:
     """Keeps one sandbox. `place`, `become` and `clean` say what kind of sandbox it is."""
 
-    def __init__(self, request: dict[str, Any], control: socket.socket) -> None:
+    def __init__(self, request: dict[str, Any], control: Socket) -> None:
         self.request = request
         self.control = control
         self.ending = False
@@ -243,7 +243,7 @@ class Keeper:
         for number in _PASSED_ON:
             signal.signal(number, lambda received, _frame: self.pass_on(received))
         pidfd = linux.pidfd_open(os.getpid())
-        socket.send_fds(self.control, [b'{"started": true}'], [pidfd])
+        channel.send(self.control, b'{"started": true}', [pidfd])
         os.close(pidfd)
         if os.getppid() != parent:
             return  # the zygote died before it could be watched

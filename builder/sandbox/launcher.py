@@ -14,14 +14,15 @@ import json
 import os
 import select
 import signal
-import socket
-import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from builder.errors import SandboxError
+from builder.sandbox import channel
+from builder.sandbox.channel import Socket
 from builder.sandbox.operations import Host, mount_outside, operations, prelude
 from builder.sandbox.spec import SandboxSpec
 from builder.sandbox.userns import threads
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from builder.sandbox.operations import Operation
 
-_MSG_CMSG_CLOEXEC = 0x40000000
 _MAX_INLINE_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 16
 _FLAGS = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
@@ -70,8 +70,8 @@ class _ZygoteDied(SandboxError):
 class Running:
     """A started sandbox. Dropping it without `wait` kills the sandbox."""
 
-    def __init__(self, spec: SandboxSpec, control: socket.socket) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, spec: SandboxSpec, control: Socket) -> None:
+        self._lock = allocate_lock()
         self._spec = spec
         self._control = control
         self._pidfd = -1
@@ -205,7 +205,7 @@ class Running:
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, 1, _MSG_CMSG_CLOEXEC)
+            data, fds = channel.receive(self._control, _MAX_MESSAGE_BYTES, 1)
         except ConnectionError:
             data, fds = b"", []
         if not data:
@@ -233,13 +233,13 @@ class Launcher:
     accounting = False
     """Whether sandboxes are expected to ask for that (`Resources.accounting`), one after the other."""
 
-    def __init__(self, server: socket.socket, pid: int, host: Host, network: str = "host") -> None:
+    def __init__(self, server: Socket, pid: int, host: Host, network: str = "host") -> None:
         self._expected = network
         self._server = server
         self._pid = pid
         self._host = host
         self._prelude = prelude(SandboxSpec(args=("-",), root=Mount("bind", ())), host)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._programs: dict[bytes, int] = {}
 
     @classmethod
@@ -249,7 +249,7 @@ class Launcher:
         The network is the one that most sandboxes are expected to have: as much as can be is made ahead.
         Raises: SandboxError where the kernel refuses namespaces.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = channel.pair()
         try:
             pid = _clone_zygote(ours, theirs) if threads() == 1 else spawn(theirs)
         except OSError as e:
@@ -370,9 +370,9 @@ class Launcher:
         stdout_fd: int,
         stderr_fd: int,
         trees: Sequence[int] = (),
-    ) -> socket.socket:
+    ) -> Socket:
         """Send a request, as `zygote` tells it; returns our end of its control socket. Raises: SandboxError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = channel.pair()
         extra: list[int] = []
         try:
             if stdin_fd is None:
@@ -387,7 +387,7 @@ class Launcher:
                 fds.append(memfd)
                 request = b""
             try:
-                socket.send_fds(self._server, [letter + request], [*fds, *trees])
+                channel.send(self._server, letter + request, [*fds, *trees])
             except OSError as e:
                 raise self._epitaph() from e
         except BaseException:
@@ -403,7 +403,7 @@ class Launcher:
         """Why the zygote is gone, in its own last words if it had time for any."""
         words = "killed"
         with contextlib.suppress(OSError, ValueError, KeyError):
-            words = json.loads(self._server.recv(_MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT))["message"]
+            words = json.loads(self._server.recv(_MAX_MESSAGE_BYTES, channel.MSG_DONTWAIT))["message"]
         return _ZygoteDied(f"the process that runs sandboxes has died: {words}", operation="zygote")
 
     def close(self) -> None:
@@ -441,7 +441,7 @@ def _mounted_outside(steps: list[Operation]) -> list[int]:
         ) from e
 
 
-def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
+def _clone_zygote(ours: Socket, theirs: Socket) -> int:
     """Clone the zygote off this process. Raises: OSError."""
     pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
     if pid == 0:
@@ -453,7 +453,7 @@ def _clone_zygote(ours: socket.socket, theirs: socket.socket) -> int:
     return pid
 
 
-def spawn(theirs: socket.socket, module: str = "zygote") -> int:
+def spawn(theirs: Socket, module: str = "zygote") -> int:
     """Start the zygote in an interpreter of its own, as a process with threads may not be cloned. Raises: OSError."""
     import sys
 
@@ -499,7 +499,7 @@ def _mapped(name: str) -> list[tuple[int, int]]:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as stream:
+        with open(path, encoding="utf-8") as stream:
             return stream.read().strip()
     except OSError:
         return ""

@@ -7,8 +7,8 @@ rtnetlink(7), https://docs.kernel.org/userspace-api/netlink/intro.html
 
 from __future__ import annotations
 
+import _socket as socket  # all of `socket` that is needed: see `channel`
 import os
-import socket
 import struct
 from types import TracebackType
 

@@ -8,19 +8,22 @@ killed are removed by the next that comes. Nothing but `layers.linux` and the st
 
 from __future__ import annotations
 
+import _socket as socket  # all of `socket` that is needed: see `channel`
 import contextlib
 import errno
 import fcntl
 import os
 import select
 import signal
-import socket
 import struct
 import time
-from typing import NoReturn
 
 from builder.sandbox.netlink import Routes
 from layers import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 INTERFACE = "eth0"
 SLIRP_DNS = "10.0.2.3"
@@ -33,6 +36,23 @@ _DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/u
 
 class NetworkError(Exception):
     """A private network cannot be had; the words are for a person."""
+
+
+def obstacle() -> str | None:
+    """What keeps sandboxes from a private network here; None if nothing does."""
+    with open("/proc/self/uid_map", "rb") as stream:
+        rootful = os.geteuid() == 0 and stream.read().split() == [b"0", b"0", b"4294967295"]
+    if rootful:
+        if find_program("iptables-restore") is None and find_program("nft") is None:
+            return "a private one needs iptables or nft"
+        return None
+    if find_program("slirp4netns") is None and find_program("pasta") is None:
+        return "a private one needs slirp4netns or pasta"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        return f"a private one needs /dev/net/tun: {e.strerror}"
+    return None
 
 
 class Subnet:
@@ -84,7 +104,7 @@ def wait(pidfd: int, timeout_s: float | None) -> bool:
 
 def namespace(pidfd: int) -> int:
     """The network namespace of a process, open. Raises: OSError."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as stream:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="utf-8") as stream:
         pid = next(line.split()[1] for line in stream if line.startswith("Pid:"))
     return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -233,7 +253,7 @@ def _take_subnet() -> tuple[Subnet, int]:
 def _routes() -> list[tuple[int, int]]:
     """(network, mask) of the host's routes but the default one."""
     found = []
-    with open("/proc/net/route", encoding="ascii") as stream:
+    with open("/proc/net/route", encoding="utf-8") as stream:
         for row in (line.split() for line in stream.readlines()[1:]):
             # The kernel prints network order as if it were the host's.
             net, mask = (struct.unpack("!I", struct.pack("=I", int(row[index], 16)))[0] for index in (1, 7))
@@ -276,10 +296,10 @@ def _rules(subnet: Subnet, *, add: bool) -> None:
 
 def _forward() -> None:
     path = "/proc/sys/net/ipv4/ip_forward"
-    with open(path, encoding="ascii") as stream:
+    with open(path, encoding="utf-8") as stream:
         if stream.read().strip() == "1":
             return
-    with open(path, "w", encoding="ascii") as stream:
+    with open(path, "w", encoding="utf-8") as stream:
         stream.write("1")
 
 
@@ -324,7 +344,7 @@ class Rootless:
         linux.setns(net, linux.CLONE_NEWNET)
         deadline = time.monotonic() + _READY_S
         while True:
-            with open("/proc/thread-self/net/route", encoding="ascii") as stream:
+            with open("/proc/thread-self/net/route", encoding="utf-8") as stream:
                 if any(line.split()[1:2] == ["00000000"] for line in stream):
                     return
             ended, _status = os.waitpid(self.pid, os.WNOHANG)

@@ -17,11 +17,12 @@ import contextlib
 import errno
 import os
 import select
-import socket
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from builder.sandbox import channel
+from builder.sandbox.channel import Socket
 from builder.sandbox.notified import CONTINUE, Call, Listener, enter, settle
 from layers import linux, ownership
 from layers.values import NamedTuple
@@ -42,7 +43,7 @@ def serve(listener: int, pid: int) -> NoReturn:
         os._exit(status)
 
 
-def serve_from(handover: socket.socket, pid: int) -> NoReturn:
+def serve_from(handover: Socket, pid: int) -> NoReturn:
     """`serve` for a listener that is still to come, once somebody asks. Never returns."""
     try:
         settle(handover.fileno())
@@ -56,9 +57,9 @@ def serve_from(handover: socket.socket, pid: int) -> NoReturn:
         os._exit(0)
 
 
-def receive(handover: socket.socket) -> int:
+def receive(handover: Socket) -> int:
     """The listener that was handed over; -1 where none was to be had. Raises: OSError."""
-    fds = socket.recv_fds(handover, 16, 1, socket.MSG_CMSG_CLOEXEC)[1]
+    fds = channel.receive(handover, 16, 1)[1]
     return fds[0] if fds else -1
 
 

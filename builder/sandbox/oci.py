@@ -13,7 +13,6 @@ import json
 import os
 import select
 import signal
-import socket
 import stat
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from builder.errors import SandboxError
 from builder.sandbox import seccomp, userns
 from builder.sandbox.bare import BareLauncher, BareRunning
+from builder.sandbox.channel import Socket
 from builder.sandbox.launcher import Running, host_now
 from builder.sandbox.operations import Host, capability_mask, mounts_of, operations, tree_of
 from builder.sandbox.spec import Resources, SandboxMount, SandboxSpec
@@ -77,7 +77,7 @@ def find_runtime(name: str | None) -> str:
 class OciRunning(BareRunning):
     """A container of a runtime's. Its first process is known once the runtime has made it (`await_command`)."""
 
-    def __init__(self, spec: SandboxSpec, control: socket.socket) -> None:
+    def __init__(self, spec: SandboxSpec, control: Socket) -> None:
         self.place: dict[str, str] = {}
         """`path` of the runtime, `root` of its state, `id` of the container."""
         self._command = 0
@@ -145,7 +145,7 @@ class OciLauncher(BareLauncher):
 
     bare = False
 
-    def __init__(self, server: socket.socket, pid: int, host: Host) -> None:
+    def __init__(self, server: Socket, pid: int, host: Host) -> None:
         super().__init__(server, pid, host)
         self.runtime = ""
 

@@ -16,7 +16,8 @@ import signal
 import socket
 from typing import Any
 
-from builder.sandbox import cgroup, rootfs, setup, terminal, zygote
+from builder.sandbox import cgroup, channel, rootfs, setup, terminal, zygote
+from builder.sandbox.channel import Socket
 from builder.sandbox.keeper import Keeper, end_all, run_program, usage
 from layers import linux
 from layers.trees import remove_tree
@@ -36,7 +37,7 @@ _MISSING = {
 class RuntimeKeeper(Keeper):
     """See `Keeper`. The request is `oci.bundle`'s."""
 
-    def __init__(self, request: dict[str, Any], control: socket.socket) -> None:
+    def __init__(self, request: dict[str, Any], control: Socket) -> None:
         super().__init__(request, control)
         self._bundle = f"{request['scratch']}/bundle-{os.urandom(6).hex()}"
         self._id = f"pybuild-{os.urandom(8).hex()}"
@@ -134,10 +135,10 @@ class RuntimeKeeper(Keeper):
     def _hand_over(self, server: socket.socket) -> None:
         """Pass the master on. Raises: OSError."""
         with server, server.accept()[0] as client:
-            _name, fds, _flags, _address = socket.recv_fds(client, 4096, 1, zygote.MSG_CMSG_CLOEXEC)
+            _name, fds = channel.receive(client, 4096, 1)
         if not fds:
             raise setup.SetupError("terminal", None, self.request["runtime"], "the runtime brought no terminal")
-        socket.send_fds(self.control, [terminal.MESSAGE], fds)
+        channel.send(self.control, terminal.MESSAGE, fds)
         os.close(fds[0])
 
     def _refused(self, words: str, stderr_fd: int) -> bytes:

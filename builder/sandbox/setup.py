@@ -10,6 +10,7 @@ Only `layers.linux`, `rootfs` and cheap parts of the stdlib are imported: the zy
 
 from __future__ import annotations
 
+import _socket as socket  # all of `socket` that is needed: see `channel`
 import binascii
 import contextlib
 import errno
@@ -17,13 +18,12 @@ import fcntl
 import json
 import os
 import resource
-import socket
 import stat
 import struct
 import time
 from collections.abc import Callable
 
-from builder.sandbox import cgroup, rootfs, springboard
+from builder.sandbox import cgroup, channel, rootfs, springboard
 from layers import linux, ownership
 
 TYPE_CHECKING = False
@@ -177,7 +177,7 @@ def op_hostname(sandbox: Sandbox, name: str, asked: bool) -> None:
 
 
 def op_loopback(sandbox: Sandbox) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as s:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
 
 
@@ -495,8 +495,8 @@ def op_supervise(sandbox: Sandbox, program: int, uid: int, gid: int, groups: lis
     """From here on the supervisor answers what a single id cannot; while there is CAP_SYS_ADMIN for it."""
     listener = linux.seccomp_listener(sandbox.programs[program])
     sandbox.supervised = True
-    with socket.socket(fileno=sandbox.handover_fd) as handover:
-        socket.send_fds(handover, [json.dumps([uid, gid, groups, capabilities]).encode()], [listener])
+    with contextlib.closing(socket.socket(fileno=sandbox.handover_fd)) as handover:
+        channel.send(handover, json.dumps([uid, gid, groups, capabilities]).encode(), [listener])
         os.close(listener)  # before the answer: of a supervisor that has died nobody would wait for one
         number, _, words = handover.recv(1024).decode(errors="replace").partition(" ")
     if number != "ready":
@@ -507,13 +507,13 @@ def op_nodes(sandbox: Sandbox, program: int) -> None:
     """From here on somebody is asked for devices; while there is CAP_SYS_ADMIN for it. Idempotent."""
     if sandbox.handover_fd < 0:
         return
-    with socket.socket(fileno=sandbox.handover_fd) as handover:
+    with contextlib.closing(socket.socket(fileno=sandbox.handover_fd)) as handover:
         sandbox.handover_fd = -1
         try:
             listener = linux.seccomp_listener(sandbox.programs[program])
         except OSError:
             return  # under a filter with a listener there is no other: that one answers, or the kernel refuses
-        socket.send_fds(handover, [b"listener"], [listener])
+        channel.send(handover, b"listener", [listener])
         os.close(listener)
 
 

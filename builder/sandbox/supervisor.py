@@ -19,12 +19,13 @@ import fcntl
 import json
 import os
 import resource
-import socket
 import stat
 import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from builder.sandbox import channel
+from builder.sandbox.channel import Socket
 from builder.sandbox.credentials import UNCHANGED, Credentials, Ids
 from builder.sandbox.notified import CONTINUE, STATUS, Call, Listener, enter, settle
 from layers import linux, ownership
@@ -48,12 +49,12 @@ _STATX_IDS = struct.Struct("=IIH")  # at 20: uid, gid, mode
 _STATX_DEVICE = struct.Struct("=II")  # at 128
 
 
-def serve(handover: socket.socket, pid: int) -> NoReturn:
+def serve(handover: Socket, pid: int) -> NoReturn:
     """The supervisor's whole life, in the process just forked, for the sandbox whose first is `pid`. Never returns."""
     status = 1
     try:
         settle(handover.fileno())
-        data, fds, _flags, _address = socket.recv_fds(handover, _HANDOVER_BYTES, 1)
+        data, fds = channel.receive(handover, _HANDOVER_BYTES, 1)
         if fds:
             try:
                 shown = enter(pid)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import struct
 import termios
+
+from builder.sandbox import channel
+from builder.sandbox.channel import Socket
 
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 MESSAGE = b'{"terminal": true}'
 """Goes with the master's descriptor over the control socket."""
 
 
-def give(control: socket.socket, rows: int, columns: int, ptmx: str = "/dev/pts/ptmx") -> None:
+def give(control: Socket, rows: int, columns: int, ptmx: str = "/dev/pts/ptmx") -> None:
     """Open a terminal here, send its master over `control`, and make its slave 0, 1, 2 and the controlling one.
 
     The process must lead a session that has no terminal. Raises: OSError.
@@ -27,7 +29,7 @@ def give(control: socket.socket, rows: int, columns: int, ptmx: str = "/dev/pts/
     # By descriptor: a path in /dev could be the image's, or another terminal's.
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
     resize(master, rows, columns)
-    socket.send_fds(control, [MESSAGE], [master])
+    channel.send(control, MESSAGE, [master])
     os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for fd in (0, 1, 2):

@@ -123,7 +123,7 @@ def threads() -> int:
 
 def read_map(name: str) -> tuple[IdRange, ...]:
     """`uid_map` or `gid_map` of this process."""
-    with open(f"/proc/self/{name}", encoding="ascii") as stream:
+    with open(f"/proc/self/{name}", encoding="utf-8") as stream:
         rows = [tuple(int(field) for field in line.split()) for line in stream]
     return tuple((row[0], row[1], row[2]) for row in rows)
 
@@ -220,7 +220,7 @@ def _map_single(uid: int, gid: int) -> None:
     """Map 0 to this user alone, which needs no helper. Raises: SandboxError."""
     try:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
+            with open(f"/proc/self/{name}", "w", encoding="utf-8") as stream:
                 stream.write(text)
     except OSError as e:
         raise SandboxError(
@@ -283,7 +283,7 @@ def _mapper_main(parent: int, go: int, answer: int, maps: tuple[tuple[IdRange, .
 def _write_maps(parent: int, _answer: int, maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]]) -> bool:
     """Root's way. Raises: OSError."""
     for name, ranges in zip(("uid_map", "gid_map"), maps, strict=True):
-        with open(f"/proc/{parent}/{name}", "w", encoding="ascii") as stream:
+        with open(f"/proc/{parent}/{name}", "w", encoding="utf-8") as stream:
             stream.write("".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges))
     return True
 
@@ -336,7 +336,7 @@ def _in_container() -> bool:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="ascii") as stream:
+        with open(path, encoding="utf-8") as stream:
             return stream.read().strip()
     except OSError:
         return None

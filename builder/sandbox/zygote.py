@@ -31,17 +31,16 @@ import json
 import os
 import select
 import signal
-import socket
 from collections.abc import Sequence
 
-from builder.sandbox import cgroup, rootfs, setup, springboard
+from builder.sandbox import cgroup, channel, rootfs, setup, springboard
+from builder.sandbox.channel import Socket
 from layers import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-MSG_CMSG_CLOEXEC = 0x40000000
 MAX_REQUEST_BYTES = 1 << 17
 MAX_DESCRIPTORS = 64
 STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
@@ -50,7 +49,7 @@ STOPPED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
 class _Child:
     """One running sandbox: its first process, and the socket that tells about it."""
 
-    def __init__(self, pid: int, pidfd: int, control: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
+    def __init__(self, pid: int, pidfd: int, control: Socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.control = control
@@ -86,7 +85,7 @@ class _Spare:
     network = 0
     """See `_Child.network`."""
 
-    def __init__(self, pid: int, pidfd: int, requests: socket.socket, undo_fd: int, group: cgroup.Group | None) -> None:
+    def __init__(self, pid: int, pidfd: int, requests: Socket, undo_fd: int, group: cgroup.Group | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.requests = requests
@@ -114,8 +113,8 @@ class _Spare:
 class _Asking:
     """Where a child may ask for devices: the socket by which its listener comes, then that."""
 
-    def __init__(self, handover: socket.socket) -> None:
-        self._handover: socket.socket | None = handover
+    def __init__(self, handover: Socket) -> None:
+        self._handover: Socket | None = handover
         self.fd = handover.fileno()
 
     def hear(self, pid: int, event: int) -> int:
@@ -153,10 +152,10 @@ class _Handover:
 
     def __init__(self, kind: str | None) -> None:
         self.kind = kind
-        self.asking: socket.socket | None = None
-        self.answering: socket.socket | None = None
+        self.asking: Socket | None = None
+        self.answering: Socket | None = None
         if kind is not None:
-            self.asking, self.answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.asking, self.answering = channel.pair()
 
     def ours(self) -> int:
         """In the child: the end to hand over by, or -1."""
@@ -182,7 +181,7 @@ class _Handover:
         return helper, None
 
 
-def serve(server: socket.socket) -> NoReturn:
+def serve(server: Socket) -> NoReturn:
     """The zygote's whole life, in the process just cloned. Never returns."""
     status = 70
     try:
@@ -200,8 +199,8 @@ def serve(server: socket.socket) -> NoReturn:
 
 def main(fd: int) -> NoReturn:
     """The zygote for a launcher with threads: an interpreter of its own, that clones it and waits."""
-    server = socket.socket(fileno=fd)
-    server.set_inheritable(False)
+    server = Socket(fileno=fd)
+    os.set_inheritable(fd, False)
     try:
         pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
     except OSError as e:
@@ -214,7 +213,7 @@ def main(fd: int) -> NoReturn:
     os._exit(0)
 
 
-def _settle(server: socket.socket) -> None:
+def _settle(server: Socket) -> None:
     """Leave the parent behind: its terminal, its signals, its descriptors, its mounts."""
     gc.disable()
     with contextlib.suppress(OSError):
@@ -300,7 +299,7 @@ class _Gate:
 
 
 class _Zygote:
-    def __init__(self, server: socket.socket) -> None:
+    def __init__(self, server: Socket) -> None:
         self.server = server
         self.poll = select.poll()
         self.poll.register(server, select.POLLIN)
@@ -350,7 +349,7 @@ class _Zygote:
 
     def accept(self) -> bool:
         """Take one request; False at the end of the socket."""
-        data, fds, _flags, _address = socket.recv_fds(self.server, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, MSG_CMSG_CLOEXEC)
+        data, fds = channel.receive(self.server, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
         if not fds:
             if data:
                 hello = json.loads(data)
@@ -359,7 +358,7 @@ class _Zygote:
                 self.network = hello["network"]
                 self.breed()
             return bool(data)
-        control = socket.socket(fileno=fds[0])
+        control = Socket(fileno=fds[0])
         try:
             if data[:1] == b"P":
                 self.learn(parse(data, fds))
@@ -396,7 +395,7 @@ class _Zygote:
     def breed(self) -> None:
         """Start the next spare. Where that fails, the next request tells why by failing too."""
         group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
-        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        requests, theirs = channel.pair()
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         gate = _Gate(self.network)
         handover = _Handover(self.supervise)
@@ -421,13 +420,13 @@ class _Zygote:
         theirs.close()
         os.close(undo_write)
 
-    def hand_on(self, data: bytes, control: socket.socket, fds: list[int]) -> bool:
+    def hand_on(self, data: bytes, control: Socket, fds: list[int]) -> bool:
         """Let the spare take a request; False if there is none."""
         spare, self.spare = self.spare, None
         if spare is None:
             return False
         try:
-            socket.send_fds(spare.requests, [data], fds)
+            channel.send(spare.requests, data, fds)
         except OSError:
             spare.discard()
             return False
@@ -448,7 +447,7 @@ class _Zygote:
     def register(self, child: _Child) -> None:
         """Tell that it runs, and watch it."""
         with contextlib.suppress(OSError):
-            socket.send_fds(child.control, [b'{"started": true}'], [child.pidfd])
+            channel.send(child.control, b'{"started": true}', [child.pidfd])
         self.by_pidfd[child.pidfd] = child
         self.by_control[child.control.fileno()] = child
         self.poll.register(child.pidfd, select.POLLIN)
@@ -473,7 +472,7 @@ class _Zygote:
         child.helpers.extend(filter(None, (helper,)))
         self.watch(child)
 
-    def start(self, request: dict[str, Any], control: socket.socket, fds: list[int]) -> None:
+    def start(self, request: dict[str, Any], control: Socket, fds: list[int]) -> None:
         self.learn(request)
         if request.get("programs") and self.spare and not self.accounting:
             # It was born without, and the next request may want it.
@@ -576,7 +575,7 @@ def error_message(operation: str, number: int | None, path: str | None, words: s
     return json.dumps({"error": operation, "errno": number, "path": path, "message": words, "hint": hint}).encode()
 
 
-def tell(control: socket.socket, message: bytes) -> None:
+def tell(control: Socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         control.send(message)
 
@@ -590,7 +589,7 @@ def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
     return request
 
 
-def _wait_in_the_wings(requests: socket.socket, sandbox: setup.Sandbox, prelude: list[list[Any]]) -> NoReturn:
+def _wait_in_the_wings(requests: Socket, sandbox: setup.Sandbox, prelude: list[list[Any]]) -> NoReturn:
     """The spare child: do the prelude, wait for a request, then be its sandbox. Never returns."""
     failure = None
     try:
@@ -600,12 +599,12 @@ def _wait_in_the_wings(requests: socket.socket, sandbox: setup.Sandbox, prelude:
     except setup.SetupError as e:
         failure = e
     try:
-        data, fds, _flags, _address = socket.recv_fds(requests, MAX_REQUEST_BYTES, MAX_DESCRIPTORS, MSG_CMSG_CLOEXEC)
+        data, fds = channel.receive(requests, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
         if data:
             request = parse(data, fds)
             for number, program in request.get("programs", {}).items():
                 sandbox.programs[int(number)] = binascii.a2b_base64(program)
-            _run(request, socket.socket(fileno=fds[0]), fds, sandbox, failure)
+            _run(request, Socket(fileno=fds[0]), fds, sandbox, failure)
     finally:
         os._exit(125)
 
@@ -618,7 +617,7 @@ def _reset_signals() -> None:
 
 def _run(
     request: dict[str, Any],
-    control: socket.socket,
+    control: Socket,
     fds: list[int],
     sandbox: setup.Sandbox,
     failure: setup.SetupError | None = None,

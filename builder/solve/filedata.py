@@ -37,7 +37,7 @@ _FOREIGN = (
 def current_umask() -> int:
     """The umask, read without setting it, which another thread would notice."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
             for line in status:
                 if line.startswith("Umask:"):
                     return int(line[6:], 8)

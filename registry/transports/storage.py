@@ -7,15 +7,14 @@ through ingests named by digest, so that the next process goes on where a dead o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from layers.errors import BlobNotFound, ImageError, NameNotFound, SizeMismatch, StoreError
-from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, Index, Manifest, parse_manifest
+from layers.errors import BlobNotFound, SizeMismatch, StoreError
+from layers.oci import MAX_MANIFEST_BYTES, Descriptor, Digest, parse_manifest
 from layers.values import NamedTuple
-from registry.errors import InvalidReference
 from registry.reference import Reference
+from registry.stored import find_image, is_id, manifests, store_name
 from registry.transport import (
     CHUNK_BYTES,
     BlobInput,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from layers.store import Store
 
-_ID = re.compile(r"(?:sha256:)?([0-9a-f]{7,64})\Z")
 _MAX_CANDIDATE_NAMES = 500
 
 
@@ -56,69 +54,9 @@ class StorageLocation(NamedTuple):
 
 def parse(transport: str, rest: str) -> StorageLocation:
     """Raises: InvalidReference."""
-    if not _ID.match(rest):
+    if not is_id(rest):
         Reference.parse(rest)
     return StorageLocation(rest)
-
-
-def store_name(text: str) -> str:
-    """The name under which the store keeps the image that people call `text`. Raises: InvalidReference."""
-    return Reference.parse(text).with_default_tag().canonical()
-
-
-def find_image(store: Store, text: str) -> Descriptor:
-    """The descriptor of the image that `text` names: a name, a digest, an ID, or the beginning of one.
-
-    Raises: NameNotFound; ImageError if the beginning fits several.
-    """
-    ref: Reference | None = None
-    try:
-        ref = Reference.parse(text).with_default_tag()
-    except InvalidReference:
-        if not _ID.match(text):
-            raise
-    if ref is not None:
-        found = store.names.get(ref.canonical())
-        if found is None and ref.digest is not None:
-            found = _by_digest(store, ref.digest)
-        if found is not None:
-            return found
-    match = _ID.match(text)
-    if match is not None:
-        fits = _by_prefix(store, match[1])
-        if len(fits) == 1:
-            return next(iter(fits.values()))
-        if fits:
-            raise ImageError(f"{text!r} is the beginning of {len(fits)} images' IDs", hint="give more digits")
-    raise NameNotFound(f"no image {text!r} in the store", hint="`pybuild images` lists what there is")
-
-
-def _by_digest(store: Store, digest: Digest) -> Descriptor | None:
-    info = store.blobs.stat(digest)
-    if info is None or info.size_bytes > MAX_MANIFEST_BYTES:
-        return None
-    media_type = parse_manifest(store.blobs.read(digest, MAX_MANIFEST_BYTES)).media_type
-    return Descriptor(media_type=media_type, digest=digest, size_bytes=info.size_bytes)
-
-
-def _by_prefix(store: Store, prefix: str) -> dict[Digest, Descriptor]:
-    """The images by those of their digests and IDs that begin so; of several under one ID, the newest."""
-    found: dict[Digest, Descriptor] = {}
-    for named in sorted(store.names.list(), key=lambda n: n.created_ns):
-        ids = [named.descriptor.digest, *(m.config.digest for m in _manifests(store, named.descriptor))]
-        found.update((id_, named.descriptor) for id_ in ids if id_.encoded.startswith(prefix))
-    return found
-
-
-def _manifests(store: Store, descriptor: Descriptor) -> list[Manifest]:
-    """The image manifests that the store has under a name; a damaged or missing one is passed over."""
-    try:
-        document = parse_manifest(store.blobs.read(descriptor.digest, MAX_MANIFEST_BYTES), descriptor.media_type)
-    except (BlobNotFound, SizeMismatch, ImageError):
-        return []
-    if isinstance(document, Index):
-        return [m for d in document.manifests if store.blobs.stat(d.digest) for m in _manifests(store, d)]
-    return [document]
 
 
 class StorageSource(LocalSource):
@@ -162,7 +100,7 @@ class StorageSource(LocalSource):
                 if not named.name.startswith(host + "/"):
                     continue
                 path = Reference.parse(named.name).path
-                for manifest in _manifests(self._store, named.descriptor):
+                for manifest in manifests(self._store, named.descriptor):
                     for blob in manifest.layers:
                         homes.setdefault(blob.digest, []).append(path)
         return homes.get(digest, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_a_name_belongs_to_one(tmp_path: Path) -> None:
         records.take_name(tmp_path, "web", "2" * 64)
     records.drop_name(tmp_path, "web", "1" * 64)
     records.take_name(tmp_path, "web", "2" * 64)
+
+
+def test_who_looks_at_a_lock_keeps_nobody_from_it(tmp_path: Path) -> None:
+    record = made(tmp_path, "1" * 64, "web")
+    lock = record.lock()
+    assert lock is not None
+    assert record.locked()
+    assert record.lock() is None
+    os.close(lock)
+    look = os.open(record.path("lock"), os.O_RDWR)
+    fcntl.flock(look, fcntl.LOCK_SH)  # `ps`, in the middle of its look
+    threading.Timer(0.05, os.close, [look]).start()
+    taken = record.lock()
+    assert taken is not None
+    os.close(taken)
 
 
 def test_an_abandoned_name_can_be_taken(tmp_path: Path) -> None:
