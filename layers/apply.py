@@ -65,6 +65,7 @@ class ApplyResult(NamedTuple):
 
     `independent`: the lower layers had no influence on what was made, so that it is the same over any,
     once `settle_whiteouts` was told of `whiteouts`: those made without knowing whether they hide anything.
+    `recorded_devices` counts the devices for which there are files (`layers.ownership`).
     """
 
     diff_id: Digest
@@ -73,6 +74,7 @@ class ApplyResult(NamedTuple):
     unpacked_bytes: int
     independent: bool
     whiteouts: tuple[bytes, ...] = ()
+    recorded_devices: int = 0
 
 
 def apply_layer(
@@ -115,6 +117,7 @@ def apply_layer(
                 unpacker.unpacked,
                 unpacker.independent,
                 tuple(unpacker.unsettled),
+                unpacker.recorded_devices,
             )
         finally:
             unpacker.close()
@@ -254,6 +257,7 @@ class _Unpacker:
         self.unsettled: list[bytes] = []
         self.entries = 0
         self.unpacked = 0
+        self.recorded_devices = 0
         self._tree = ConfinedTree(
             root,
             overlay=self._overlay,
@@ -448,6 +452,7 @@ class _Unpacker:
         except PermissionError:
             self._warned(f"{shown!r}: device nodes cannot be made without root; left out")
             return
+        self.recorded_devices += self._owners.deviceless
         self._finish_special(directory, name, entry)
 
     def _finish_special(self, directory: Directory, name: bytes, entry: TarEntry) -> None:

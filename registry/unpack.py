@@ -129,9 +129,13 @@ class _Unpacking:
         self._name = f"unpacking {source.name} to {target}"
         self._started = time.time_ns()
         events.emit(Vertex(self._vertex, self._name, started_ns=self._started))
-        if keep_owners and ownership.here().recording:
+        self._told = keep_owners and ownership.here().recording
+        if self._told:
             words = f"other owners than this user, and devices, are in the attribute {ownership.ATTRIBUTE} alone"
-            events.emit(VertexWarning(self._vertex, f"{words}: there are no subordinate ids"))
+            self._warn(f"{words}: there are no subordinate ids")
+
+    def _warn(self, words: str) -> None:
+        self._events.emit(VertexWarning(self._vertex, words))
 
     def end(self, error: str | None) -> None:
         self._events.emit(
@@ -155,7 +159,7 @@ class _Unpacking:
                     self._target,
                     media_type=layer.media_type,
                     keep_owners=self._keep_owners,
-                    warn=lambda message: self._events.emit(VertexWarning(self._vertex, message)),
+                    warn=self._warn,
                     cancelled=self._cancelled,
                 )
             except LayerError:
@@ -165,6 +169,9 @@ class _Unpacking:
             _drain(stream)
         if applied.diff_id != diff_id:
             raise DigestMismatch(f"layer {layer.digest} unpacks to {applied.diff_id}, not to the DiffID {diff_id}")
+        if applied.recorded_devices and not self._told:
+            self._told = True
+            self._warn(f"empty files with the attribute {ownership.ATTRIBUTE} stand for devices: only root makes those")
         tell(layer.size_bytes, time.time_ns())
 
 

@@ -137,7 +137,7 @@ def test_outputs(user: Pybuild, base: str, rootless_user: Account) -> None:
         user.build(context, "-t", "made:1", "-o", f"type=tar,dest={tar}", "-o", "type=image")
         assert devices(tar.read_bytes())["made"] == (True, 4, 5, 0o644, 3, 4)
         user.build(context, "-o", f"type=local,dest={target}")
-        user.run("unpack", "made:1", unpacked)
+        assert user.run("unpack", "made:1", unpacked).stderr.count(ATTRIBUTE) == 1
         for place in (target, unpacked):
             assert os.getxattr(place / "made", ATTRIBUTE).endswith(b":c:4:5") and (place / "made").is_file()
             assert os.getxattr(place / "srv/disk", ATTRIBUTE).endswith(b":b:8:1")
