@@ -23,6 +23,7 @@ import oras.container
 import oras.defaults
 import oras.oci
 import oras.provider
+import oras.utils
 import requests
 
 from layers.apply import apply_layer
@@ -370,7 +371,7 @@ class _OurAuth:
 
 @contextlib.contextmanager
 def _staged(files: Sequence[ArtifactFile]) -> Iterator[list[tuple[str, str]]]:
-    """oras' `path:type` texts with the titles; a path with a colon, which they cannot hold, goes by a link."""
+    """oras' `path:type` texts with the titles: directories packed, a path with a colon (none there may) as a link."""
     with tempfile.TemporaryDirectory(prefix="artifact-") as scratch:
         staged = []
         for number, file in enumerate(files):
@@ -379,15 +380,19 @@ def _staged(files: Sequence[ArtifactFile]) -> Iterator[list[tuple[str, str]]]:
                 raise ArtifactError(f"cannot push {file.path}: no such file")
             title = file.title or os.path.basename(path)
             safe_name(title)
-            is_directory = os.path.isdir(path)
-            if ":" in path:
-                if is_directory:
-                    raise ArtifactError(f"cannot push the directory {file.path}: its path has a colon")
+            media_type = file.media_type or DEFAULT_FILE_TYPE
+            if os.path.isdir(path):
+                # oras itself would leave a directory in /tmp, and after an error its archive, too.
+                media_type = file.media_type or oras.defaults.default_blob_dir_media_type
+                try:
+                    path = oras.utils.make_targz(path, os.path.join(scratch, str(number)))
+                except OSError as e:
+                    raise ArtifactError(f"cannot read {e.filename or file.path}: {e.strerror or e}") from e
+            elif ":" in path:
                 link = os.path.join(scratch, str(number))
                 os.symlink(path, link)
                 path = link
-            media_type = file.media_type or ("" if is_directory else DEFAULT_FILE_TYPE)
-            staged.append((f"{path}:{media_type}" if media_type else path, title))
+            staged.append((f"{path}:{media_type}", title))
         yield staged
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.machine import CHECKOUT, need_root, need_tool, which
+from tests.support.waiting import until
 
 PREFIX = "pbtest"
+NO_SUCH_USER = 6  # userdel(8)
 RUNTIME = ("requests", "oras", "zstandard", "tqdm", "isal", "zlib_ng")
 
 
@@ -32,6 +34,8 @@ class Account(NamedTuple):
     home: Path
     python: Path
     pythonpath: str
+    pyc: str
+    """Where its Python keeps what it compiled: the packages are root's."""
 
     def environ(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """A login's environment, nothing inherited but the locale."""
@@ -43,7 +47,7 @@ class Account(NamedTuple):
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "PYTHONPATH": self.pythonpath,
-            "PYTHONPYCACHEPREFIX": str(self.home / "pyc"),  # its packages are root's
+            "PYTHONPYCACHEPREFIX": self.pyc,
             **(extra or {}),
         }
 
@@ -63,12 +67,13 @@ class Account(NamedTuple):
 
 
 def processes_of(uid: int) -> list[int]:
-    """The processes that run as this user."""
+    """The processes that run as this user; not those that have ended and are only to be reaped."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and entry.stat().st_uid == uid:
-                found.append(int(entry.name))
+                state = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+                found += [] if state == "Z" else [int(entry.name)]
     return found
 
 
@@ -77,18 +82,33 @@ def _remove(name: str) -> None:
         uid = pwd.getpwnam(name).pw_uid
     except KeyError:
         return
-    for _ in range(50):
-        # userdel refuses while anything of the user runs.
+
+    def quiet() -> bool:
         running = processes_of(uid)
-        if not running:
-            break
         for pid in running:
-            with suppress(ProcessLookupError):
+            with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-    home = pwd.getpwnam(name).pw_dir
-    subprocess.run(["userdel", name], check=False, capture_output=True)
-    shutil.rmtree(home, ignore_errors=True)
+                os.waitpid(pid, os.WNOHANG)  # orphans come to the worker that is their reaper
+        return not running
+
+    until(quiet, lambda: f"processes of {name} live on: {processes_of(uid)}", pause_s=0.1)
+    with suppress(KeyError):  # another worker was quicker
+        home = pwd.getpwnam(name).pw_dir
+        # By force: it would refuse for the sake of a zombie, too.
+        _patiently(["userdel", "--force", name])
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _patiently(command: list[str]) -> None:
+    """Run useradd or userdel: they lock the tables, and give up where another worker's holds them."""
+    done = None
+
+    def succeeds() -> bool:
+        nonlocal done
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        return done.returncode in {0, NO_SUCH_USER}
+
+    until(succeeds, lambda: f"{command[0]}: {done.stderr if done else ''}", pause_s=0.1)
 
 
 def _remove_stale() -> None:
@@ -140,21 +160,14 @@ def _copy_runtime(target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def rootless_user() -> Iterator[Account]:
+def ordinary_user() -> Iterator[Account]:
     """An ordinary user with 65,536 subordinate ids; removed with all it owns at the session's end."""
     need_root()
     need_tool("useradd", "newuidmap", "setpriv")
     _remove_stale()
     name = f"{PREFIX}{os.getpid()}"
-    # Each worker makes its own; useradd takes a lock, and gives up where another holds it.
-    for attempt in range(20):
-        command = [which("useradd") or "useradd", "--create-home", "--shell", "/bin/sh", name]
-        made = subprocess.run(command, check=False, capture_output=True, text=True)
-        if made.returncode == 0:
-            break
-        time.sleep(0.1 * (attempt + 1))
-    else:
-        pytest.fail(f"useradd: {made.stderr}")
+    _remove(name)  # of a session that was killed, one of whose workers had our number
+    _patiently([which("useradd") or "useradd", "--create-home", "--shell", "/bin/sh", name])
     try:
         entry = pwd.getpwnam(name)
         for table in ("/etc/subuid", "/etc/subgid"):
@@ -169,6 +182,16 @@ def rootless_user() -> Iterator[Account]:
         runtime.mkdir()
         _copy_runtime(runtime)
         home.chmod(0o755)
-        yield Account(name, entry.pw_uid, entry.pw_gid, home, python, str(runtime))
+        yield Account(name, entry.pw_uid, entry.pw_gid, home, python, str(runtime), str(home / "pyc"))
     finally:
         _remove(name)
+
+
+@pytest.fixture
+def rootless_user(ordinary_user: Account) -> Iterator[Account]:
+    """The session's user with a home of this test's own: what one leaves is in nobody's way."""
+    home = Path(tempfile.mkdtemp(prefix="t", dir=ordinary_user.home))
+    home.chmod(0o755)
+    os.chown(home, ordinary_user.uid, ordinary_user.gid)
+    yield ordinary_user._replace(home=home)
+    shutil.rmtree(home, ignore_errors=True)

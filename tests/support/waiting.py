@@ -13,10 +13,11 @@ def until(
     condition: Callable[[], object],
     words: Callable[[], str] = lambda: "it did not come about in time",
     timeout_s: float = PATIENCE_S,
+    pause_s: float = 0.02,
 ) -> None:
     """Wait for something to become so, or fail with `words`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(words())
-        time.sleep(0.02)
+        time.sleep(pause_s)

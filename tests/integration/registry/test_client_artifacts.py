@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,15 +45,19 @@ def api(tmp_path: Path) -> Iterator[RegistryClient]:
         yield made
 
 
-def test_push_and_pull(plain: RunningRegistry, api: RegistryClient, tmp_path: Path) -> None:
-    (tmp_path / "in/dir/sub").mkdir(parents=True)
-    (tmp_path / "in/dir/sub/deep").write_text("deep")
+def test_push_and_pull(
+    plain: RunningRegistry, api: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "in/d:ir/sub").mkdir(parents=True)
+    (tmp_path / "in/d:ir/sub/deep").write_text("deep")
     (tmp_path / "in/a.txt").write_text("hello")
     (tmp_path / "in/c:olon").write_text("colon")
     ref = Reference.parse(f"{plain.host}/art/files:v1")
     files = [
         ArtifactFile(tmp_path / "in/a.txt", "text/plain"),
-        ArtifactFile(tmp_path / "in/dir"),
+        ArtifactFile(tmp_path / "in/d:ir"),
         ArtifactFile(tmp_path / "in/c:olon", title="named/else where"),
     ]
     pushed = push_artifact(api, ref, files, artifact_type="application/x-notes", annotations={"b": "2", "a": "1"})
@@ -69,15 +74,16 @@ def test_push_and_pull(plain: RunningRegistry, api: RegistryClient, tmp_path: Pa
     ]
     out = tmp_path / "out"
     written = pull_artifact(api, ref, out)
-    assert written == [out / "a.txt", out / "dir", out / "named/else where"]
-    assert (out / "a.txt").read_text() == "hello" and (out / "dir/sub/deep").read_text() == "deep"
+    assert written == [out / "a.txt", out / "d:ir", out / "named/else where"]
+    assert (out / "a.txt").read_text() == "hello" and (out / "d:ir/sub/deep").read_text() == "deep"
     assert (out / "named/else where").read_text() == "colon"
-    assert sorted(p.name for p in out.iterdir()) == ["a.txt", "dir", "named"]
+    assert sorted(p.name for p in out.iterdir()) == ["a.txt", "d:ir", "named"]
     (out / "a.txt").write_text("mine")
     assert pull_artifact(api, ref, out, media_types=["text/plain"], overwrite=False) == []
     assert (out / "a.txt").read_text() == "mine"
     pull_artifact(api, ref, out, media_types=["text/plain"])
     assert (out / "a.txt").read_text() == "hello"
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_attach_and_tree(plain: RunningRegistry, api: RegistryClient, tmp_path: Path) -> None:

@@ -72,6 +72,3 @@ def test_a_missing_file_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     client = RegistryClient(environ={})
     with pytest.raises(ArtifactError, match="no such file"):
         push_artifact(client, Reference.parse("127.0.0.1:1/a:b"), [ArtifactFile(tmp_path / "none")])
-    (tmp_path / "d:ir").mkdir()
-    with pytest.raises(ArtifactError, match="colon"):
-        push_artifact(client, Reference.parse("127.0.0.1:1/a:b"), [ArtifactFile(tmp_path / "d:ir")])
