@@ -233,7 +233,7 @@ def _image(store: Store, options: Namespace) -> int:
     if options.action == "mount" and not options.names and not options.all:
         mounted = mounted_images(store)
     elif options.action == "mount":
-        names = options.names or [n.name for n in store.names.list() if not n.name.startswith("@")]
+        names = options.names or [n.name for n in store.names.list() if n.name[0] != "@" and "#" not in n.name]
         mounted = [mount_image(store, name) for name in names]
     else:
         names = [m.image_id for m in mounted_images(store)] if options.all else options.names

@@ -99,7 +99,8 @@ class StorageSource(LocalSource):
             for named in self._store.names.list()[:_MAX_CANDIDATE_NAMES]:
                 if not named.name.startswith(host + "/"):
                     continue
-                path = Reference.parse(named.name).path
+                # The base for another platform is kept under its name, `#` and the platform.
+                path = Reference.parse(named.name.partition("#")[0]).path
                 for manifest in manifests(self._store, named.descriptor):
                     for blob in manifest.layers:
                         homes.setdefault(blob.digest, []).append(path)

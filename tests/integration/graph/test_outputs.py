@@ -229,3 +229,17 @@ def test_platforms_built_apart_are_put_together(
     pybuild.run("manifest", "create", f"docker://{name}:1", *members)
     found = registry.manifest("graph/parts", "1")["manifests"]
     assert [entry["platform"]["architecture"] for entry in found] == ["amd64", "arm64"]
+
+
+@pytest.mark.registry
+def test_a_base_for_another_platform_is_no_image_of_its_own(
+    pybuild: Pybuild, registry: RegistryServer, busybox_base: str, tmp_path: Path
+) -> None:
+    """The store has it under its name and the platform, which is no name for a registry or a mount."""
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nLABEL a=b\n")
+    name = f"{registry.host}/graph/foreign:1"
+    pybuild.build(context, "--platform=linux/amd64,linux/arm64", "-t", name)
+    pybuild.run("push", name)
+    assert len(registry.manifest("graph/foreign", "1")["manifests"]) == 2
+    pybuild.run("image", "mount", "--all")
+    pybuild.run("image", "unmount", "--all")
