@@ -200,6 +200,7 @@ def _open(pid: int, pidfd: int) -> tuple[list[tuple[int, int]], int]:
 
 def _enter_root(root: int) -> bool:
     """Make the sandbox's root ours; whether it is not that of its mount namespace (a chroot)."""
+    setup.forget_modules()
     inside, whole = os.fstat(root), os.stat("/")
     chrooted = (inside.st_dev, inside.st_ino) != (whole.st_dev, whole.st_ino)
     os.fchdir(root)

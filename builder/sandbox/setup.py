@@ -20,6 +20,7 @@ import os
 import resource
 import stat
 import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -447,6 +448,7 @@ def _file(sandbox: Sandbox, target_fd: int, content: bytes, attributes: int, mod
 
 def op_enter(sandbox: Sandbox, isolation: str) -> None:
     """Make the root the only file system in sight."""
+    forget_modules()
     os.fchdir(sandbox.root_fd)
     if isolation != "chroot":
         try:
@@ -467,8 +469,15 @@ def op_enter(sandbox: Sandbox, isolation: str) -> None:
     os.chdir("/")
 
 
+def forget_modules() -> None:
+    """From here on Python finds no module but those it has: what is in sight next are an image's, and we its root."""
+    sys.meta_path.clear()
+    sys.path.clear()
+
+
 def op_chroot(sandbox: Sandbox) -> None:
     """Enter the root where nothing can be mounted."""
+    forget_modules()
     sandbox.chrooted = True
     os.fchdir(sandbox.root_fd)
     os.chroot(".")
