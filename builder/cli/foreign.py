@@ -146,8 +146,35 @@ _OF: Mapping[str, Mapping[str, str]] = {
     },
     "port": {"-l": _LATEST},
     "volume": {"--driver": _CONTAINERS["--volume-driver"], "--opt": _CONTAINERS["--volume-driver"]},
+    "images": {
+        "--all": "every image is listed, those without a name as <none>; there are no images between",
+        "-a": "every image is listed, those without a name as <none>; there are no images between",
+        "--history": "`pybuild history NAME`",
+        "-n": "--json or -q print no heading",
+    },
     "inspect": {"--type": "a container's name comes before that of an image", "--size": "`pybuild du -v`"},
 }
+
+
+COMMANDS: Mapping[str, str] = {
+    "bud": "`pybuild build`",
+    "builder": "`pybuild build`; `pybuild cache prune`",
+    "buildx": "`pybuild build`, `pybuild bake`; `pybuild manifest` for imagetools, `pybuild cache` for du and prune",
+    "compose": "`pybuild bake` does the builds of a compose file; nothing starts its services",
+    "info": "`pybuild doctor`",
+    "list-tags": "`pybuild tags ls`",
+    "ls": "`pybuild images`, `pybuild ps`, `pybuild tags ls`",
+    "network": "a container has a network of its own: --network private|host|none of `pybuild run`",
+    "search": "`pybuild catalog HOST` and `pybuild tags ls REPO`, where a registry allows it",
+    "secret": "--secret of `pybuild build`",
+    "standalone-sign": _SIGNING,
+    "standalone-verify": _SIGNING,
+    "sign": _SIGNING,
+    "system": "`pybuild du`, `pybuild prune`, `pybuild doctor`, `pybuild events`",
+    "trust": _SIGNING,
+    "version": "`pybuild --version`",
+}
+"""Commands of other tools that pybuild has not under that name."""
 
 
 def instead(verb: str, words: Iterable[str]) -> str | None:

@@ -290,8 +290,9 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
     rest = list(arguments)
     while rest:
         word = rest[0]
-        if word == "container" and len(rest) > 1 and _of_containers(rest[1]):
-            return {"ls": "ps", "list": "ps"}.get(rest[1], rest[1]), before + rest[2:]
+        verb = _after_noun(word, rest[1]) if len(rest) > 1 else None
+        if verb is not None:
+            return verb, before + rest[2:]
         if word in VERBS:
             return word, before + rest[1:]
         if word in {"-h", "--help", "help"} and not before:
@@ -310,17 +311,41 @@ def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:
     if not rest and not before:
         return None, []
     if rest and not rest[0].startswith("-") and not os.path.isdir(rest[0]) and "/" not in rest[0]:
+        from builder.cli.foreign import COMMANDS
         from builder.errors import UsageError
         from builder.frontend.spelling import did_you_mean
 
-        raise UsageError(f"unknown command {rest[0]!r}{did_you_mean(rest[0], VERBS)}", hint="see `pybuild --help`")
+        hint = COMMANDS.get(rest[0])
+        guess = "" if hint else did_you_mean(rest[0], VERBS)
+        raise UsageError(f"unknown command {rest[0]!r}{guess}", hint=hint or "see `pybuild --help`")
     return "build", before + rest
 
 
-def _of_containers(word: str) -> bool:
-    """Whether `container WORD` is what others spell `WORD`."""
-    also = {"ls", "list", "inspect", "cp", "update", "diff", "export"}
-    return word in also or (word in VERBS and VERBS[word].module in {"run", "containers", "watch", "commit"})
+def _after_noun(noun: str, word: str) -> str | None:
+    """The command that others spell with a noun before it: `image ls`, `container rm`."""
+    if noun == "image":
+        also = {"ls": "images", "list": "images", "rm": "rmi", "remove": "rmi"}
+        same = {
+            "build",
+            "diff",
+            "history",
+            "import",
+            "inspect",
+            "load",
+            "prune",
+            "pull",
+            "push",
+            "save",
+            "tag",
+            "untag",
+        }
+        return also.get(word) or (word if word in same else None)
+    if noun != "container":
+        return None
+    if word in {"ls", "list"}:
+        return "ps"
+    of_containers = word in VERBS and VERBS[word].module in {"run", "containers", "watch", "commit"}
+    return word if of_containers or word in {"inspect", "cp", "update", "diff", "export"} else None
 
 
 def version_line() -> str:

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from builder.cli import foreign
-from builder.cli.main import VERBS, main
+from builder.cli.main import VERBS, _split_verb, main
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 OF_OTHERS = {"--user", "--scope", "--filter"}
@@ -46,10 +46,21 @@ def test_hints_for_every_command_name_flags_that_there_are() -> None:
         (["copy", "--dest-username", "me", "a", "b"], "hint: --dest-creds"),
         (["stop", "--latest"], "hint: name the container"),
         (["build", "--nonsense"], "hint: see `pybuild build --help`"),
+        (["buildx", "build", "."], "hint: `pybuild build`, `pybuild bake`"),
+        (["version"], "hint: `pybuild --version`"),
     ],
 )
 def test_a_refusal_says_what_there_is_instead(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(words)
     said = capsys.readouterr().err
     assert status == (125 if words[0] == "run" else 2), said
-    assert hint in said and "unrecognized arguments" in said
+    assert hint in said and ("unrecognized arguments" in said or f"unknown command {words[0]!r}" in said)
+
+
+def test_a_noun_before_the_command() -> None:
+    spelled = {"ls": "images", "rm": "rmi", "inspect": "inspect", "mount": "image", "tree": "image", "prune": "prune"}
+    for word, verb in spelled.items():
+        assert _split_verb(["image", word, "x"])[0] == verb
+    assert _split_verb(["--debug", "container", "ls", "-a"]) == ("ps", ["--debug", "-a"])
+    assert _split_verb(["container", "prune"]) == ("container", ["prune"])
+    assert set(foreign.COMMANDS) & set(VERBS) == set()
