@@ -120,21 +120,20 @@ class _Asking:
     def hear(self, pid: int, event: int) -> int:
         """Something happened at `fd`, which is another one after that, or -1. Returns who was started to answer, or 0.
 
-        Mostly nobody asks. Who does waits for the start of an answerer, once.
+        Mostly nobody asks. Who does waits for the start of an answerer, once; where none can be had, mknod fails.
         """
         from builder.sandbox import nodes
 
-        helper = 0
-        if self._handover is not None:
-            listener = nodes.receive(self._handover)
-            self.close()
-            self.fd = listener
-            return 0
-        if event & select.POLLIN:
-            helper = os.fork()
-            if helper == 0:
-                nodes.serve(self.fd, pid)
+        helper, listener = 0, -1
+        with contextlib.suppress(OSError):
+            if self._handover is not None:
+                listener = nodes.receive(self._handover)
+            elif event & select.POLLIN:
+                helper = os.fork()
+                if helper == 0:
+                    nodes.serve(self.fd, pid)
         self.close()
+        self.fd = listener
         return helper
 
     def close(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ COPY --chmod=755 busybox /bin/busybox
 COPY --chmod=755 busybox /bin/sh
 RUN ["/bin/busybox", "mkdir", "-p", "/etc/deep"]
 RUN /bin/busybox touch /a && /bin/busybox chown 33:34 /a && /bin/busybox rm -r /etc/deep && echo pid $$ > /pid
+RUN /bin/busybox mknod /node c 1 3
 """
 PROBE = "RUN /bin/busybox test $(/bin/busybox stat -c %u:%g /a) = 33:34 && /bin/busybox test ! -e /etc/deep\n"
 
@@ -65,7 +68,22 @@ def test_in_a_run_of_its_own(
     log = pybuild.build(
         context, "--allow=security.insecure", *volumes(rootless_user, inner), "--progress=plain", "--no-cache"
     ).stderr
-    assert "[5/5] RUN" in log
+    assert "[6/6] RUN" in log
+
+
+def test_in_a_run_of_an_ordinary_user(
+    pybuild_rootless: Pybuild, rootless_user: Account, busybox_base: str, inner: Path
+) -> None:
+    """There only one may answer for devices that a sandbox asks for: the outer one does for both."""
+    text = f"FROM {busybox_base}\nRUN mkdir -p /usr /lib /lib64 /pkg /inner /store\n"
+    text += f"RUN --security=insecure --mount=type=tmpfs,target=/store {COMMAND.replace('exec ', '')} -o /store/out && "
+    text += 'test "$(find /store/out/node -size 0)" && cp -r /store/out/node /copied && mknod /own c 1 5\n'
+    context = write_context(rootless_user.home / "outer", text)
+    flags = ("--allow=security.insecure", *volumes(rootless_user, inner), "--progress=plain", "--no-cache")
+    log = pybuild_rootless.build(context, *flags, "-t", "outer:1").stderr
+    assert "[3/3] RUN" in log, log
+    with tarfile.open(fileobj=io.BytesIO(pybuild_rootless.run("export", "outer:1").stdout)) as tar:
+        assert tar.getmember("own").ischr() and tar.getmember("copied").isreg()
 
 
 class Podman:
