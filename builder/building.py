@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from builder.errors import CacheLostError
-from builder.plan.request import BuildRequest
+from builder.plan.request import BuildRequest, RunOptions
 from layers.events import EventSink, VertexWarning
 from layers.oci import Descriptor, Digest
 from layers.values import NamedTuple
@@ -112,7 +112,7 @@ def prepared(
 
     containerfile = parse_containerfile(request.containerfile)
     with ExitStack() as stack:
-        zygote = Zygote(launcher, request.run.isolation, request.run.runtime)
+        zygote = Zygote(launcher, request.run)
         stack.callback(zygote.close)
         session = Session(request, store.root)
         stack.callback(session.close)
@@ -312,17 +312,17 @@ def _needs_zygote(graph: BuildGraph, zygote: Zygote) -> Callable[[], None]:
 class Zygote:
     """The launcher of a build: started when the first step is to run, before there are threads."""
 
-    def __init__(self, launcher: Launcher | None, isolation: str, runtime: str | None = None) -> None:
+    def __init__(self, launcher: Launcher | None, options: RunOptions) -> None:
         self._launcher = launcher
-        self._isolation = isolation
-        self._runtime = runtime
+        self._options = options
         self._own = launcher is None
 
     def start(self) -> None:
         if self._launcher is None:
             from builder.sandbox.tiers import start_launcher
 
-            self._launcher = start_launcher(self._isolation, self._runtime)
+            options = self._options
+            self._launcher = start_launcher(options.isolation, options.runtime, own_pids="pid" not in options.shared)
 
     def get(self) -> Launcher:
         self.start()

@@ -177,6 +177,17 @@ def pivot_root(new_root: Path, put_old: Path) -> None:
         raise _fail("pivot_root", new_root)
 
 
+NAMESPACES = {
+    "net": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+    "pid": CLONE_NEWPID,
+    "mnt": CLONE_NEWNS,
+}
+"""By their names in /proc/PID/ns, in the order in which they can be joined: with the mounts goes the root."""
+
+
 def unshare(flags: int) -> None:
     """unshare(2). Raises: OSError; EINVAL for CLONE_NEWUSER in a process with threads."""
     if _libc.unshare(flags) != 0:

@@ -75,7 +75,7 @@ def _build(options: Namespace, request: BuildRequest, stack: ExitStack) -> int:
         # The drawing thread must not exist before the zygote does.
         from builder.sandbox.tiers import start_launcher
 
-        launcher = start_launcher(request.run.isolation, request.run.runtime)
+        launcher = start_launcher(request.run.isolation, request.run.runtime, own_pids="pid" not in request.run.shared)
     try:
         with make_progress(mode, stream, os.environ) as progress:
             recorder = Recorder(root, request, progress)

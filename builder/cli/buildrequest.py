@@ -67,6 +67,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
         no_hosts=options.no_hosts,
         devices=sandboxflags.devices(options),
+        shared=sandboxflags.of_host(options),
         runtime=options.runtime,
     )
     if options.verify_layers and options.compression == "estargz":

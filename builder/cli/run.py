@@ -115,13 +115,9 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--read-only", action="store_true", help="the root file system read-only")
     add("--init", action="store_true", help="a small first process that reaps and passes signals on")
     add("--hostname", metavar="NAME", help="its host name (default: its ID)")
-    add_sandbox_options(parser)
-    add(
-        "--network",
-        "--net",
-        choices=["private", "bridge", "host", "none"],
-        help="private (also bridge): its own, behind NAT; the host's; none (default: private, else the host's)",
-    )
+    add_sandbox_options(parser, containers=True)
+    add("--network", "--net", metavar="NETWORK",
+        help="private (bridge): its own, behind NAT; host; none; container:NAME (default: private or host)")  # fmt: skip
     add(
         "-p",
         "--publish",
@@ -188,10 +184,31 @@ def run(verb: str, options: Namespace) -> int:
             return working.run(options, environment(options), _command(options.command))
     from builder.opening import prepare_namespaces
 
+    _enter_namespaces_of_others(verb, root, options)
     prepare_namespaces()
     if verb == "start":
         return _start(root, options)
     return _run(verb, root, options)
+
+
+def _enter_namespaces_of_others(verb: str, root: Path, options: Namespace) -> None:
+    """Where a container joins others' namespaces: into the user namespace of those. Raises: ContainerError."""
+    if verb == "start":
+        from builder.container import records
+
+        joins: dict[str, str] = {}
+        for name in options.names:
+            joins.update(records.find(root, name).settings.get("joins") or {})
+        if joins:
+            from builder.container import joining
+
+            joining.enter_user_namespace(root, joins)
+        return
+    wanted = _shared(options)
+    if any(where != "host" for _, where in wanted):
+        from builder.container import joining
+
+        joining.enter_user_namespace(root, joining.resolve(root, dict(wanted)))
 
 
 def _run(verb: str, root: Path, options: Namespace) -> int:
@@ -210,7 +227,8 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         return _leave(root, record, options) if verb == "run" else _told(record)
     with ExitStack() as stack:
         # Before anything starts a thread, and beside what follows here.
-        launcher = stack.enter_context(start_launcher(_runtime(options), _network(wanted)))
+        own_pids = all(kind != "pid" for kind, _ in wanted.shared)
+        launcher = stack.enter_context(start_launcher(_runtime(options), _network(wanted), own_pids=own_pids))
         from builder.container import lifecycle
 
         store = stack.enter_context(open_store(root))
@@ -345,11 +363,8 @@ def _start(root: Path, options: Namespace) -> int:
         return status
     if len(options.names) != 1:
         raise UsageError("--attach takes one container")
-    from builder.container.starting import start_launcher
-
     record = records.find(root, options.names[0])
-    settings = record.settings
-    with start_launcher(settings.get("runtime"), settings["sandbox"].get("network", "host")) as launcher:
+    with lifecycle.launcher_of(record) as launcher:
         front = _front(options, tty=bool(record.settings["tty"]))
         return lifecycle.run_foreground(record, launcher, front)
 
@@ -391,7 +406,6 @@ def _container_options(options: Namespace) -> ContainerOptions:
     from builder.container.options import ContainerOptions
     from builder.sandbox.spec import Resources
 
-    network = {"bridge": "private", None: "default"}.get(options.network, options.network)
     words = None if options.entrypoint is None else entrypoint(options.entrypoint)
     return ContainerOptions(
         image=options.image,
@@ -409,7 +423,8 @@ def _container_options(options: Namespace) -> ContainerOptions:
         dns_search=sandboxflags.one_line(options.dns_search, "--dns-search"),
         dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
         no_hosts=options.no_hosts,
-        network=network,
+        network=network_choice(options),  # type: ignore[arg-type]
+        shared=_shared(options),
         ports=tuple(port for text in options.publish for port in _ports(text)),
         publish_all=options.publish_all,
         mounts=(
@@ -440,6 +455,33 @@ def _container_options(options: Namespace) -> ContainerOptions:
         no_healthcheck=options.no_healthcheck,
         log_bytes=_log_bytes(options),
     )
+
+
+def network_choice(options: Namespace) -> str:
+    """`--network` as `NetworkChoice`; another container's is joined as "host". Raises: UsageError."""
+    text = options.network or "default"
+    if text.startswith("container:") and text != "container:":
+        return "host"
+    if text not in {"default", "private", "bridge", "host", "none"}:
+        raise UsageError(f"--network {text}: there are private (bridge), host, none and container:NAME")
+    return "private" if text == "bridge" else text
+
+
+def _shared(options: Namespace) -> tuple[tuple[str, str], ...]:
+    """Namespaces that are not the container's own. Raises: UsageError for what contradicts them."""
+    found = sandboxflags.shared(options)
+    if (options.network or "").startswith("container:"):
+        found["net"] = options.network
+        given = {"-p": options.publish, "-P": options.publish_all, "--add-host": options.add_host, "--dns": options.dns,
+                 "--hostname": options.hostname}  # fmt: skip
+        for flag, value in given.items():
+            if value:
+                raise UsageError(f"{flag} means nothing with the network of another container")
+    if "uts" in found and options.hostname:
+        raise UsageError("--hostname means nothing with the host name of others (--uts)")
+    if found.get("cgroup", "host") != "host":
+        raise UsageError(f"--cgroupns {found['cgroup']}: there are private and host")
+    return tuple(sorted(found.items()))
 
 
 def _log_bytes(options: Namespace) -> int:

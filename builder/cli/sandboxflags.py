@@ -23,6 +23,13 @@ _IO_FLAGS = {
     "device-read-iops": "riops",
     "device-write-iops": "wiops",
 }
+_NAMESPACES = {
+    "pid": "processes that are seen",
+    "ipc": "shared memory and queues",
+    "uts": "host name",
+    "cgroupns": "control groups as they are seen",
+}
+_MAX_PATH = 1024
 HEALTH_TIMES = {
     "interval": "time between two health checks (default: 30s)",
     "timeout": "how long a health check may take (default: 30s)",
@@ -34,8 +41,11 @@ _ULIMITS = ("core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofi
             "rttime", "sigpending", "stack")  # fmt: skip
 
 
-def add_sandbox_options(parser: ArgumentParser) -> None:
-    """Names and name servers, capabilities, security, devices and limits of processes."""
+def add_sandbox_options(parser: ArgumentParser, *, containers: bool = False) -> None:
+    """Names and name servers, capabilities, security, devices, namespaces and limits of processes.
+
+    `containers`: namespaces of other ones may be joined.
+    """
     add = parser.add_argument_group("its names, rights and devices").add_argument
     add("--add-host", action="append", default=[], metavar="NAME:IP",
         help="a line of /etc/hosts; the IP host-gateway is this machine")  # fmt: skip
@@ -52,6 +62,11 @@ def add_sandbox_options(parser: ArgumentParser) -> None:
     add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]",
         help="a limit of each process, such as nofile=1024:4096")  # fmt: skip
     add("--shm-size", type=shm_size, metavar="SIZE", help="size of /dev/shm (default: 64m)")
+    for name, what in _NAMESPACES.items():
+        words = "private or host" + (", container:NAME" if containers and name != "cgroupns" else "")
+        add(f"--{name}", metavar="NAMESPACE", help=f"{what}: {words} (default: private)")
+    add("--userns", metavar="host", help="no other user namespace than that pybuild runs in, which is so anyway")
+    add("--cgroup-parent", metavar="PATH", help="the group beneath which those of the limits are made")
 
 
 def shm_size(text: str) -> int:
@@ -92,7 +107,9 @@ def enter_scope(options: Namespace) -> None:
     if limited or options.cgroup_manager == "systemd":
         from builder.sandbox import scope
 
-        scope.enter(options.cgroup_manager, [sys.executable, *sys.orig_argv[1:]], os.environ)
+        parent = options.cgroup_parent or ""
+        slice = parent.rsplit("/", 1)[-1] if parent.endswith(".slice") else None
+        scope.enter(options.cgroup_manager, [sys.executable, *sys.orig_argv[1:]], os.environ, slice=slice)
 
 
 def limits(options: Namespace, make: Callable[..., T]) -> T:
@@ -117,7 +134,51 @@ def limits(options: Namespace, make: Callable[..., T]) -> T:
         "io": _io_limits(options),
         "hugetlb": tuple(_limited(text, "--hugetlb-limit", size) for text in options.hugetlb_limit) or None,
     }
+    if getattr(options, "cgroup_parent", None) is not None:
+        found["cgroup_parent"] = cgroup_parent(options)
     return make(**found)
+
+
+def cgroup_parent(options: Namespace) -> str | None:
+    """`--cgroup-parent` as a path of groups; None where it is a slice, which systemd makes. Raises: UsageError."""
+    text: str = options.cgroup_parent
+    parts = [part for part in text.split("/") if part]
+    if not parts or {".", ".."} & {*parts} or any(not c.isprintable() for c in text) or len(text) > _MAX_PATH:
+        raise UsageError(f"--cgroup-parent {text!r}: expected the path of a group, such as /builds or builds/nightly")
+    if parts[-1].endswith(".slice"):
+        if getattr(options, "cgroup_manager", None) != "systemd":
+            hint = "--cgroup-manager systemd" if hasattr(options, "cgroup_manager") else "systemd-run --scope --slice=…"
+            raise UsageError(f"--cgroup-parent {text}: a slice is systemd's to make", hint=hint)
+        return None
+    return ("/" if text.startswith("/") else "") + "/".join(parts)
+
+
+def shared(options: Namespace) -> dict[str, str]:
+    """`--pid`, `--ipc`, `--uts`, `--cgroupns`, but for private ones: "host" or "container:NAME". Raises: UsageError."""
+    if options.userns not in {None, "", "host"}:
+        raise UsageError(
+            f"--userns {options.userns}: not possible",
+            hint="an ordinary user has a user namespace anyway, root has none; as root, run it as an ordinary user",
+        )
+    if options.shm_size is not None and options.ipc not in {None, "", "private", "shareable"}:
+        raise UsageError("--shm-size means nothing with the shared memory of others (--ipc)")
+    found: dict[str, str] = {}
+    for flag in _NAMESPACES:
+        value = getattr(options, flag)
+        if value == "host" or (value and value.startswith("container:") and len(value) > len("container:")):
+            found["cgroup" if flag == "cgroupns" else flag] = value
+        elif value not in {None, "", "private", "shareable"} or (value == "shareable" and flag != "ipc"):
+            raise UsageError(f"--{flag} {value}: there are private and host")
+    return found
+
+
+def of_host(options: Namespace) -> tuple[str, ...]:
+    """`shared` where there are no other containers. Raises: UsageError."""
+    found = shared(options)
+    for kind, value in found.items():
+        if value != "host":
+            raise UsageError(f"--{kind} {value}: a build joins no container", hint="there are private and host")
+    return tuple(sorted(found))
 
 
 def _io_limits(options: Namespace) -> tuple[tuple[str, str, int], ...] | None:

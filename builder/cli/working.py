@@ -14,7 +14,7 @@ from builder.errors import UsageError
 
 if TYPE_CHECKING:
     from builder.container.byhand import Command, Streams
-    from builder.plan.request import BuildRequest, SecretSource
+    from builder.plan.request import BuildRequest, NetworkMode, SecretSource
     from builder.sandbox.launcher import ExitStatus
 
 _RUN_FLAGS = frozenset({
@@ -23,7 +23,7 @@ _RUN_FLAGS = frozenset({
     "add_host", "dns", "dns_search", "dns_option", "no_hosts", "device", "cap_add", "cap_drop", "security_opt",
     "ulimit", "shm_size", "memory", "memory_swap", "cpus", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus",
     "cpuset_mems", "pids_limit", "device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops",
-    "hugetlb_limit",
+    "hugetlb_limit", "pid", "ipc", "uts", "cgroupns", "userns", "cgroup_parent",
 })  # fmt: skip
 """The flags of `run` that mean something in a working container."""
 
@@ -45,7 +45,8 @@ def run(options: Namespace, env: tuple[tuple[str, str], ...], command: tuple[str
     request, mounts = _request(options)
     api.prepare_namespaces(options.isolation)
     # Before the store is open, and before anything starts a thread.
-    launcher = start_launcher(options.isolation, getattr(options, "runtime", None))
+    own_pids = "pid" not in request.run.shared
+    launcher = start_launcher(options.isolation, getattr(options, "runtime", None), own_pids=own_pids)
     try:
         with opened(root, options.image) as container:
             if launcher.bare and container.store.snapshots.driver == "overlay":
@@ -118,7 +119,7 @@ def _request(options: Namespace) -> tuple[BuildRequest, tuple[str, ...]]:
         secrets=secrets,
         ssh={"default": Path(agent)} if agent else {},
         run=RunOptions(
-            network={"bridge": "private", None: "default"}.get(options.network, options.network),
+            network=_network(options),
             add_hosts=sandboxflags.added_hosts(options),
             cap_add=tuple(options.cap_add),
             cap_drop=tuple(options.cap_drop),
@@ -133,10 +134,19 @@ def _request(options: Namespace) -> tuple[BuildRequest, tuple[str, ...]]:
             dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
             no_hosts=options.no_hosts,
             devices=sandboxflags.devices(options),
+            shared=sandboxflags.of_host(options),
             runtime=getattr(options, "runtime", None),
         ),
     )
     return request, mounts
+
+
+def _network(options: Namespace) -> NetworkMode:
+    from builder.cli.run import network_choice
+
+    if (options.network or "").startswith("container:"):
+        raise UsageError(f"--network {options.network}: a working container joins no other")
+    return network_choice(options)  # type: ignore[return-value]
 
 
 def _volume(text: str) -> str:

@@ -179,7 +179,15 @@ def _settings(
     if words:
         warn(words)
     mounts, named = _mounts(store.root, config, options, _of_image(active.mount), made)
+    joins: dict[str, str] = {}
+    if options.shared:
+        from builder.container import joining
+
+        joins = joining.resolve(store.root, dict(options.shared))
     spec = sandbox_spec(store.root, config, options, active.mount, record.id, network, mounts)
+    sandbox = codec.encode(spec)
+    if "net" in joins:
+        sandbox |= joining.names_of(store.root, joins["net"], sandbox)
     stop = config.get("StopSignal") or "SIGTERM"
     ports: list[list[str | int]] = [list(port) for port in options.ports]
     if options.publish_all:
@@ -192,7 +200,8 @@ def _settings(
         "image_id": str(image.image_id),
         "created_ns": time.time_ns(),
         "config": config,
-        "sandbox": codec.encode(spec),
+        "sandbox": sandbox,
+        "joins": joins,
         "driver": store.snapshots.driver,
         "tty": options.tty,
         "stdin": options.stdin,
@@ -249,7 +258,8 @@ def sandbox_spec(
         raise ContainerError(f"the working directory {cwd!r} is not absolute")
     if cwd != "/":
         _make_workdir(mount, cwd, (user.uid, user.gid))
-    hostname = options.hostname or (os.uname().nodename if network == "host" else id[:12])
+    of_host = network == "host" or ("uts", "host") in options.shared
+    hostname = options.hostname or (os.uname().nodename if of_host else id[:12])
     env = {"PATH": DEFAULT_PATH}
     env.update(entry.partition("=")[::2] for entry in config["Env"])
     env.setdefault("HOME", user.home)
@@ -277,6 +287,7 @@ def sandbox_spec(
         add_hosts=options.add_hosts,
         hostname=hostname,
         network=network,  # type: ignore[arg-type]
+        shared=tuple((kind, "host" if where == "host" else "joined") for kind, where in options.shared),  # type: ignore[misc]
         capabilities=rights.capabilities(options.cap_add, options.cap_drop),
         no_new_privs=chosen.no_new_privs,
         seccomp=chosen.seccomp,

@@ -124,12 +124,16 @@ def _of_network(pid: int) -> tuple[int | None, int | None]:
 
 
 def members(pid: int) -> Iterator[int]:
-    """The processes of a sandbox, those of `exec` too: all in its PID namespace, 4,096 at most."""
-    namespace = os.stat(f"/proc/{pid}/ns/pid")
+    """The processes of a sandbox, those of `exec` too: all in its PID namespace, 4,096 at most.
+
+    Where that is another container's or the host's, all in its mount namespace.
+    """
+    kind = "pid" if _status(pid)["NSpid"].split()[-1] == "1" else "mnt"
+    namespace = os.stat(f"/proc/{pid}/ns/{kind}")
     count = 0
     for name in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(f"/proc/{name}/ns/pid"), namespace):
+            if os.path.samestat(os.stat(f"/proc/{name}/ns/{kind}"), namespace):
                 yield int(name)
                 count += 1
                 if count == _MAX_PROCESSES:

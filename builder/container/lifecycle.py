@@ -94,6 +94,15 @@ def start_detached(record: Record) -> None:
         raise ContainerError(words.partition("\n")[0] or "its monitor died", hint=words.partition("\n")[2] or None)
 
 
+def launcher_of(record: Record) -> Launcher:
+    """What starts this container. Raises: SandboxError."""
+    from builder.container.starting import start_launcher
+
+    sandbox = record.settings["sandbox"]
+    own_pids = all(kind != "pid" for kind, _ in sandbox.get("shared", ()))
+    return start_launcher(record.settings.get("runtime"), sandbox.get("network", "host"), own_pids=own_pids)
+
+
 def _take_lock(record: Record) -> int:
     lock = record.lock()
     if lock is None:
@@ -157,9 +166,8 @@ def _settle(keep: set[int]) -> None:
 
 def _monitor(record: Record, ready: int) -> int:
     from builder.container.monitor import Monitor
-    from builder.container.starting import start_launcher
 
-    launcher = start_launcher(record.settings.get("runtime"), record.settings["sandbox"].get("network", "host"))
+    launcher = launcher_of(record)
     try:
         monitor = Monitor(record, launcher, ready_fd=ready)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from builder.container.health import Health
     from builder.container.reach import Publisher
+    from builder.sandbox.spec import SandboxSpec
 
 _READ_BYTES = 1 << 16
 _BACKOFF_S, _MAX_BACKOFF_S, _STEADY_S = 0.1, 60.0, 10.0
@@ -118,7 +119,7 @@ class Monitor:
             stdin, ours = self._stdin(tty, pipes)
             out_r, out_w = _pipe(pipes)
             err_r, err_w = _pipe(pipes)
-            self._running = self._launcher.run(spec, stdin_fd=stdin, stdout_fd=out_w, stderr_fd=err_w)
+            self._running = self._launch(spec, stdin, out_w, err_w)
             if tty:
                 self._terminal = self._running.take_terminal()
                 os.set_blocking(self._terminal, False)
@@ -152,6 +153,18 @@ class Monitor:
             os.dup2(null, self._ready_fd, inheritable=False)
             os.close(null)
             self._ready_fd = -1
+
+    def _launch(self, spec: SandboxSpec, stdin: int | None, stdout: int, stderr: int) -> Running:
+        if not self._record.settings.get("joins"):
+            return self._launcher.run(spec, stdin_fd=stdin, stdout_fd=stdout, stderr_fd=stderr)
+        from builder.container.joining import joined
+        from layers.values import replace
+
+        with joined(self._record) as found:
+            # A namespace that the other shares with the host is the host's.
+            shared = tuple((kind, "joined" if kind in found else "host") for kind, _ in spec.shared)
+            spec = replace(spec, shared=shared)  # type: ignore[arg-type]
+            return self._launcher.run(spec, stdin_fd=stdin, stdout_fd=stdout, stderr_fd=stderr, joined=found)
 
     def _await_setup(self) -> None:
         """Wait until the command has taken the place of the setup. Raises: SandboxError where that failed."""

@@ -83,6 +83,8 @@ class ContainerOptions:
     no_hosts: bool = False
     """The image's own /etc/hosts is what is seen."""
     network: NetworkChoice = "default"
+    shared: tuple[tuple[str, str], ...] = ()
+    """Namespaces (pid, ipc, uts, cgroup, net) of others: "host", or "container:NAME". With net, `network` is "host"."""
     ports: tuple[Port, ...] = ()
     publish_all: bool = False
     mounts: tuple[VolumeMount, ...] = ()

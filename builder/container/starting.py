@@ -26,10 +26,10 @@ class ContainerLauncher(Launcher):
         return filters.program(self.root, spec.capabilities, lambda: compiled_filter(spec))
 
 
-def start_launcher(runtime: str | None, network: str = "host") -> Launcher:
+def start_launcher(runtime: str | None, network: str = "host", *, own_pids: bool = True) -> Launcher:
     """What starts containers with this network: of namespaces, or of a runtime (its path). Raises: SandboxError."""
     if runtime is None:
-        return ContainerLauncher.start(network)
+        return ContainerLauncher.start(network, own_pids=own_pids)
     from builder.sandbox import oci
 
     return oci.start(runtime)

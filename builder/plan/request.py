@@ -91,6 +91,8 @@ class ResourceLimits(NamedTuple):
     """(rbps, wbps, riops or wiops; device; limit) each."""
     hugetlb: tuple[tuple[str, int], ...] | None = None
     """(page size such as 2MB, bytes) each."""
+    cgroup_parent: str | None = None
+    """The group beneath which those of the limits are made; it is made, if need be, and removed again."""
 
 
 _NO_LIMITS = ResourceLimits()
@@ -124,6 +126,8 @@ class RunOptions:
     no_hosts: bool = False
     """RUN sees the image's own /etc/hosts."""
     devices: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    """Namespaces that RUN shares with the host: pid, ipc, uts, cgroup."""
     runtime: str | None = None
     """Of isolation "oci": the runtime's name or path; None takes the first that is installed."""
     storage_driver: Literal["auto", "overlay", "fuse-overlayfs", "native"] = "auto"

@@ -14,6 +14,7 @@ import binascii
 import json
 import os
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from builder.errors import SandboxError
@@ -45,8 +46,8 @@ class BareLauncher(Launcher):
     bare = True
 
     @classmethod
-    def start(cls, network: str = "host") -> BareLauncher:
-        """Start the bare zygote. Raises: SandboxError."""
+    def start(cls, network: str = "host", *, own_pids: bool = True) -> BareLauncher:
+        """Start the bare zygote; there are no PID namespaces anyway. Raises: SandboxError."""
         ours, theirs = channel.pair()
         try:
             pid = _fork(ours, theirs) if threads() == 1 else spawn(theirs, "keeper")
@@ -64,6 +65,7 @@ class BareLauncher(Launcher):
         stdin_fd: int | None = None,
         stdout_fd: int,
         stderr_fd: int,
+        joined: Mapping[str, int] | None = None,
         trace: bool = False,
     ) -> Running:
         """See `Launcher.run`; there is nothing to trace. Raises: SandboxError for what a chroot cannot do."""
@@ -109,6 +111,7 @@ def _refuse_impossible(spec: SandboxSpec) -> None:
         f"network {spec.network!r}": spec.network != "host",
         "a seccomp profile": isinstance(spec.seccomp, os.PathLike) and not has_powers() and not spec.no_new_privs,
         "a read-only root": spec.readonly_root or spec.root.readonly,
+        "a namespace of another container": any(where == "joined" for _kind, where in spec.shared),
         "an overlay": spec.root.type != "bind",
         "devices": bool(spec.devices),
         "pausing": bool(spec.resources.freezer),

@@ -28,6 +28,9 @@ _MAX_SHARES, _MIN_SHARES = 262144, 2
 _DELEGATE = "run under `systemd-run --user --scope -p Delegate=yes`, or as root"
 _REMOVE_TRIES = 200
 _FREEZE_TRIES = 1000
+_PARENT_TRIES = 5
+_MARKS = ("trusted.pybuild", "user.pybuild")
+"""Attributes, the first that can be set, of groups that were made to hold others."""
 
 
 class CgroupError(OSError):
@@ -70,6 +73,7 @@ class Group:
     def __init__(self) -> None:
         self.directories: list[tuple[Hierarchy, str]] = []
         self._locks: list[int] = []
+        self._parents: list[str] = []
 
     def add(self, hierarchy: Hierarchy, path: str) -> None:
         """Make and lock a directory. Raises: OSError."""
@@ -86,6 +90,19 @@ class Group:
             os.close(lock)
         self.directories.append((hierarchy, path))
         self._locks.append(lock)
+
+    def add_beneath(self, hierarchy: Hierarchy, parent: Parent, name: str) -> None:
+        """Make a directory beneath a parent, which is made too, unless it is there. Raises: OSError."""
+        for attempt in range(_PARENT_TRIES):
+            try:
+                self._parents.append(parent.make(hierarchy))
+                sweep(self._parents[-1])
+                self.add(hierarchy, f"{self._parents[-1]}/{name}")
+                return
+            except FileNotFoundError:
+                # Another sandbox's end has just removed it.
+                if attempt == _PARENT_TRIES - 1:
+                    raise
 
     def result(self) -> Result:
         """What was counted so far."""
@@ -127,7 +144,66 @@ class Group:
                     break
         for lock in self._locks:
             os.close(lock)
-        self.directories, self._locks = [], []
+        for path in self._parents:
+            _remove_marked(path)
+        self.directories, self._locks, self._parents = [], [], []
+
+
+class Parent(NamedTuple):
+    """Where `--cgroup-parent` is in a hierarchy: the groups that lead to it, and what has to be switched on in each."""
+
+    top: str
+    parts: tuple[str, ...]
+    controllers: tuple[str, ...] = ()
+
+    def make(self, hierarchy: Hierarchy) -> str:
+        """The parent's directory; what is missing is made, and marked. Raises: OSError."""
+        path = self.top
+        for part in self.parts:
+            self._switch_on(hierarchy, path)
+            path = f"{path}/{part}"
+            try:
+                os.mkdir(path, 0o755)
+            except FileExistsError:
+                continue
+            for name in _MARKS:
+                with contextlib.suppress(OSError):
+                    os.setxattr(path, name, b"1")
+                    break
+            if hierarchy.version == 1 and "cpuset" in hierarchy.controllers:
+                _inherit_cpuset(path)
+        self._switch_on(hierarchy, path)
+        return path
+
+    def _switch_on(self, hierarchy: Hierarchy, path: str) -> None:
+        if hierarchy.version == 2:
+            enabled = _read(f"{path}/cgroup.subtree_control").split()
+            absent = [name for name in self.controllers if name not in enabled and name != "freezer"]
+            if absent:
+                _write(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in absent))
+
+    def nearest(self) -> str:
+        """What of it there is."""
+        path = self.top
+        for part in self.parts:
+            if not os.path.isdir(f"{path}/{part}"):
+                break
+            path = f"{path}/{part}"
+        return path
+
+
+def _parent_in(hierarchy: Hierarchy, text: str, controllers: list[str]) -> Parent:
+    """Raises: CgroupError where nothing can be made beneath this process's own groups."""
+    top = hierarchy.mount_point if text.startswith("/") else _base(hierarchy, controllers)
+    return Parent(top, tuple(part for part in text.split("/") if part), tuple(controllers))
+
+
+def _remove_marked(path: str) -> None:
+    """Remove a directory that `Parent` made, and those above it, as far as they are empty. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        while any(name in _MARKS for name in os.listxattr(path)):
+            os.rmdir(path)
+            path = os.path.dirname(path)
 
 
 def _await(path: str, line: str) -> None:
@@ -146,7 +222,10 @@ def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | 
         settings: dict[str, list[Setting]] = {}
         by_controller: dict[str, Hierarchy] = {}
         resources = dict(resources)
-        at_hand = _at_hand(found) if resources.pop("accounting", False) else {}
+        parent = resources.pop("cgroup_parent", None)
+        at_hand = _at_hand(found, parent) if resources.pop("accounting", False) or parent else {}
+        if parent and not at_hand:
+            raise CgroupError(errno.EACCES, "this user may make no group there", parent, _DELEGATE)
         for controller in sorted({_CONTROLLER_OF[key] for key in resources}):
             hierarchy = by_controller[controller] = _hierarchy(found, controller)
             wanted = {key: value for key, value in resources.items() if _CONTROLLER_OF[key] == controller}
@@ -158,11 +237,14 @@ def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | 
         for hierarchy in dict.fromkeys(by_controller.values()):
             controllers = [name for name, home in by_controller.items() if home == hierarchy]
             try:
+                if parent:
+                    group.add_beneath(hierarchy, _parent_in(hierarchy, parent, controllers), f"{PREFIX}{name}")
+                    continue
                 base = _base(hierarchy, controllers)
                 sweep(base)
                 group.add(hierarchy, f"{base}/{PREFIX}{name}")
             except OSError:
-                if hierarchy in needed:
+                if hierarchy in needed or parent:
                     raise
         for controller, rows in settings.items():
             path = next((path for place, path in group.directories if place == by_controller[controller]), None)
@@ -180,13 +262,14 @@ def create(resources: dict[str, Any], name: str, hierarchies: list[Hierarchy] | 
     return group
 
 
-def _at_hand(found: list[Hierarchy]) -> dict[str, Hierarchy]:
+def _at_hand(found: list[Hierarchy], parent: str | None) -> dict[str, Hierarchy]:
     """By controller, where groups for accounting can be made. Of those that cannot none is missed."""
     places: dict[str, Hierarchy] = {}
     for controller in _ACCOUNTED:
         with contextlib.suppress(OSError):
             hierarchy = _hierarchy(found, controller)
-            if os.access(_base(hierarchy, [controller]), os.W_OK):
+            place = _parent_in(hierarchy, parent, [controller]).nearest() if parent else _base(hierarchy, [controller])
+            if os.access(place, os.W_OK):
                 places[controller] = hierarchy
     return places
 

@@ -25,14 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-_NAMESPACES = (
-    ("net", linux.CLONE_NEWNET),
-    ("ipc", linux.CLONE_NEWIPC),
-    ("uts", linux.CLONE_NEWUTS),
-    ("cgroup", linux.CLONE_NEWCGROUP),
-    ("pid", linux.CLONE_NEWPID),
-    ("mnt", linux.CLONE_NEWNS),
-)
 _MAX_MESSAGE_BYTES = 1 << 14
 _LINGER_S = 0.2
 
@@ -169,6 +161,10 @@ def _keep(pid: int, pidfd: int, command: Command, control: Socket, stdio: tuple[
         child = os.fork()
         if child == 0:
             _become(command, control, stdio, chrooted, supervision)
+        if command.detached:
+            # Whoever reads what the caller says would wait for the command's end otherwise.
+            for fd, given in enumerate(stdio):
+                os.dup2(given, fd)
         for fd in {*stdio}:
             if fd > 2:
                 os.close(fd)
@@ -188,7 +184,7 @@ def _open(pid: int, pidfd: int) -> tuple[list[tuple[int, int]], int]:
     """The namespaces that are not ours already, and the sandbox's root; of this very process. Raises: OSError."""
     join_user_namespace(pid)
     found = []
-    for name, flag in _NAMESPACES:
+    for name, flag in linux.NAMESPACES.items():
         path = f"/proc/{pid}/ns/{name}"
         theirs, ours = os.stat(path), os.stat(f"/proc/self/ns/{name}")
         if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):

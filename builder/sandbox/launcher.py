@@ -16,7 +16,7 @@ import select
 import signal
 import time
 from _thread import allocate_lock
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 _MAX_INLINE_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 16
 _FLAGS = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
-"""The namespaces of every sandbox; one that has not the host's network has another beside these."""
+"""The namespaces of a sandbox that shares none; one that has not the host's network has another beside these."""
+
+
+_NONE_JOINED: Mapping[str, int] = {}
 
 
 class Usage(NamedTuple):
@@ -141,6 +144,11 @@ class Running:
 
     def signal(self, number: int) -> None:
         """Send a signal to the sandbox's first process. Thread-safe; without effect after the end."""
+        if number == signal.SIGKILL and not self._spec.own("pid"):
+            # The kernel would kill this one process alone.
+            with contextlib.suppress(OSError):
+                self._control.send(b"end")
+            return
         # Under the lock, `close` cannot give the descriptor's number to another sandbox meanwhile.
         with self._lock, contextlib.suppress(OSError):
             if self._pidfd >= 0:
@@ -234,6 +242,7 @@ class Launcher:
     """Whether sandboxes are expected to ask for that (`Resources.accounting`), one after the other."""
 
     def __init__(self, server: Socket, pid: int, host: Host, network: str = "host") -> None:
+        self._own_pids = True
         self._expected = network
         self._server = server
         self._pid = pid
@@ -243,15 +252,16 @@ class Launcher:
         self._programs: dict[bytes, int] = {}
 
     @classmethod
-    def start(cls, network: str = "host") -> Launcher:
+    def start(cls, network: str = "host", *, own_pids: bool = True) -> Launcher:
         """Start the zygote. Best called before any thread is started: afterwards a new interpreter has to be.
 
         The network is the one that most sandboxes are expected to have: as much as can be is made ahead.
+        `own_pids`: all sandboxes have PID namespaces of their own; else none has.
         Raises: SandboxError where the kernel refuses namespaces.
         """
         ours, theirs = channel.pair()
         try:
-            pid = _clone_zygote(ours, theirs) if threads() == 1 else spawn(theirs)
+            pid = _clone_zygote(ours, theirs, own_pids) if threads() == 1 else spawn(theirs, alone=own_pids)
         except OSError as e:
             ours.close()
             raise SandboxError(
@@ -263,8 +273,12 @@ class Launcher:
         finally:
             theirs.close()
         launcher = cls(ours, pid, host_now(), network)
-        hello = {"prelude": launcher._prelude, "flags": _clone_flags(network), "accounting": cls.accounting}
+        expected = SandboxSpec(args=("-",), root=Mount("bind", ()), network=network)  # type: ignore[arg-type]
+        hello = {"prelude": launcher._prelude, "flags": _clone_flags(expected), "accounting": cls.accounting}
         hello.update(supervise=launcher._supervise(), network=launcher._helper(network))
+        if not own_pids:
+            launcher._own_pids = False
+            hello["flags"] = 0  # no spare: its end would not be the zygote's
         with contextlib.suppress(OSError):  # a zygote that has died says why when it is asked to do something
             ours.send(json.dumps(hello).encode())
         return launcher
@@ -276,13 +290,17 @@ class Launcher:
         stdin_fd: int | None = None,
         stdout_fd: int,
         stderr_fd: int,
+        joined: Mapping[str, int] = _NONE_JOINED,
         trace: bool = False,
     ) -> Running:
         """Start a sandbox with these descriptors as 0, 1 and 2 (stdin None: /dev/null). Thread-safe.
 
-        The caller keeps its descriptors. With `trace`, `Running.trace` tells the time of each setup
-        operation. Raises: SandboxError.
+        The caller keeps its descriptors. `joined` has those of the namespaces of `spec.shared`, and with "ipc" that of
+        "shm", a detached mount. With `trace`, `Running.trace` tells the time of each setup operation.
+        Raises: SandboxError.
         """
+        if self._own_pids != spec.own("pid"):
+            raise SandboxError("the launcher was started for other PID namespaces", operation="clone")
         program = self.filter_of(spec)
         with self._lock:
             # Requests that name a filter for the first time bring it along, and must not be overtaken.
@@ -292,7 +310,7 @@ class Launcher:
             host = self._host._replace(seccomp=number)
             host = host._replace(supervised=asking) if host.single else host._replace(nodes=asking)
             steps = operations(spec, host)
-            flags = _clone_flags(spec.network)
+            flags = _clone_flags(spec)
             request: dict[str, Any] = {
                 "flags": flags,
                 "trace": trace,
@@ -301,6 +319,7 @@ class Launcher:
                 "init": spec.init,
                 "terminal": spec.terminal,
                 "network": self._helper(spec.network),
+                "joined": list(joined),
             }
             ahead = len(self._prelude)
             letter = b"D"
@@ -311,13 +330,14 @@ class Launcher:
                 request.update(programs=programs, nodes=host.nodes)
             if spec.resources.any:
                 request["limits"] = {key: value for key, value in spec.resources._asdict().items() if value is not None}
-            if spec.network == self._expected and not limited and steps[:ahead] == self._prelude:
+            if spec.network == self._expected and not (limited or spec.shared) and steps[:ahead] == self._prelude:
                 letter, steps = b"P" if programs else b"S", steps[ahead:]
             trees: list[int] = []
             try:
                 trees = _mounted_outside(steps)
                 request.update(operations=steps, trees=len(trees))
-                ours = self._send(letter, json.dumps(request).encode(), stdin_fd, stdout_fd, stderr_fd, trees)
+                data, extra = json.dumps(request).encode(), [*joined.values(), *trees]
+                ours = self._send(letter, data, stdin_fd, stdout_fd, stderr_fd, extra)
             except BaseException:
                 self._programs = {data: known for data, known in self._programs.items() if known not in programs}
                 raise
@@ -369,7 +389,7 @@ class Launcher:
         stdin_fd: int | None,
         stdout_fd: int,
         stderr_fd: int,
-        trees: Sequence[int] = (),
+        more: Sequence[int] = (),
     ) -> Socket:
         """Send a request, as `zygote` tells it; returns our end of its control socket. Raises: SandboxError."""
         ours, theirs = channel.pair()
@@ -387,7 +407,7 @@ class Launcher:
                 fds.append(memfd)
                 request = b""
             try:
-                channel.send(self._server, letter + request, [*fds, *trees])
+                channel.send(self._server, letter + request, [*fds, *more])
             except OSError as e:
                 raise self._epitaph() from e
         except BaseException:
@@ -441,24 +461,25 @@ def _mounted_outside(steps: list[Operation]) -> list[int]:
         ) from e
 
 
-def _clone_zygote(ours: Socket, theirs: Socket) -> int:
+def _clone_zygote(ours: Socket, theirs: Socket, alone: bool) -> int:
     """Clone the zygote off this process. Raises: OSError."""
-    pid, pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+    pid, pidfd = linux.clone(linux.CLONE_NEWNS | (linux.CLONE_NEWPID if alone else 0))
     if pid == 0:
         from builder.sandbox import zygote
 
         ours.close()
-        zygote.serve(theirs)
+        zygote.serve(theirs, alone=alone)
     os.close(pidfd)
     return pid
 
 
-def spawn(theirs: Socket, module: str = "zygote") -> int:
+def spawn(theirs: Socket, module: str = "zygote", *, alone: bool = True) -> int:
     """Start the zygote in an interpreter of its own, as a process with threads may not be cloned. Raises: OSError."""
     import sys
 
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {package_root!r}); from builder.sandbox import {module}; {module}.main(3)"
+    call = "main(3)" if alone else "main(3, alone=False)"
+    code = f"import sys; sys.path.insert(0, {package_root!r}); from builder.sandbox import {module}; {module}.{call}"
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", "-c", code],
@@ -505,8 +526,11 @@ def _read(path: str) -> str:
         return ""
 
 
-def _clone_flags(network: str) -> int:
-    return _FLAGS if network == "host" else _FLAGS | linux.CLONE_NEWNET
+def _clone_flags(spec: SandboxSpec) -> int:
+    flags = _FLAGS if spec.network == "host" else _FLAGS | linux.CLONE_NEWNET
+    for namespace, _ in spec.shared:
+        flags &= ~linux.NAMESPACES[namespace]
+    return flags
 
 
 def _status(message: dict[str, Any]) -> ExitStatus:

@@ -15,6 +15,7 @@ import select
 import signal
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ _THROTTLES = {
     "riops": "throttleReadIOPSDevice",
     "wiops": "throttleWriteIOPSDevice",
 }
-_SYSTEM_MOUNTS = (
+_SHM = "/dev/shm"  # noqa: S108 - a mount point
+_SystemMount = tuple[str, str, str, tuple[str, ...]]
+"""Destination, type, source, options."""
+_SYSTEM_MOUNTS: tuple[_SystemMount, ...] = (
     ("/proc", "proc", "proc", ("nosuid", "nodev", "noexec")),
     ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
     ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "nodev", "noexec")),
@@ -156,6 +160,7 @@ class OciLauncher(BareLauncher):
         stdin_fd: int | None = None,
         stdout_fd: int,
         stderr_fd: int,
+        joined: Mapping[str, int] | None = None,
         trace: bool = False,
     ) -> Running:
         """See `Launcher.run`; there is nothing to trace. Raises: SandboxError for what a bundle cannot say."""
@@ -185,6 +190,8 @@ def bundle(spec: SandboxSpec) -> dict[str, Any]:
     wishes = {
         "a private network": spec.network == "private",
         "pausing": bool(spec.resources.freezer),
+        "a namespace of another container": any(where == "joined" for _kind, where in spec.shared),
+        "a cgroup parent": spec.resources.cgroup_parent is not None,
         "--init": spec.init,
     }
     for wish, wished in wishes.items():
@@ -217,9 +224,9 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
     """The bundle's config.json. Sources of binds, and the root's path, are put in by the keeper."""
     mask = (1 << len(linux.CAPABILITIES)) - 1 if spec.privileged else capability_mask(spec.capabilities)
     names = [f"CAP_{name}" for number, name in enumerate(linux.CAPABILITIES) if mask >> number & 1]
-    namespaces = ["pid", "ipc", "uts", "mount", "cgroup", *(["network"] if spec.network == "none" else [])]
+    namespaces: list[str] = ["mount", *(["network"] if spec.network == "none" else [])]
+    namespaces += [kind for kind in ("pid", "ipc", "uts", "cgroup") if spec.own(kind)]
     host = host or Host()
-    shm = ("/dev/shm", "tmpfs", "shm", ("nosuid", "nodev", "noexec", "mode=1777", f"size={spec.shm_size_bytes}"))  # noqa: S108
     process: dict[str, Any] = {
         "terminal": spec.terminal is not None,
         **(
@@ -248,11 +255,11 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
         "ociVersion": "1.0.2",
         "process": process,
         "root": {"path": "", "readonly": spec.readonly_root or spec.root.readonly},
-        "hostname": spec.hostname,
+        **({"hostname": spec.hostname} if spec.own("uts") else {}),
         "mounts": [
             *(
                 {"destination": d, "type": t, "source": s, "options": list(o)}
-                for d, t, s, o in (*_system_mounts(spec, host), shm)
+                for d, t, s, o in _system_mounts(spec, host)
             ),
             *map(_mount, mounts),
         ],
@@ -267,16 +274,26 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
     }
 
 
-def _system_mounts(spec: SandboxSpec, host: Host) -> tuple[tuple[str, str, str, tuple[str, ...]], ...]:
+def _system_mounts(spec: SandboxSpec, host: Host) -> tuple[_SystemMount, ...]:
     flags = ("nosuid", "nodev", "noexec", "ro")
-    sys: tuple[str, str, str, tuple[str, ...]] = ("/sys", "sysfs", "sysfs", flags)
+    sys: _SystemMount = ("/sys", "sysfs", "sysfs", flags)
     if host.rootless and spec.network == "host":
         # The kernel makes a new one only for who owns the network namespace.
         sys = ("/sys", "none", "/sys", ("rbind", *flags))
     gid = () if host.tty_gid is None else (f"gid={host.tty_gid}",)
     pts = ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *gid))
-    proc, dev, *others = _SYSTEM_MOUNTS
-    return (proc, sys, dev, pts, *others)
+    bound = ("rbind", "nosuid", "nodev", "noexec")
+    proc, dev, queues = _SYSTEM_MOUNTS
+    size = f"size={spec.shm_size_bytes}"
+    shm: _SystemMount = (_SHM, "tmpfs", "shm", ("nosuid", "nodev", "noexec", "mode=1777", size))
+    if not spec.own("ipc"):
+        shm = (_SHM, "none", _SHM, bound)
+    # What belongs to a namespace of the host's, root in a user namespace may not mount, but bind.
+    if host.rootless and not spec.own("ipc"):
+        queues = ("/dev/mqueue", "none", "/dev/mqueue", bound)
+    if host.rootless and not spec.own("pid"):
+        proc = ("/proc", "none", "/proc", bound)
+    return (proc, sys, dev, pts, *([queues] if queues[1] != "none" or os.path.isdir(queues[2]) else []), shm)
 
 
 def _mount(mount: SandboxMount) -> dict[str, Any]:

@@ -47,7 +47,10 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     host = host or Host()
     mounts = mounts_of(spec, host)
     steps = prelude(spec, host)
-    steps.append(["hostname", {"name": spec.hostname, "asked": spec.hostname != DEFAULT_HOSTNAME}])
+    if joined := [kind for kind, where in spec.shared if where == "joined" and kind != "pid"]:
+        steps.insert(0, ["join", {"kinds": joined}])
+    if spec.own("uts"):
+        steps.append(["hostname", {"name": spec.hostname, "asked": spec.hostname != DEFAULT_HOSTNAME}])
     if spec.network != "host":
         steps.append(["loopback", {}])
     steps += [["root", _root(spec, mounts)], ["place", {}]]
@@ -85,9 +88,8 @@ def _start(spec: SandboxSpec, host: Host) -> list[Operation]:
 def prelude(spec: SandboxSpec, host: Host) -> list[Operation]:
     """What does not depend on the image, and is the same for most specs: the zygote does it ahead."""
     steps: list[Operation] = [["keyring", {}], ["stage", {"cgroup2": host.cgroup2}]]
-    steps.append(
-        ["dev", {"shm_size_bytes": spec.shm_size_bytes, "tty_gid": host.tty_gid, "devices": list(spec.devices)}]
-    )
+    dev: dict[str, Any] = {"shm_size_bytes": spec.shm_size_bytes, "tty_gid": host.tty_gid}
+    steps.append(["dev", {**dev, "devices": list(spec.devices), "ipc": dict(spec.shared).get("ipc")}])
     if not spec.privileged:
         for name, paths in (("mask", spec.masked_paths), ("readonly", spec.readonly_paths)):
             if staged := [path for path in paths if _is_staged(path)]:

@@ -20,11 +20,11 @@ _MARK = "PYBUILD_SCOPE"
 _LEAF = "main"
 
 
-def enter(manager: Manager, argv: list[str], environ: Mapping[str, str]) -> None:
+def enter(manager: Manager, argv: list[str], environ: Mapping[str, str], *, slice: str | None = None) -> None:
     """Be in a scope where `manager` wants one: this process is executed anew, with `argv`, inside it.
 
-    "auto" wants it for an ordinary user who has no group to write to. Raises: SandboxError where "systemd"
-    is not to be had.
+    `slice` is the unit that the scope is a part of (default: systemd's own choice). "auto" wants a scope for an
+    ordinary user who has no group to write to. Raises: SandboxError where "systemd" is not to be had.
     """
     if _MARK in environ:
         _make_room()
@@ -44,7 +44,8 @@ def enter(manager: Manager, argv: list[str], environ: Mapping[str, str]) -> None
             hint="leave --cgroup-manager away, or use cgroupfs",
         )
     kind = [] if root else ["--user"]
-    options = [*kind, "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--"]
+    beneath = [f"--slice={slice}"] if slice else []
+    options = [*kind, "--scope", "--quiet", "--collect", "--property=Delegate=yes", *beneath, "--"]
     try:
         os.execve(program, ["systemd-run", *options, *argv], {**environ, _MARK: "1"})  # noqa: S606 - systemd's own
     except OSError as e:

@@ -45,6 +45,7 @@ _DEV_LINKS = (
 _STAGED = ("proc", "sys", "dev")
 # Where nothing is bound from; /proc/sys is not there where only processes are shown.
 _STAGES = ("/proc/sys", "/sys")
+_SHM = "/dev/shm"  # noqa: S108 - the host's own
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
@@ -75,6 +76,8 @@ class Sandbox:
         self.supervised = False
         self.programs = programs or {}
         self.trees: list[int] = []
+        self.joined: dict[str, int] = {}
+        """Descriptors of the namespaces to join, and "shm" of what is mounted at /dev/shm there."""
         self.board: springboard.Springboard | None = None
         self.chrooted = False
         self.undo: list[dict[str, Any]] = []
@@ -151,10 +154,17 @@ def trace(sandbox: Sandbox, operations: list[list[Any]]) -> list[tuple[str, floa
 # ---- operations: namespaces -------------------------------------------------------------------
 
 
-def op_cgroup(sandbox: Sandbox, directories: list[str]) -> None:
-    """Enter the groups with the limits, and make them the roots of a cgroup namespace."""
+def op_cgroup(sandbox: Sandbox, directories: list[str], own: bool) -> None:
+    """Enter the groups with the limits, and if `own` make them the roots of a cgroup namespace."""
     cgroup.join(directories)
-    linux.unshare(linux.CLONE_NEWCGROUP)
+    if own:
+        linux.unshare(linux.CLONE_NEWCGROUP)
+
+
+def op_join(sandbox: Sandbox, kinds: list[str]) -> None:
+    """Enter namespaces of another container."""
+    for kind in kinds:
+        linux.setns(sandbox.joined[kind], linux.NAMESPACES[kind])
 
 
 def op_keyring(sandbox: Sandbox) -> None:
@@ -250,8 +260,11 @@ def _clone_tree(path: str, attributes: int) -> int:
     return tree
 
 
-def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: list[str]) -> None:
-    """The runtime-spec's /dev. Nodes are binds of the host's on a nodev tmpfs: no other device opens."""
+def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: list[str], ipc: str | None) -> None:
+    """The runtime-spec's /dev. Nodes are binds of the host's on a nodev tmpfs: no other device opens.
+
+    With the IPC namespace goes the memory that is shared by name: `ipc` "host" or "joined".
+    """
     _mount_fs("tmpfs", sandbox.open("/dev"), linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64k")
     dev = sandbox.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
     place = _fd_path(dev)
@@ -272,9 +285,21 @@ def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: 
         linux.MS_NOSUID | linux.MS_NOEXEC,
         f"newinstance,ptmxmode=0666,mode=0620{gid}",
     )
-    linux.mount("shm", f"{place}/shm", "tmpfs", _MS_PRIVATE_FLAGS, f"mode=1777,size={shm_size_bytes}")
-    with contextlib.suppress(OSError):  # kernels without POSIX message queues
+    if ipc is None:
+        linux.mount("shm", f"{place}/shm", "tmpfs", _MS_PRIVATE_FLAGS, f"mode=1777,size={shm_size_bytes}")
+    else:
+        target = rootfs.open_in(dev, "shm")
+        tree = _clone_tree(_SHM, _MNT_PRIVATE_FLAGS) if ipc == "host" else sandbox.joined["shm"]
+        _attach(tree, target)
+        os.close(tree)
+        os.close(target)
+    try:
         linux.mount("mqueue", f"{place}/mqueue", "mqueue", _MS_PRIVATE_FLAGS)
+    except OSError:
+        # Kernels without POSIX message queues; or they are those of the host's, which root in a user namespace
+        # may not mount, but bind.
+        if ipc == "host" and os.path.ismount("/dev/mqueue"):
+            linux.mount("/dev/mqueue", f"{place}/mqueue", None, linux.MS_BIND)
 
 
 def _device(dev: int, path: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     Network = Literal["host", "none", "private"]
+    Namespace = Literal["pid", "ipc", "uts", "cgroup", "net"]
     Isolation = Literal["auto", "pivot", "chroot"]
 
 
@@ -114,6 +115,8 @@ class Resources(NamedTuple):
     """(page size such as 2MB, bytes) each."""
     freezer: bool | None = None
     """True: `Running.pause` will be wanted."""
+    cgroup_parent: str | None = None
+    """Where the groups are made: `/a/b` counts from the root of each hierarchy, `a/b` from where they are otherwise."""
     accounting: bool | None = None
     """True: groups of all controllers at hand, for figures, pausing and limits to come; where there is none, none."""
 
@@ -153,6 +156,11 @@ class SandboxSpec:
     """(name, address) pairs appended to /etc/hosts."""
     hostname: str = DEFAULT_HOSTNAME
     network: Network = "host"
+    shared: tuple[tuple[Namespace, Literal["host", "joined"]], ...] = ()
+    """Namespaces that are not the sandbox's own: those of this process, or those that `Launcher.run` is given.
+
+    With a network of somebody else's, `network` is "host".
+    """
     capabilities: frozenset[str] = DEFAULT_CAPABILITIES
     no_new_privs: bool = False
     seccomp: str | Path = "default"
@@ -179,6 +187,10 @@ class SandboxSpec:
     def environment(self) -> dict[str, str]:
         """`env` as a dict; later pairs win."""
         return dict(self.env)
+
+    def own(self, namespace: Namespace) -> bool:
+        """Whether it has a namespace of this kind of its own (but for the network, which `network` tells)."""
+        return all(kind != namespace for kind, _ in self.shared)
 
     def describe(self) -> str:
         """The setup, one step a line, for debugging."""

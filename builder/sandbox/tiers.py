@@ -55,8 +55,11 @@ def may_stay(isolation: str) -> bool:
     return userns.has_powers() or (isolation == "auto" and userns.chroot_only())
 
 
-def start_launcher(isolation: str, runtime: str | None = None) -> Launcher:
-    """The launcher of the tier; `runtime` names that of "oci". Raises: SandboxError."""
+def start_launcher(isolation: str, runtime: str | None = None, *, own_pids: bool = True) -> Launcher:
+    """The launcher of the tier; `runtime` names that of "oci", `own_pids` is as in `Launcher.start`.
+
+    Raises: SandboxError.
+    """
     if isolation == "oci":
         from builder.sandbox import oci
 
@@ -67,4 +70,4 @@ def start_launcher(isolation: str, runtime: str | None = None) -> Launcher:
         return BareLauncher.start()
     from builder.sandbox.launcher import Launcher
 
-    return Launcher.start()
+    return Launcher.start(own_pids=own_pids)

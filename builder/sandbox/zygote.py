@@ -11,14 +11,17 @@ a private network, which a helper sets up meanwhile, some 30.
 All other datagrams are one letter and JSON, S for a request that the spare can take (it brings the
 rest of the operations), P for one of these with a filter that is new to the zygote, and D for one that
 the spare cannot take; the JSON comes in a memfd where it is long; with descriptors
-[control, stdin, stdout, stderr, memfd?, trees…], the last ones those of `operations.mount_outside`.
+[control, stdin, stdout, stderr, memfd?, joined…, trees…]: namespaces of somebody else's, and the trees of
+`operations.mount_outside`. Where sandboxes have no PID namespace of their own the zygote has none either,
+and a `guard` each.
 
 What happens is told on the control socket, one JSON object a datagram: `{"started": true}` with a
-pidfd; `{"error": ...}` from the child itself, at most once, when its setup fails; `{"exit": wait
-status, ...}` at the end. The other end may wish it to `freeze` or `thaw`, answered by `{"done": true}` or
-`{"refused": error}`; its closing means that nobody cares any more: the sandbox is killed.
+pidfd (by the guard, with the command's); `{"error": ...}` from the child itself, at most once, when its
+setup fails; `{"exit": wait status, ...}` at the end. The other end may wish it to `end`, or to `freeze` or
+`thaw`, answered by `{"done": true}` or `{"refused": error}`; its closing means that nobody cares any more:
+the sandbox is killed.
 
-Only `layers.linux`, `setup` and cheap parts of the stdlib are imported.
+Only `layers.linux`, `setup`, `guard` and cheap parts of the stdlib are imported.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import json
 import os
 import select
 import signal
+from _socket import SHUT_WR
 from collections.abc import Sequence
 
 from builder.sandbox import cgroup, channel, rootfs, setup, springboard
@@ -60,11 +64,18 @@ class _Child:
         self.helpers: list[int] = []
         """The processes that answer for missing ids and devices."""
         self.asking: _Asking | None = None
+        self.life: Socket | None = None
+        """What its guard, if it has one, lives by."""
+        self.mounts: os.stat_result | None = None
+        """With a guard: its mount namespace."""
 
     def kill(self) -> None:
         """Kill everything in the sandbox. What is frozen by v1 would die only when it thaws."""
         with contextlib.suppress(OSError):
-            linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            if self.life:
+                self.life.shutdown(SHUT_WR)
+            else:
+                linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             if self.group:
                 self.group.freeze(False)
 
@@ -180,11 +191,14 @@ class _Handover:
         return helper, None
 
 
-def serve(server: Socket) -> NoReturn:
-    """The zygote's whole life, in the process just cloned. Never returns."""
+def serve(server: Socket, *, alone: bool = True) -> NoReturn:
+    """The zygote's whole life, in the process just cloned; `alone` in its PID namespace. Never returns."""
     status = 70
     try:
         _settle(server)
+        if not alone:
+            # What a guard that was killed leaves, comes here.
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         _rehearse()
         zygote = _Zygote(server)
         zygote.loop()
@@ -196,17 +210,17 @@ def serve(server: Socket) -> NoReturn:
         os._exit(status)
 
 
-def main(fd: int) -> NoReturn:
+def main(fd: int, *, alone: bool = True) -> NoReturn:
     """The zygote for a launcher with threads: an interpreter of its own, that clones it and waits."""
     server = Socket(fileno=fd)
     os.set_inheritable(fd, False)
     try:
-        pid, _pidfd = linux.clone(linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+        pid, _pidfd = linux.clone(linux.CLONE_NEWNS | (linux.CLONE_NEWPID if alone else 0))
     except OSError as e:
         tell(server, error_message("clone", e.errno, None, e.strerror or str(e)))
         os._exit(1)
     if pid == 0:
-        serve(server)
+        serve(server, alone=alone)
     server.close()
     os.waitpid(pid, 0)
     os._exit(0)
@@ -393,7 +407,9 @@ class _Zygote:
 
     def breed(self) -> None:
         """Start the next spare. Where that fails, the next request tells why by failing too."""
-        group, ahead = self.make_group({"accounting": True}) if self.accounting else (None, [])
+        if not self.spare_flags:
+            return
+        group, ahead = self.make_group({"accounting": True}, own=True) if self.accounting else (None, [])
         requests, theirs = channel.pair()
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         gate = _Gate(self.network)
@@ -437,16 +453,18 @@ class _Zygote:
         self.register(child)
         return True
 
-    def make_group(self, limits: dict[str, Any]) -> tuple[cgroup.Group, list[list[Any]]]:
-        """A group with limits, and the operation that enters it. Raises: CgroupError."""
+    def make_group(self, limits: dict[str, Any], *, own: bool) -> tuple[cgroup.Group, list[list[Any]]]:
+        """A group with limits, and the operation that enters it, perhaps as its own root. Raises: CgroupError."""
         self.groups += 1
         group = cgroup.create(limits, f"{os.getpid()}-{os.urandom(4).hex()}-{self.groups}")
-        return group, [["cgroup", {"directories": [path for _hierarchy, path in group.directories]}]]
+        directories = [path for _hierarchy, path in group.directories]
+        return group, [["cgroup", {"directories": directories, "own": own}]]
 
     def register(self, child: _Child) -> None:
-        """Tell that it runs, and watch it."""
-        with contextlib.suppress(OSError):
-            channel.send(child.control, b'{"started": true}', [child.pidfd])
+        """Tell that it runs, unless a guard does, and watch it."""
+        if child.life is None:
+            with contextlib.suppress(OSError):
+                channel.send(child.control, b'{"started": true}', [child.pidfd])
         self.by_pidfd[child.pidfd] = child
         self.by_control[child.control.fileno()] = child
         self.poll.register(child.pidfd, select.POLLIN)
@@ -480,10 +498,11 @@ class _Zygote:
         undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         group = None
         if limits := request.get("limits"):
-            group, ahead = self.make_group(limits)
+            group, ahead = self.make_group(limits, own=bool(request["flags"] & linux.CLONE_NEWCGROUP))
             request["operations"] = ahead + request["operations"]
         gate = _Gate(request["network"])
         handover = _Handover(self.supervise)
+        life = () if request["flags"] & linux.CLONE_NEWPID else channel.pair()
         try:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
@@ -494,16 +513,29 @@ class _Zygote:
         if pid == 0:
             sandbox = setup.Sandbox(undo_write, self.programs, gate.ours(), handover.ours())
             sandbox.board = self.board
+            if life:
+                self.let_go()
+                life[0].close()
+                from builder.sandbox import guard
+
+                guard.stay_behind(control, life[1], joined_of(request, fds).get("pid"))
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
-        child.network = gate.attend(self, pidfd, (control.fileno(), undo_read, *fds[1:]))
+        if life:
+            child.life = life[0]
+            with contextlib.suppress(OSError):
+                child.mounts = os.stat(f"/proc/{pid}/ns/mnt")
+        more = [end.fileno() for end in life]
+        child.network = gate.attend(self, pidfd, (control.fileno(), undo_read, *fds[1:], *more))
+        if life:
+            life[1].close()
         helper, child.asking = handover.attend(pid)
         child.helpers.extend(filter(None, (helper,)))
         self.register(child)
 
     def let_go(self) -> None:
-        """In a helper: close what is the zygote's, or the launcher would not see its end."""
+        """In a helper or a guard: close what is the zygote's, or the launcher would not see its end."""
         self.server.close()
         if self.spare:
             self.spare.requests.close()
@@ -512,12 +544,22 @@ class _Zygote:
         for child in self.by_pidfd.values():
             for fd in {child.pidfd, child.control.fileno(), child.undo_fd}:
                 os.close(fd)
+            if child.life:
+                child.life.close()
             if child.asking:
                 child.asking.close()
 
     def bury(self, child: _Child) -> None:
         """Reap, and tell."""
         _pid, status, usage = os.wait4(child.pid, 0)
+        if child.life:
+            from builder.sandbox import guard
+
+            told = guard.status_of(child.life)
+            child.life.close()
+            if told is None and child.mounts:
+                guard.end_all(child.mounts)
+            status = signal.SIGKILL if told is None else told
         child.undo()
         self.unwatch(child)
         if child.asking:
@@ -558,6 +600,9 @@ class _Zygote:
             del self.by_control[child.control.fileno()]
             child.kill()
             return
+        if wish == b"end":
+            child.kill()
+            return
         try:
             if child.group is None:
                 raise cgroup.CgroupError(errno.ENOENT, "it was started without Resources(freezer=True)")
@@ -577,6 +622,12 @@ def error_message(operation: str, number: int | None, path: str | None, words: s
 def tell(control: Socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         control.send(message)
+
+
+def joined_of(request: dict[str, Any], fds: list[int]) -> dict[str, int]:
+    """The descriptors of namespaces, and of what goes with them, that came with a request."""
+    first = len(fds) - request["trees"] - len(request["joined"])
+    return dict(zip(request["joined"], fds[first:], strict=False))
 
 
 def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
@@ -631,6 +682,7 @@ def _run(
         for fd, source in enumerate(fds[1:4]):
             os.dup2(source, fd)
         sandbox.trees = fds[len(fds) - request["trees"] :]
+        sandbox.joined = joined_of(request, fds)
         if request.get("terminal"):
             # Now: the image has no such module.
             from builder.sandbox import terminal

@@ -133,7 +133,7 @@ def describe(
             doc["options"] = {
                 "--add-host": options.add_hosts, "--cap-add": options.cap_add, "--cap-drop": options.cap_drop,
                 "--security-opt": options.security_opt, "--ulimit": options.ulimits, "--volume": options.volumes,
-                "--shm-size": options.shm_size_bytes,
+                "--shm-size": options.shm_size_bytes, "namespaces of the host": " ".join(options.shared),
             }  # fmt: skip
         case CopyOp() as op:
             doc["fields"] = {

@@ -363,12 +363,13 @@ def sandbox_spec(
         add_hosts=options.add_hosts,
         hostname=op.hostname,
         network=op.network if op.network in {"none", "private"} else "host",  # type: ignore[arg-type]
+        shared=tuple((kind, "host") for kind in options.shared),  # type: ignore[misc]
         devices=options.devices,
         capabilities=rights.capabilities(options.cap_add, options.cap_drop),
         no_new_privs=chosen.no_new_privs,
         seccomp=chosen.seccomp,
         rlimits=options.ulimits,
-        resources=Resources(*options.limits),
+        resources=Resources(**options.limits._asdict()),
         isolation=options.isolation if options.isolation in {"pivot", "chroot"} else "auto",  # type: ignore[arg-type]
         privileged=op.security == "insecure",
         shm_size_bytes=options.shm_size_bytes or 64 << 20,
