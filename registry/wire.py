@@ -194,6 +194,12 @@ class Wire:
         base = self.base(endpoint)
         url = call.path if "://" in call.path else f"{base}/v2/{call.path}"
         url = _upgraded(url, base)
+        if base.startswith("https://") and url.startswith("http://") and endpoint.tls.verify:
+            raise ServerError(
+                f"{call.what}: the registry leads from https to http: refused",
+                url=url,
+                hint="--tls-verify=false allows it",
+            )
         headers = dict(call.headers)
         origin = origin_of(base)
         authorization = None

@@ -324,6 +324,13 @@ def test_an_upload_location_of_the_same_host_is_upgraded_to_https(
     assert str(mocked.calls[1].request.url).startswith(f"{H}/up?_state=s&digest=sha256")
 
 
+def test_an_upload_location_elsewhere_is_not_plain_http(mocked: responses.RequestsMock, api: RegistryClient) -> None:
+    mocked.post(f"{H}/v2/a/b/blobs/uploads/", status=202, headers={"Location": "http://storage.x/up?_state=sesame"})
+    with pytest.raises(ServerError, match="from https to http") as caught:
+        api.upload_blob(REF, lambda o: iter([b"{}"]), CONFIG)
+    assert "sesame" not in str(caught.value)
+
+
 def test_a_redirected_put_is_sent_again(mocked: responses.RequestsMock, api: RegistryClient) -> None:
     mocked.put(f"{H}/v2/a/b/manifests/v1", status=307, headers={"Location": f"{H}/other"})
     mocked.put(f"{H}/other", status=201)
