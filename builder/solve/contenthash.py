@@ -7,7 +7,8 @@ a rebuild reads nothing that has not changed. Files with extended attributes are
 which is how a hit can stand for "and has none".
 
 What is hashed is a line for each entry: a letter for its kind, its name and, if it has one, its
-target, each ended by a NUL, which neither can hold; then mode, owner, digest and attributes.
+target, each ended by a NUL, which neither can hold; then mode, owner, digest and attributes. The lines
+are kept with the digest: `--explain` reads from them what the copy takes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import stat as stat_
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from builder.errors import ContextError
 from builder.solve import rootpath
@@ -35,10 +36,23 @@ if TYPE_CHECKING:
 
 _BATCH = 2000  # lines whose digests are asked for at a time: bounds memory
 _CHUNK = 1024 * 1024
+_KEPT_FILES = 200_000  # of more, nobody is told one by one: bounds memory
 _RUN_FILES = 16
 _RUN_BYTES = 4 * 1024 * 1024
 _ENCODING = sys.getfilesystemencoding()
-_LETTERS = {"symlink": b"l", "fifo": b"p", "socket": b"s", "block": b"b", "character": b"c"}
+_LETTERS = {stat_.S_IFLNK: b"l", stat_.S_IFIFO: b"p", stat_.S_IFSOCK: b"s", stat_.S_IFBLK: b"b", stat_.S_IFCHR: b"c"}
+_KINDS = {
+    b"f": "file", b"d": "directory", b"l": "symlink", b"p": "fifo", b"s": "socket", b"b": "block", b"c": "character",
+}  # fmt: skip
+_OWNER = rb"([0-7]+) ([0-9]+) ([0-9]+)"
+_ATTRIBUTES = rb"(?: [^\0]+\0[0-9a-f]{64})*"
+_LINE = (
+    rb"(?:S\n|T[^\0]*\0\n|(?:(d)([^\0]*)\0|(f)([^\0]*)\0|([lpsbc])([^\0]*)\0([^\0]*)\0)"
+    + _OWNER
+    + rb"(?: =[^\0]*\0)?(?: ([0-9a-f]{64}))?"
+    + _ATTRIBUTES
+    + rb"\n)"
+)
 _THREADED_BYTES = 8 * 1024 * 1024  # below this, starting threads costs more than it brings
 
 
@@ -62,16 +76,20 @@ class ContentEntry(NamedTuple):
 
 
 class ContentKey(NamedTuple):
-    """`digest` is hexadecimal sha256; `entries` is empty unless asked for; `read_bytes` counts what was hashed.
+    """`digest` is hexadecimal sha256; `read_bytes` counts what was hashed of the `size_bytes` of all `files`.
 
-    `size_bytes` is that of all `files`, hashed now or earlier.
+    `lines` are what was digested, in parts; None of very many files.
     """
 
     digest: str
-    entries: tuple[ContentEntry, ...]
     files: int
     read_bytes: int
     size_bytes: int
+    lines: tuple[bytes, ...] | None
+
+    def entries(self) -> Iterator[ContentEntry] | None:
+        """What is taken, one by one; None of very many files."""
+        return None if self.lines is None else _entries(self.lines)
 
 
 def content_key(
@@ -80,7 +98,6 @@ def content_key(
     options: CopyOptions,
     *,
     stats_cache: StatsCache | None = None,
-    explain: bool = False,
     cancelled: Callable[[], bool] = never_cancelled,
 ) -> ContentKey:
     """The digest of what `fileops.copy` would take of `sources` with `options`.
@@ -88,7 +105,7 @@ def content_key(
     Thread-safe if `stats_cache` is. Raises: ContextError, as the copy would, for what is not there.
     """
     tree = SourceTree(source_fd, options.ignore, context=options.reset_owner)
-    key = _Hasher(tree, options, stats_cache, explain=explain, cancelled=cancelled)
+    key = _Hasher(tree, options, stats_cache, cancelled=cancelled)
     for source in sources:
         key.start_source()
         for path in resolve_in(tree, source, options):
@@ -96,10 +113,28 @@ def content_key(
     return key.finish()
 
 
+def _entries(lines: Iterable[bytes]) -> Iterator[ContentEntry]:
+    import re
+
+    line = re.compile(_LINE)
+    for part in lines:
+        at = 0
+        while at < len(part):
+            match = line.match(part, at)
+            assert match is not None  # as `_Hasher` wrote it
+            at = match.end()
+            folder, folder_path, file, file_path, other, path, value, mode, uid, gid, digest = match.groups()
+            kind = folder or file or other
+            if kind is not None:
+                name = next(p for p in (folder_path, file_path, path) if p is not None)
+                shown = os.fsdecode(value or digest or b"")
+                yield ContentEntry(os.fsdecode(name), _KINDS[kind], int(mode, 8), int(uid), int(gid), shown)
+
+
 # A line of the digest, which for a file still lacks its digest: the line, what the cache is asked for
-# (None: the line is whole), the directory, the name, the entry to explain it by. A plain tuple,
-# because there is one for each of a hundred thousand files.
-_Pending = tuple[bytes, "FileStat | None", str, str, "ContentEntry | None"]
+# (None: the line is whole), the directory, the name. A plain tuple, because there is one for each of a
+# hundred thousand files.
+_Pending = tuple[bytes, "FileStat | None", str, str]
 
 
 class _Hasher:
@@ -111,16 +146,14 @@ class _Hasher:
         options: CopyOptions,
         cache: StatsCache | None,
         *,
-        explain: bool,
         cancelled: Callable[[], bool],
     ) -> None:
         self.tree = tree
         self.options = options
         self.cache = cache
-        self.explain = explain
         self.cancelled = cancelled
         self.digest: hashlib._Hash | None = None
-        self.entries: list[ContentEntry] = []
+        self.lines: list[bytes] | None = []
         self.pending: list[_Pending] = []
         self.links: dict[tuple[int, int], str] = {}
         self.files = 0
@@ -131,12 +164,13 @@ class _Hasher:
         self.selection = selection(options)
 
     def start_source(self) -> None:
-        self._line(b"S\n", None)
+        self._line(b"S\n")
 
     def finish(self) -> ContentKey:
         self._flush()
         assert self.digest is not None
-        return ContentKey(self.digest.hexdigest(), tuple(self.entries), self.files, self.read_bytes, self.size_bytes)
+        lines = None if self.lines is None else tuple(self.lines)
+        return ContentKey(self.digest.hexdigest(), self.files, self.read_bytes, self.size_bytes, lines)
 
     def add_source(self, path: str) -> None:
         """Add all that the copy of one resolved source path takes."""
@@ -146,7 +180,7 @@ class _Hasher:
             raise rootpath.not_found(path)
         self.links.clear()
         try:
-            self._line(b"T%s\0\n" % os.fsencode(os.path.basename(path)), None)
+            self._line(b"T%s\0\n" % os.fsencode(os.path.basename(path)))
             if stat_.S_ISDIR(status.st_mode):
                 self._add_tree(followed)
             else:
@@ -193,8 +227,7 @@ class _Hasher:
             mode = item.stat.st_mode
             mode = self.chmod(mode, True) if self.chmod else stat_.S_IMODE(mode)
             attributes = _attributes(item.fd)
-            entry = ContentEntry(item.path, "directory", mode, uid, gid, "") if self.explain else None
-            self._line(b"d%s\0%o %d %d%s\n" % (os.fsencode(item.path), mode, uid, gid, attributes), entry)
+            self._line(b"d%s\0%o %d %d%s\n" % (os.fsencode(item.path), mode, uid, gid, attributes))
 
     def _add_files(self, directory: Directory, place: str, prefix: str) -> None:
         """Add the entries of a directory. What most of them are, plain files, is dealt with right here."""
@@ -202,19 +235,19 @@ class _Hasher:
         owner, chmod, pending = self.owner, self.chmod, self.pending
         for name, status in directory.entries:
             mode = status.st_mode
-            if mode & 0o170000 != stat_.S_IFREG or status.st_nlink != 1 or self.explain:
+            if mode & 0o170000 != stat_.S_IFREG or status.st_nlink != 1:
                 self._add(directory.fd, place, name, prefix, status)
                 continue
             uid, gid = owner or (status.st_uid, status.st_gid)
             bits = chmod(mode, False) if chmod else mode & 0o7777
             line = b"%s%s\0%o %d %d" % (head, name.encode(_ENCODING, "surrogateescape"), bits, uid, gid)
-            pending.append((line, file_stat(status), place, name, None))
+            pending.append((line, file_stat(status), place, name))
             self.files += 1
             if len(pending) >= _BATCH:
                 self._flush()
 
-    def _line(self, line: bytes, entry: ContentEntry | None) -> None:
-        self.pending.append((line, None, "", "", entry))
+    def _line(self, line: bytes) -> None:
+        self.pending.append((line, None, "", ""))
         if len(self.pending) >= _BATCH:
             self._flush()
 
@@ -234,22 +267,18 @@ class _Hasher:
                     first = b" =%s\0" % os.fsencode(known)
             key = file_stat(status)
             line = b"f%s\0%o %d %d%s" % (os.fsencode(path), bits, uid, gid, first)
-            entry = ContentEntry(path, "file", bits, uid, gid, "") if self.explain else None
-            self.pending.append((line, key, directory, name, entry))
+            self.pending.append((line, key, directory, name))
             if len(self.pending) >= _BATCH:
                 self._flush()
             return
         attributes = _attributes(f"/proc/self/fd/{fd}/{name}")
         if stat_.S_ISLNK(mode):
-            bits, kind, value = 0o777, "symlink", os.readlink(name, dir_fd=fd)
+            bits, value = 0o777, os.readlink(name, dir_fd=fd)
         else:
-            kind = {stat_.S_IFIFO: "fifo", stat_.S_IFSOCK: "socket", stat_.S_IFBLK: "block"}.get(
-                stat_.S_IFMT(mode), "character"
-            )
             value = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        entry = ContentEntry(path, kind, bits, uid, gid, value) if self.explain else None
         names = b"%s\0%s\0" % (os.fsencode(path), os.fsencode(value))
-        self._line(b"%s%s%o %d %d%s\n" % (_LETTERS[kind], names, bits, uid, gid, attributes), entry)
+        letter = _LETTERS.get(stat_.S_IFMT(mode), b"c")
+        self._line(b"%s%s%o %d %d%s\n" % (letter, names, bits, uid, gid, attributes))
 
     def _flush(self) -> None:
         """Look up or read the digests of the batch, and feed all of its lines."""
@@ -266,20 +295,21 @@ class _Hasher:
             self._read(wanted, values, missing, attributes)
         lines: list[bytes] = []
         index = -1
-        for line, key, _, _, entry in self.pending:
+        for line, key, _, _ in self.pending:
             if key is None:
                 lines.append(line)
             else:
                 index += 1
                 value = values[index] or b""
                 lines.append(b"%s %s%s\n" % (line, value.hex().encode(), attributes.get(index, b"")))
-                if entry is not None:
-                    entry = entry._replace(value=value.hex())
-            if entry is not None:
-                self.entries.append(entry)
         if self.digest is None:
             self.digest = _hasher_for(len(lines))
-        self.digest.update(b"".join(lines))
+        text = b"".join(lines)
+        self.digest.update(text)
+        if self.files > _KEPT_FILES:
+            self.lines = None
+        elif self.lines is not None:
+            self.lines.append(text)
         self.pending.clear()
 
     def _read(
@@ -382,7 +412,7 @@ def _hash_run(root_fd: int, items: list[_Pending]) -> list[_Hashed]:
     directory: str | None = None
     fd = -1
     try:
-        for _, _, place, name, _ in items:
+        for _, _, place, name in items:
             if place != directory:
                 if fd >= 0:
                     os.close(fd)

@@ -410,7 +410,7 @@ class Solver:
                     trees = {i: self._view(i) for i in step.inputs}
                     self._usage[step.number] = run_command(ctx, step, op, active, trees, vertex)
                 case CopyOp() as op:
-                    run_copy(ctx, op, active, None if op.input is None else self._view(op.input))
+                    run_copy(ctx, op, active, None if op.input is None else self._view(op.input), vertex=vertex)
                 case MkdirOp() as op:
                     run_mkdir(ctx, op, active)
                 case SourceOp():
@@ -428,7 +428,7 @@ class Solver:
 
     def _may_pack(self, step: Step) -> bool:
         """Whether a COPY's layer is made of its source alone, and that is worth it: nobody needs its files."""
-        size = self._keys.sizes.get(step.number)
+        size = self._keys.last_source(step)
         if size is None or not self._layers.packs or step.number not in self._last:
             return False
         snapshots = self._ctx.store.snapshots
@@ -445,7 +445,9 @@ class Solver:
         began = self._phase(step.number, "prepare", began)
         left_out = LeftOut()
         try:
-            run_copy(ctx, op, active, None if op.input is None else self._view(op.input), left_out)
+            run_copy(
+                ctx, op, active, None if op.input is None else self._view(op.input), left_out, vertex=vertex_id(step)
+            )
             self._phase(step.number, "copy", began)
             if not left_out:
                 return snapshots.commit(active).id

@@ -13,18 +13,10 @@ from builder.plan.graph import BuildGraph, CopyOp, MkdirOp, RunOp, SourceOp, Ste
 from builder.solve import cachekey
 from builder.solve.steps import StepContext, copy_options, open_mount
 from layers.errors import PybuildError
-from layers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from builder.solve.contenthash import ContentEntry
-
-
-class CopySize(NamedTuple):
-    """How much the last source of a COPY is."""
-
-    files: int
-    size_bytes: int
+    from builder.solve.contenthash import ContentEntry, ContentKey
 
 
 class StepKeys:
@@ -43,8 +35,7 @@ class StepKeys:
         self._here = here
         self._bring = bring
         self._content: dict[int, list[str]] = {}
-        self.sizes: dict[int, CopySize] = {}
-        """What the COPYs take, by number of step, as far as that had to be looked at."""
+        self._taken: dict[tuple[int, int], ContentKey] = {}
         self.definition: list[str] = []
         """By number of step, once `define` has been called."""
 
@@ -100,27 +91,28 @@ class StepKeys:
                 return self.definition[step.number], ""
 
     def entries(self, step: Step) -> Sequence[ContentEntry] | None:
-        """The files that a COPY takes, one by one; None where they cannot be known yet."""
-        from builder.solve.contenthash import content_key
-
+        """The files that a COPY takes, one by one; None where they cannot be known yet, or are very many."""
         if not isinstance(step.op, CopyOp):
             return None
         op = step.op
         found: list[ContentEntry] = []
-        for item in op.items:
+        for at, item in enumerate(op.items):
             if item.kind != "path" or (op.input is None and op.context is None):
                 continue
-            options = copy_options(self._ctx, op, item, owner=None)
-            stats = self._ctx.store.filestats
-            if op.input is None:
-                root = self._ctx.session.context(op.context or "").fd
-                found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
-            elif self._here(op.input) is not None:
+            if (step.number, at) not in self._taken and op.input is not None:
+                if self._here(op.input) is None:
+                    return None
                 with open_mount(self._ctx.store.snapshots.view(self._here(op.input))) as root:
-                    found += content_key(root, [item.source], options, stats_cache=stats, explain=True).entries
-            else:
+                    self._digest_tree(step, op, at, root)
+            entries = self._taken[step.number, at].entries()
+            if entries is None:
                 return None
+            found += entries
         return found
+
+    def last_source(self, step: Step) -> ContentKey | None:
+        """What the last source of a COPY comes to, as far as that had to be looked at."""
+        return self._taken.get((step.number, len(step.op.items) - 1)) if isinstance(step.op, CopyOp) else None
 
     def _item_key(self, step: Step, op: CopyOp, at: int, inputs: Sequence[str]) -> str:
         """What decides about one item before anything ran: context files by content, stages by definition."""
@@ -141,8 +133,7 @@ class StepKeys:
         item = op.items[at]
         options = copy_options(self._ctx, op, item, owner=None)
         key = content_key(root, [item.source], options, stats_cache=self._ctx.store.filestats)
-        # An item's, not the sum: it is the last one that counts for who asks, and mostly the only one.
-        self.sizes[step.number] = CopySize(key.files, key.size_bytes)
+        self._taken[step.number, at] = key
         return key.digest
 
 

@@ -65,8 +65,8 @@ class Trees:
     def copy(self, source: str, dest: str, *, ignore: str | None = None, **options: Any) -> CopyStats:
         return copy(self.source_fd, source, self.dest_fd, dest, self.options(ignore, options))
 
-    def key(self, *sources: str, ignore: str | None = None, explain: bool = True, **options: Any) -> ContentKey:
-        return content_key(self.source_fd, sources, self.options(ignore, options), explain=explain)
+    def key(self, *sources: str, ignore: str | None = None, **options: Any) -> ContentKey:
+        return content_key(self.source_fd, sources, self.options(ignore, options))
 
     @staticmethod
     def options(ignore: str | None, options: dict[str, Any]) -> CopyOptions:

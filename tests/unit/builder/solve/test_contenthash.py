@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -148,7 +149,8 @@ def test_explanation(tree: Trees) -> None:
     (tree.source / "a").chmod(0o640)
     uid, gid = os.geteuid(), os.getegid()
     key = tree.key("a", "d")
-    shown = [(e.path, e.kind, e.value[:6]) for e in key.entries]
+    entries = list(key.entries() or ())
+    shown = [(e.path, e.kind, e.value[:6]) for e in entries]
     assert shown == [
         ("a", "file", "6b86b2"),
         ("f", "file", "d4735e"),
@@ -156,9 +158,34 @@ def test_explanation(tree: Trees) -> None:
         ("s", "directory", ""),
         ("s/g", "file", "4e0740"),
     ]
-    assert (key.entries[0].mode, key.entries[0].uid, key.entries[0].gid) == (0o640, uid, gid)
-    assert (key.files, key.read_bytes) == (3, 3)
-    assert tree.key("a", "d", explain=False) == key._replace(entries=())
+    assert (entries[0].mode, entries[0].uid, entries[0].gid) == (0o640, uid, gid)
+    assert (key.files, key.read_bytes, key.size_bytes) == (3, 3, 3)
+
+
+def test_explanation_of_odd_entries(trees: Trees) -> None:
+    """Names with line ends and of any bytes, targets like lines, links, attributes, every kind of file."""
+    names = ["new\nline", "\udcff", "d /0 1 2", "f"]
+    trees.given({f"x/{name}": name.encode("utf-8", "surrogateescape") for name in names})
+    top = trees.source / "x"
+    (top / "link").symlink_to("a\nfq 644 0 0\n")
+    os.link(top / "f", top / "hard")
+    os.mkfifo(top / "pipe")
+    (top / "sub").mkdir()
+    os.setxattr(top / "sub", "user.k", b"v")
+    os.setxattr(top / "d /0 1 2", "user.k", b"v")
+    entries = {e.path: e for e in trees.key("x", mode=0o600).entries() or ()}
+    assert entries.keys() == {*(n for n in names if "/" not in n), "d ", "d /0 1 2", "link", "hard", "pipe", "sub"}
+    assert entries["link"].value == "a\nfq 644 0 0\n"
+    assert entries["hard"].value == entries["f"].value == hashlib.sha256(b"f").hexdigest()
+    assert (entries["pipe"].kind, entries["sub"].kind, entries["new\nline"].mode) == ("fifo", "directory", 0o600)
+
+
+def test_very_many_files_are_not_told_one_by_one(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.given({f"d/f{n}": "" for n in range(20)})
+    whole = trees.key("d")
+    monkeypatch.setattr("builder.solve.contenthash._KEPT_FILES", 10)
+    assert trees.key("d") == whole._replace(lines=None)
+    assert trees.key("d").entries() is None
 
 
 def test_nothing_is_read_twice(tree: Trees) -> None:
@@ -194,11 +221,12 @@ def test_more_files_than_a_batch_and_more_bytes_than_one_thread_takes(trees: Tre
     for n in range(2500):
         (trees.source / f"{n:04}").write_bytes(b"%d" % n * 1000)
     cache = Cache()
-    threaded = content_key(trees.source_fd, ["/"], CopyOptions(), stats_cache=cache, explain=True)
+    threaded = content_key(trees.source_fd, ["/"], CopyOptions(), stats_cache=cache)
     assert threaded.read_bytes == sum(len(b"%d" % n) * 1000 for n in range(2500))
-    assert [entry.path for entry in threaded.entries] == [f"{n:04}" for n in range(2500)]
+    entries = list(threaded.entries() or ())
+    assert [entry.path for entry in entries] == [f"{n:04}" for n in range(2500)]
     status = (trees.source / "0042").stat()
-    assert cache.known[file_stat(status)].hex() == threaded.entries[42].value
+    assert cache.known[file_stat(status)].hex() == entries[42].value
     assert content_key(trees.source_fd, ["/"], CopyOptions(), stats_cache=cache).digest == threaded.digest
 
 
