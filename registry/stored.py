@@ -51,7 +51,8 @@ def find_image(store: Store, text: str) -> Descriptor:
             return next(iter(fits.values()))
         if fits:
             raise ImageError(f"{text!r} is the beginning of {len(fits)} images' IDs", hint="give more digits")
-    raise NameNotFound(f"no image {text!r} in the store", hint="`pybuild images` lists what there is")
+    elsewhere = "" if ref is None or not text.startswith(f"{ref.domain}/") else f"; docker://{text} is the registry's"
+    raise NameNotFound(f"no image {text!r} in the store", hint=f"`pybuild images` lists what there is{elsewhere}")
 
 
 def _by_digest(store: Store, digest: Digest) -> Descriptor | None:

@@ -17,7 +17,7 @@ from builder.frontend.source import SourceFile
 from builder.plan.graph import CopyItem, CopyOp, MkdirOp, MountOp, RunOp, Step
 from builder.plan.request import BuildRequest
 from layers.errors import Cancelled
-from layers.events import EventSink, VertexLog
+from layers.events import EventSink, VertexLog, VertexWarning
 from layers.sha import sha256
 from layers.snapshot import ActiveSnapshot, Mount
 from layers.values import NamedTuple
@@ -84,16 +84,25 @@ def run_mkdir(ctx: StepContext, op: MkdirOp, active: ActiveSnapshot) -> None:
 
 
 def run_copy(
-    ctx: StepContext, op: CopyOp, active: ActiveSnapshot, source: Mount | None, left_out: LeftOut | None = None
+    ctx: StepContext,
+    op: CopyOp,
+    active: ActiveSnapshot,
+    source: Mount | None,
+    left_out: LeftOut | None = None,
+    *,
+    vertex: str = "",
 ) -> None:
     """COPY and ADD. `source` is the tree of `--from`; without it the build context is meant.
 
-    `left_out`: see `builder.solve.treepack`. Raises: ContextError naming what is not there.
+    `left_out`: see `builder.solve.treepack`; `vertex` warns. Raises: ContextError naming what is not there.
     """
     from builder.solve import accounts
 
+    def warn(text: str) -> None:
+        ctx.events.emit(VertexWarning(vertex, f"--chown={op.chown}: {text}"))
+
     with open_mount(active.mount) as dest, _upper(active.mount) as upper:
-        owner = accounts.resolve_owner(dest, op.chown) if op.chown else None
+        owner = accounts.resolve_owner(dest, op.chown, warn=warn) if op.chown else None
         for number, item in enumerate(op.items, 1):
             last = (upper, left_out) if number == len(op.items) else (None, None)
             _copy_item(ctx, op, item, dest, owner, source, *last)

@@ -292,3 +292,13 @@ def test_the_cache_goes_by_content_not_by_time(builder: Builder) -> None:
     assert cached() == 1
     (builder.context / "d/g").chmod(0o755)
     assert cached() == 0
+
+
+def test_a_name_that_nobody_has_is_warned_of(pybuild: Pybuild, tmp_path: Path) -> None:
+    """It is root's, as with BuildKit, which says nothing."""
+    text = (
+        "FROM scratch\nCOPY <<passwd /etc/\nme:x:5:6::/:/bin/sh\npasswd\nCOPY --chown=you f /\nCOPY --chown=me f /g\n"
+    )
+    result = pybuild.build(write_context(tmp_path / "c", text, {"f": ""}), "--progress=plain", "--no-cache")
+    assert result.stderr.count("WARN: --chown=you: user 'you' is not in /etc/passwd of the image: root is used") == 1
+    assert "--chown=me:" not in result.stderr
