@@ -131,7 +131,13 @@ def plan_sync(
             failures.append(SyncFailure(entry.source.repository, tags))
             planned.append((entry, target, []))
             continue
-        items = [SyncItem(DockerLocation(entry.source.with_tag(t)), target.location(t, None), entry) for t in tags]
+        try:
+            items = [SyncItem(DockerLocation(entry.source.with_tag(t)), target.location(t, None), entry) for t in tags]
+        except InvalidReference as e:
+            # A registry may list what is no tag, such as a path to somewhere else: of the others nothing is wrong.
+            failures.append(SyncFailure(entry.source.repository, e))
+            planned.append((entry, target, []))
+            continue
         items += [
             SyncItem(DockerLocation(entry.source.with_digest(d)), target.location(None, d), entry)
             for d in entry.digests

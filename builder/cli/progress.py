@@ -438,10 +438,12 @@ def make_progress(
 
     `clock` gives nanoseconds since the epoch. Mode tty starts its drawing thread at the first
     event, so that nothing threaded exists before the caller has entered its namespaces.
-    Raises: ValueError for a mode that is not in `MODES`.
+    Raises: UsageError for a mode that is not in `MODES`: the environment may say any.
     """
     if mode not in MODES:
-        raise ValueError(f"unknown progress mode {mode!r}: expected one of {', '.join(MODES)}")
+        from builder.errors import UsageError
+
+        raise UsageError(f"unknown progress mode {mode[:40]!r}: expected one of {', '.join(MODES)}")
     kind = resolve_mode(mode, stream, environ)
     if kind == "tty":
         from builder.cli.progress_tty import TtyProgress

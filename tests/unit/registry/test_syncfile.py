@@ -10,8 +10,9 @@ import pytest
 from layers.oci import Digest, Platform
 from registry.credentials import Credential
 from registry.errors import ConfigError
-from registry.sync import Target
-from registry.syncfile import MAX_FILE_BYTES, Access, SyncConfig, TagPattern, load_sync_file, parse_sync
+from registry.reference import Reference
+from registry.sync import Target, plan_sync
+from registry.syncfile import MAX_FILE_BYTES, Access, SyncConfig, SyncEntry, TagPattern, load_sync_file, parse_sync
 
 HEX = "0123456789abcdef" * 4
 
@@ -223,3 +224,19 @@ def test_where_images_cannot_go(destination: Any) -> None:
     (entry,) = parse_sync({"images": [{"source": "quay.io/a", "target": destination}]}).entries
     with pytest.raises(ConfigError if destination in {None, "storage:x", "docker-archive:x"} else Exception):
         Target.of(entry, None, scoped=False)
+
+
+@pytest.mark.parametrize("tag", ["../../../etc", "a/b", "", "-x", "a b", ".", "..", "\x1b[2J", "a\0"])
+def test_a_list_of_what_are_no_tags_is_one_failure(tmp_path: Path, tag: str) -> None:
+    config = SyncConfig(tuple(SyncEntry(Reference.parse(f"h.example/{name}")) for name in ("bad", "good")))
+
+    class Client:
+        def list_tags(self, ref: Reference) -> list[str]:
+            return ["1", tag] if ref.path == "bad" else ["1"]
+
+    class Context:
+        client = Client()
+
+    planned, failures = plan_sync(config, lambda _access: Context(), destination=f"dir:{tmp_path}")  # type: ignore[arg-type, return-value]
+    assert [failure.what for failure in failures] == ["h.example/bad"]
+    assert [[str(item.destination) for item in items] for _, _, items in planned] == [[], [f"dir:{tmp_path}/good/1"]]

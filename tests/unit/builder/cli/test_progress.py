@@ -24,6 +24,7 @@ from builder.cli.progress import (
     sanitise,
     short_name,
 )
+from builder.errors import UsageError
 from layers.events import Vertex, VertexLog, VertexStatus, VertexWarning
 
 S = 1_000_000_000
@@ -377,7 +378,7 @@ def test_auto_elsewhere_is_plain_and_a_wish_is_granted() -> None:
 
 
 def test_an_unknown_mode_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'fancy': expected one of auto, tty, plain, quiet, rawjson"):
+    with pytest.raises(UsageError, match="'fancy': expected one of auto, tty, plain, quiet, rawjson"):
         make_progress("fancy", io.StringIO(), {})
 
 
