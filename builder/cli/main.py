@@ -208,7 +208,11 @@ def _dispatch(arguments: list[str]) -> int:
         from builder.errors import UsageError
 
         refused = message.partition("unrecognized arguments: ")[2].split()
-        raise UsageError(message, hint=instead(verb, refused) or f"see `pybuild {verb} --help`")
+        # Go's flags, whose users know it so, take a value that may be left out after `=` alone.
+        words = refused and not any(word.startswith("-") for word in refused)
+        apart = next((flag for flag in _flags_alone(parser) if flag in rest[:-1]), None) if words else None
+        asked = f"a value of {apart} goes after `=`: {apart}=VALUE" if apart else f"see `pybuild {verb} --help`"
+        raise UsageError(message, hint=instead(verb, refused) or asked)
 
     parser.error = refuse  # type: ignore[method-assign]
     if verb not in _OWN_FAILURE:
@@ -274,14 +278,19 @@ def _with_values(parser: ArgumentParser, words: list[str]) -> list[str]:
 
     Go's flags, which users know, take such a value after `=` alone.
     """
-    alone = {
+    alone = _flags_alone(parser)
+    end = words.index("--") if "--" in words else len(words)
+    return [f"{word}={alone[word]}" if word in alone else word for word in words[:end]] + words[end:]
+
+
+def _flags_alone(parser: ArgumentParser) -> dict[str, str]:
+    """The flags that need no value, with what they mean alone."""
+    return {
         name: "true" if action.const is True else str(action.const)
         for action in parser._actions
         if action.nargs == "?"
         for name in action.option_strings
     }
-    end = words.index("--") if "--" in words else len(words)
-    return [f"{word}={alone[word]}" if word in alone else word for word in words[:end]] + words[end:]
 
 
 def _split_verb(arguments: list[str]) -> tuple[str | None, list[str]]:

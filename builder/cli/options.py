@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 62
 _MAX_SECONDS = 100 * 365 * 86400.0
+_CALLER = os.geteuid()
+"""Who called: in the user namespace that builds enter, everybody is 0, and root's store is not an ordinary user's."""
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -32,7 +34,7 @@ def store_root(options: Namespace) -> Path:
         return Path(options.root)
     from layers.root import default_root
 
-    return default_root(os.environ, os.geteuid())
+    return default_root(os.environ, _CALLER)
 
 
 def add_additional_stores(parser: ArgumentParser, add: Callable[..., object] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,3 +51,28 @@ def test_an_ordinary_users_cache_and_outputs(
     (context / "file").write_text("other\n")
     assert "file /file" in other.run("plan", context).text
     assert other.run("cache", "audit", context, check=False).status == 0
+
+
+def test_every_command_finds_the_store_where_the_user_has_it(
+    rootless_user: Account, busybox_base: str, place: Path
+) -> None:
+    """Neither --root nor PYBUILD_ROOT says where it is, and in the user namespace everybody is root."""
+    context = write_context(place / "context", f"FROM {busybox_base}\nRUN echo one > /one\n")
+    environ = rootless_user.environ({"XDG_DATA_HOME": str(place / "data"), "PYBUILD_CONFIG": ""})
+    environ.pop("PYBUILD_ROOT", None)
+    for words in (
+        ("build", "-t", "mine:1", str(context)),
+        ("fsck", "--snapshots"),
+        ("cache", "audit", str(context)),
+        ("bundle", "mine:1", str(place / "bundle")),
+        ("flatten", "mine:1", "-t", "flat:1"),
+        ("run", "--rm", "--network", "none", "flat:1", "cat", "/one"),
+        ("save", "-o", str(place / "s.tar"), "mine:1"),
+        ("prune", "--force"),
+    ):
+        command = [str(rootless_user.python), "-m", "builder", *words]
+        done = subprocess.run(
+            rootless_user.command(command), env=environ, cwd=place, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    assert (place / "data/pybuild/index.json").exists()

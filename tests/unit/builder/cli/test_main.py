@@ -163,3 +163,15 @@ def test_what_an_error_quotes_sends_nothing_to_the_terminal(capsys: pytest.Captu
     words = capsys.readouterr().err
     assert "error: the registry said: no\n  twice\nhint: hidden\n" in words
     assert not set(words) & {"\x1b", "\x07", "\x9b"}
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["from", "--pull", "never", "debian"], "a value of --pull goes after `=`"),
+        (["build", "--squash", ".", "other"], "see `pybuild build --help`"),
+    ],
+)
+def test_a_word_too_many(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert hint in capsys.readouterr().err
