@@ -79,7 +79,9 @@ def test_in_a_run_of_an_ordinary_user(
     text += f"RUN --security=insecure --mount=type=tmpfs,target=/store {COMMAND.replace('exec ', '')} -o /store/out && "
     text += 'test "$(find /store/out/node -size 0)" && cp -r /store/out/node /copied && mknod /own c 1 5\n'
     context = write_context(rootless_user.home / "outer", text)
-    flags = ("--allow=security.insecure", *volumes(rootless_user, inner), "--progress=plain", "--no-cache")
+    # Every session of pytest closes the directory that holds those of all to others.
+    own = Path(shutil.copytree(inner, rootless_user.home / "inner", dirs_exist_ok=True))
+    flags = ("--allow=security.insecure", *volumes(rootless_user, own), "--progress=plain", "--no-cache")
     log = pybuild_rootless.build(context, *flags, "-t", "outer:1").stderr
     assert "[3/3] RUN" in log, log
     with tarfile.open(fileobj=io.BytesIO(pybuild_rootless.run("export", "outer:1").stdout)) as tar:
