@@ -360,12 +360,13 @@ class Solver:
     def _make(
         self, ctx: StepContext, step: Step, vertex: str, inputs: tuple[str, ...], key: str, layer_key: str
     ) -> StepResult:
-        ctx.events.emit(Vertex(vertex, step.name, inputs, time.time_ns()))
         began = time.perf_counter()
         parent = self._snapshot(step.parent)
         for i in step.inputs:
             self._snapshot(i)
         self._phase(step.number, "pull", began)
+        # Told after what it stands on: an image that is fetched for it is a vertex of its own, and comes first.
+        ctx.events.emit(Vertex(vertex, step.name, inputs, time.time_ns()))
         if isinstance(step.op, CopyOp) and step.op.link:
             snapshot = self._linked(ctx, step, step.op, layer_key, parent, vertex)
         elif isinstance(step.op, CopyOp) and self._may_pack(step):

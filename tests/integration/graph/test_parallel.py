@@ -102,3 +102,9 @@ def test_a_prune_in_the_middle_breaks_no_build(pybuild: Pybuild, busybox_base: s
     assert not failures, failures[0]
     root = pybuild.unpack("kept:1", tmp_path / "root")
     assert (root / "3").read_text() == "1\n2\n"
+
+
+def test_what_a_step_stands_on_is_told_before_it(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
+    context = write_context(tmp_path / "ordered", f"FROM {busybox_base}\nRUN true\n")
+    told = pybuild.build(context, "--progress=plain").stderr
+    assert told.index("[1/2] FROM") < told.index("[2/2] RUN true")
