@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -31,10 +32,35 @@ class InvalidValue(UsageError, ArgumentTypeError):
 def store_root(options: Namespace) -> Path:
     """`--root`, PYBUILD_ROOT or the default. Raises: StoreError if there is no telling."""
     if options.root:
-        return Path(options.root)
+        return refuse_planted(Path(options.root), _CALLER)
     from layers.root import default_root
 
-    return default_root(os.environ, _CALLER)
+    return refuse_planted(default_root(os.environ, _CALLER), _CALLER)
+
+
+def refuse_planted(root: Path, euid: int) -> Path:
+    """`root` itself, unless another user has put it, or what leads to it, where all may: in /tmp, say.
+
+    Whoever did could give us images of his own under any name, and change trees while we work in them as root.
+    Asked before a user namespace is entered, in which owners are not told apart. Raises: StoreError.
+    """
+    above: os.stat_result | None = None
+    path = ""
+    for part in os.path.abspath(root).split("/"):
+        path = f"{path}{part}/"
+        try:
+            found = os.lstat(path[:-1] or "/")
+            if above is not None and above.st_mode & stat.S_IWOTH and found.st_uid not in {euid, 0, above.st_uid}:
+                from layers.errors import StoreError
+
+                raise StoreError(
+                    f"{path[:-1]}, where the store is to be, was made by another user (uid {found.st_uid})",
+                    hint="choose a directory of your own with --root or PYBUILD_ROOT",
+                )
+            above = os.stat(path)
+        except OSError:
+            break  # what is not there yet will be ours
+    return root
 
 
 def add_additional_stores(parser: ArgumentParser, add: Callable[..., object] | None = None) -> None:
