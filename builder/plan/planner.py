@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from builder.errors import ParseError, PlanError, locate
 from builder.frontend import instructions as ins
 from builder.frontend.source import SourceRange
-from builder.frontend.spelling import nearest
 from builder.frontend.words import expand_word
 from builder.plan.graph import (
     BuildGraph,
@@ -424,6 +423,8 @@ class _PlatformPlan:
         """A hint for who meant a stage by the bare name of an image that cannot be had."""
         if not re.fullmatch(r"[a-z0-9_-]+", name):
             return None
+        from builder.frontend.spelling import nearest
+
         if match := nearest(name, self._by_name):
             return f"did you mean the stage {match}?"
         return f"no stage is called {name}: it was taken for an image" if surely else None
@@ -587,5 +588,7 @@ def _platform_args(target: Platform, request: BuildRequest, stage: str) -> list[
 
 
 def _did_you_mean(word: str, known: list[str]) -> str | None:
+    from builder.frontend.spelling import nearest
+
     match = nearest(word, known)
     return f"did you mean {match}?" if match else None
