@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from builder.solve.explain import BuildPlan
     from builder.solve.sources import ImageSources
     from builder.solve.steps import OnError
-    from layers.oci import ImageConfig
+    from layers.oci import ImageConfig, Index
     from layers.store import Store
     from registry.copy import CopyOptions, CopyResult
     from registry.hosts import RegistryOptions
@@ -414,12 +414,16 @@ def forget_capsule(name: str, *, root: Path) -> None:
 
 
 class InspectedImage(NamedTuple):
-    """What `inspect` found: the manifest that a name stands for; for an image also its config and layers."""
+    """What `inspect` found: the manifest that a name stands for; for an image also its config and layers.
+
+    `chosen_from` is what the name stands for where that is an index.
+    """
 
     name: str
     manifest: RawManifest
     config: ImageConfig | None
     layers: tuple[Descriptor, ...]
+    chosen_from: Index | None = None
 
 
 def inspect(
@@ -446,12 +450,13 @@ def inspect(
             if raw:
                 return InspectedImage(opened.name, manifest, None, ())
             document = parse_manifest(manifest.raw, manifest.media_type)
+            index = document if isinstance(document, Index) else None
             while isinstance(document, Index):
                 digest = document.select(platform or Platform.host()).digest
                 manifest = check_manifest(opened.get_manifest(digest), digest)
                 document = parse_manifest(manifest.raw, manifest.media_type)
             config = ImageConfig.parse(read_blob(opened, document.config, MAX_CONFIG_BYTES))
-            return InspectedImage(opened.name, manifest, config, document.layers)
+            return InspectedImage(opened.name, manifest, config, document.layers, index)
         finally:
             opened.close()
 

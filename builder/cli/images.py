@@ -15,6 +15,7 @@ from builder.errors import UsageError
 if TYPE_CHECKING:
     from builder.api import InspectedImage
     from builder.images import ListedImage
+    from layers.oci import Index
     from layers.store import Store
 
 
@@ -319,6 +320,14 @@ def _inspect(options: Namespace) -> int:
     return 0
 
 
+def _index(index: Index | None) -> dict[str, Any] | None:
+    """What an image was chosen from, and for which platforms there are others; None if from nothing."""
+    if index is None:
+        return None
+    platforms = [str(entry.platform) for entry in index.manifests if entry.platform]
+    return {"Digest": index.descriptor.digest, "MediaType": index.media_type, "Platforms": platforms}
+
+
 def _document(found: InspectedImage, *, config: bool) -> dict[str, Any]:
     if found.config is None:
         document: dict[str, Any] = json.loads(found.manifest.raw)
@@ -332,6 +341,7 @@ def _document(found: InspectedImage, *, config: bool) -> dict[str, Any]:
         "Digest": found.manifest.descriptor.digest,
         "MediaType": found.manifest.media_type,
         "Created": document.get("created"),
+        "Index": _index(found.chosen_from),
         "Platform": str(found.config.platform),
         "Architecture": document.get("architecture"),
         "Os": document.get("os"),

@@ -43,6 +43,10 @@ def test_digests_built_elsewhere_are_merged(
     raw = cli("manifest", "get", f"{there}/all:1").out
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == digest
     assert json.loads(raw) == document
+    told = cli("inspect", f"{there}/all:1", "--platform", "linux/arm64").json()
+    assert (told["Digest"], told["Index"]["Digest"]) == (images["arm64"].digest, digest)
+    assert told["Index"]["Platforms"] == [f"linux/{name}" for name in images]
+    assert cli("inspect", f"{there}/arm64:1").json()["Index"] is None
     narrowed = cli("manifest", "get", f"{there}/all:1", "--platform", "linux/arm64").out
     assert narrowed == images["arm64"].top.data
 
