@@ -132,7 +132,8 @@ class Case:
             f"ln -s {two} {one}", f"ln -sf /w/{two} {one}", f"ln -sfn . {one}", f"mkfifo {one}", f"touch -d @15 {one}",
             f"chmod {mode} {one}", f"chmod -R g+w {one}", f"chown {owner} {one}", f"chown -R {owner} {one}",
             f"chown -h {owner} {one}", f"umask {self.random.choice(['077', '002', '000'])}", f"cd {one}", "cd /w",
-            f"id -u >> {one}", f"ls -A {one} > {two}", f"stat -c '%u %g %a %s %F' {one} > {two}", "rm -rf ./* ./.h", f"rmdir {one}",
+            f"id -u >> {one}", f"ls -A {one} > {two}", f"stat -c '%u %g %a %s %F' {one} > {two}", "rm -rf ./* ./.h",
+            f"rmdir {one}",
         ]  # fmt: skip
         return self.random.choice(commands)
 
@@ -157,12 +158,9 @@ def image_of(place: Path, base: str, flags: list[str], store: Path, user: str | 
     """The image's ID, or `failed`."""
     command = [sys.executable, "-m", "builder", "--root", str(store), "build", "-q", "--no-cache", *flags]
     command += ["--build-context", f"base={base}", "-f", f"{place}/Containerfile", f"{place}/context"]
-    environ = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(CHECKOUT),
-        "SOURCE_DATE_EPOCH": EPOCH,
-        "PYBUILD_CONFIG": "",
-    }
+    paths = filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ |= {"SOURCE_DATE_EPOCH": EPOCH, "PYBUILD_CONFIG": ""}
     if user:
         command = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", *command]
     done = subprocess.run(command, env=environ, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False)
