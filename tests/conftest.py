@@ -6,6 +6,14 @@ import os
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no bound on the time of one: a suite that fails by the day or by what else the
+# machine does tells nothing. `--hypothesis-profile=default` looks for new ones.
+settings.register_profile(
+    "steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 pytest_plugins = [
     "tests.support.cachedir",

@@ -20,7 +20,7 @@ def test_the_same_id_twice_is_one_directory(
     text = f"FROM {busybox_base}\nRUN {TWICE.format(sharing, sharing)} {script}\nRUN test ! -e /one -a ! -e /two\n"
     text += "RUN --mount=type=cache,id=x,target=/x test $(wc -l < /x/file) = 2\n"
     store = Pybuild(tmp_path / "store")
-    store.build(write_context(tmp_path / "c", text), f"--isolation={isolation}", "--timeout=20s")
+    store.build(write_context(tmp_path / "c", text), f"--isolation={isolation}", "--timeout=200s")
 
 
 def test_the_strictest_holds(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_the_strictest_holds(pybuild: Pybuild, busybox_base: str, tmp_path: Path
     stages = [f"FROM {busybox_base} AS s{n}\nRUN {mixed} : {n} && {busy} && touch /made\n" for n in range(3)]
     text = "".join(stages) + f"FROM {busybox_base}\n"
     text += "".join(f"COPY --from=s{n} /made /made{n}\n" for n in range(3))
-    pybuild.build(write_context(tmp_path / "c", text), "--timeout=20s")
+    pybuild.build(write_context(tmp_path / "c", text), "--timeout=200s")
 
 
 def test_two_runs_that_want_the_same_locks(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
@@ -43,11 +43,11 @@ def test_two_runs_that_want_the_same_locks(pybuild: Pybuild, busybox_base: str, 
     text = "".join(stages) + f"FROM {busybox_base}\n"
     text += "".join(f"COPY --from=s{number} /made /made{number}\n" for number in range(6))
     text += "RUN test $(cat /made? | sort | wc -l) = 21\n"
-    pybuild.build(write_context(tmp_path / "c", text), "--timeout=60s")
+    pybuild.build(write_context(tmp_path / "c", text), "--timeout=200s")
 
 
 def test_a_lock_is_given_back_when_the_step_cannot_begin(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     locked = "--mount=type=cache,sharing=locked,id=x,target=/x"
     text = f"FROM {busybox_base}\nRUN {locked} --mount=type=secret,id=none,required=true true\n"
     assert "none" in pybuild.build(write_context(tmp_path / "c", text), check=False).stderr
-    pybuild.build(write_context(tmp_path / "d", f"FROM {busybox_base}\nRUN {locked} true\n"), "--timeout=20s")
+    pybuild.build(write_context(tmp_path / "d", f"FROM {busybox_base}\nRUN {locked} true\n"), "--timeout=200s")

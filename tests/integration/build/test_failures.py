@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.integration.build.test_main_job import context_dir
 from tests.support.cli import Pybuild, write_context
 from tests.support.ports import free_port
 from tests.support.registries import RegistryServer
+from tests.support.waiting import PATIENCE_S
 
 
 def test_a_failing_run_keeps_its_status(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:
@@ -128,11 +128,9 @@ def test_what_cannot_be_pulled(pybuild: Pybuild, registry: RegistryServer, tmp_p
     result = pybuild.build(context, check=False)
     assert result.status != 0
     assert f"{registry.host}/no/such" in result.stderr
-    began = time.monotonic()
     result = pybuild.run("pull", f"localhost:{free_port()}/nobody:1", check=False)
     assert result.status != 0
     assert "refused" in result.stderr.lower()
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,8 @@ def test_a_full_disk_under_stdout_is_an_error(pybuild: Pybuild, busybox_layout: 
 def test_interrupted_in_the_middle_of_a_run(
     sent: signal.Signals, pybuild: Pybuild, busybox_base: str, tmp_path: Path
 ) -> None:
-    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN echo started; sleep 4321\n")
+    mark = f"4{os.getpid()}{int(sent)}"
+    context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN echo started; sleep {mark}\n")
     process = pybuild.start("build", "-t", "never:1", str(context))
     assert process.stderr is not None
     try:
@@ -228,13 +227,13 @@ def test_interrupted_in_the_middle_of_a_run(
             if b" started" in line and b"RUN" not in line:
                 break
         process.send_signal(sent)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.wait()
     assert process.returncode in {128 + sent, -sent}, rest
     assert b"Traceback" not in rest
-    assert not _running(b"4321")
+    assert not _running(mark.encode())
     assert "never" not in pybuild.run("images").text
 
 

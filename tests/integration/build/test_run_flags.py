@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -39,13 +38,11 @@ def test_a_device_of_the_host(pybuild: Pybuild, busybox_base: str, tmp_path: Pat
 def test_a_step_that_takes_too_long(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:
     """Also while it holds its output open."""
     context = write_context(
-        context_dir(pybuild_each, tmp_path) / "c", f"FROM {busybox_base}\nRUN echo begun; sleep 90\n"
+        context_dir(pybuild_each, tmp_path) / "c", f"FROM {busybox_base}\nRUN echo begun; sleep 100000\n"
     )
-    began = time.monotonic()
-    result = pybuild_each.build(context, "--timeout=1s", check=False)
+    result = pybuild_each.build(context, "--timeout=3s", check=False)
     assert result.status == 137
-    assert "it ran longer than 1 s" in result.stderr and "begun" in result.stderr
-    assert time.monotonic() - began < 60
+    assert "it ran longer than 3 s" in result.stderr and "begun" in result.stderr
 
 
 def test_what_is_written_to_a_bind_is_thrown_away(pybuild_each: Pybuild, busybox_base: str, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import CHECKOUT, need_root
+from tests.support.waiting import PATIENCE_S, until
 
 WRAPPER = CHECKOUT / "tests" / "support" / "unprivileged.py"
 EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
@@ -123,9 +123,7 @@ def test_what_a_step_leaves_running_ends_with_it(unprivileged: Unprivileged, bus
     mark = f"{os.getpid()}.25"
     left = f"(setsid nohup sleep 3600{mark} & ) ; nohup sh -c 'sleep 3600{mark} & wait' &"
     context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN {left} sleep 0.1; echo went on\n")
-    began = time.monotonic()
     unprivileged.build(context)
-    assert time.monotonic() - began < 30
     assert not running(f"3600{mark}")
 
 
@@ -149,8 +147,8 @@ def test_a_step_that_takes_too_long(unprivileged: Unprivileged, busybox_base: st
         tmp_path / "c",
         f"FROM {busybox_base}\nRUN --mount=type=cache,target=/c touch /c/here; trap '' TERM INT; sleep 3601\n",
     )
-    result = unprivileged.build(context, "--timeout=1.5s", check=False)
-    assert "it ran longer than 1.5 s" in result.stderr
+    result = unprivileged.build(context, "--timeout=4s", check=False)
+    assert "it ran longer than 4 s" in result.stderr
     assert result.status == 137
     write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN --mount=type=cache,target=/c ls /c/here\n")
     unprivileged.build(context)
@@ -165,14 +163,11 @@ def test_pybuild_is_ended(
     context = write_context(tmp_path / "c", f"FROM {busybox_base}\nRUN sleep {mark} & sleep {mark}\n")
     process = unprivileged.start("build", context)
     try:
-        deadline = time.monotonic() + 30
-        while len(running(f"sleep {mark}")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: len(running(f"sleep {mark}")) >= 2)
         process.send_signal(number)
-        status = process.wait(20)
+        status = process.wait(PATIENCE_S)
         assert status == (130 if number == signal.SIGINT else -9)
-        while running(f"sleep {mark}") and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: not running(f"sleep {mark}"))
         assert not running(f"sleep {mark}")
     finally:
         process.kill()

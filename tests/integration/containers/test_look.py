@@ -97,7 +97,7 @@ def test_limits_are_changed_at_once(root_box: Pybuild) -> None:
     assert limit() == 128 << 20
     root_box.run("update", "-m", "32m", "--pids-limit", "5", "bound")
     assert limit() == 32 << 20
-    fork = root_box.run("exec", "bound", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done", check=False)
+    fork = root_box.run("exec", "bound", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 100 & done", check=False)
     assert "fork" in fork.stderr
     root_box.run("restart", "-t", "0", "bound")
     assert limit() == 32 << 20

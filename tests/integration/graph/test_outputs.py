@@ -137,10 +137,25 @@ def test_the_summary_tells_steps_and_phases(pybuild: Pybuild, context: Path) -> 
 def test_layers_are_sent_while_later_steps_run(
     pybuild: Pybuild, registry: RegistryServer, busybox_base: str, tmp_path: Path
 ) -> None:
-    text = f"FROM {busybox_base}\nRUN head -c 3000000 /dev/urandom > /early\nRUN sleep 2\n"
+    wait = "until test -e /gate/open; do sleep 0.05; done"
+    text = f"FROM {busybox_base}\nRUN head -c 3000000 /dev/urandom > /early\nRUN {wait}\n"
     meta = tmp_path / "meta.json"
     name = f"{registry.host}/graph/early:1"
-    pybuild.build(write_context(tmp_path / "early", text), "--push", "-t", name, "--metadata-file", meta)
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    flags = ("--push", "-t", name, "--metadata-file", meta, "-v", f"{gate}:/gate:ro")
+    building = pybuild.start("build", *flags, write_context(tmp_path / "early", text))
+    stored = registry.storage / "docker/registry/v2"
+
+    def is_there() -> bool:
+        layers = (stored / "repositories/graph/early/_layers/sha256").glob("*")
+        places = [stored / "blobs/sha256" / layer.name[:2] / layer.name / "data" for layer in layers]
+        return any(place.exists() and place.stat().st_size >= 3_000_000 for place in places)
+
+    until(is_there, lambda: "the layer would come with the image")
+    (gate / "open").touch()
+    _, words = building.communicate()
+    assert building.returncode == 0, words
     document = json.loads(meta.read_text())
     first = next(s for s in document["pybuild.steps"]["list"] if "early" in s["name"])
     assert first["phases"]["push"] > 0

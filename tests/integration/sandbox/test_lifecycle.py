@@ -278,7 +278,10 @@ def test_sigkill_leaves_nothing(root_box: RootBox, target: str) -> None:
 
 
 def test_init_reaps_and_holds_nothing(box: Box) -> None:
-    script = "(true & true & sleep 0.2) & sleep 0.5; ps -o pid,stat,comm; exit 9"
+    script = (
+        "(true & true & sleep 0.2) & wait; i=0; while ps -o stat | grep -q Z && [ $i -lt 500 ]; "
+        "do i=$((i+1)); sleep 0.1; done; ps -o pid,stat,comm; exit 9"
+    )
     outcome = box.sh(script, init=True)
     assert outcome.code == 9
     assert " Z" not in outcome.out

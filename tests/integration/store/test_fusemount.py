@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from layers import fusemount
 from tests.support.machine import need_mounts, need_root, need_tool
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -53,13 +53,12 @@ def test_it_ends_with_its_mount(program: str, tmp_path: Path) -> None:
     before = serving()
     for _ in range(4):
         os.close(fusemount.mount(program, [str(tmp_path / "lower")]))
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    def ended() -> bool:
         fusemount._reap()
-        if serving() <= before:
-            break
-        time.sleep(0.05)
-    assert serving() <= before
+        return serving() <= before
+
+    until(ended)
 
 
 def test_what_it_refuses_is_told(program: str, tmp_path: Path) -> None:

@@ -258,7 +258,9 @@ hostile_items = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(hostile_items, min_size=1, max_size=3))
 def test_no_sequence_of_layers_leaves_the_target(tmp_path: Path, layers: list[list[Item]]) -> None:
     import shutil

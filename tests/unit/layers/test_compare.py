@@ -52,7 +52,9 @@ def make_tar(entries: list[tuple[str, str, int]]) -> bytes:
     return out.getvalue()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(ENTRIES, min_size=1, max_size=3))
 def test_a_stack_comes_to_what_applying_it_gives(tmp_path_factory: pytest.TempPathFactory, stack: object) -> None:
     root = tmp_path_factory.mktemp("root")

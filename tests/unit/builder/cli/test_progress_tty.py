@@ -207,13 +207,14 @@ def test_the_thread_starts_with_the_first_event_and_ends_with_close() -> None:
 def test_the_region_comes_up_on_a_real_terminal() -> None:
     script = """
 import os, pty, sys, time
+wait, go = os.pipe()
 pid, fd = pty.fork()
 if pid == 0:
     from builder.cli.progress import make_progress
     from layers.events import Vertex
     with make_progress("auto", sys.stderr, {"TERM": "xterm"}) as progress:
         progress.emit(Vertex("a", "step one", started_ns=time.time_ns()))
-        time.sleep(0.35)
+        os.read(wait, 1)
         progress.emit(Vertex("a", "step one", started_ns=time.time_ns(), completed_ns=time.time_ns()))
     os._exit(0)
 data = b""
@@ -225,10 +226,12 @@ while True:
     if not chunk:
         break
     data += chunk
+    if data.count(b"\\x1b[2A") == 2:
+        os.write(go, b"x")
 os.waitpid(pid, 0)
 sys.stdout.buffer.write(data)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=120)
     text = done.stdout.decode().replace("\r\n", "\n")
     shown = Screen()
     shown.feed(text)

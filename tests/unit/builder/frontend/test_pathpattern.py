@@ -214,10 +214,10 @@ def test_never_crashes(pattern: str, path: str) -> None:
 @pytest.mark.parametrize("pattern", ["*a" * 60 + "b", "**/a/" * 30 + "q", "**/*a*a*a*/**/*b*b*b*/**/q", "a**a**b"])
 def test_hostile_patterns_are_fast(pattern: str) -> None:
     matches = IgnorePattern(pattern).tester()
-    start = time.perf_counter()
+    start = time.thread_time()
     for path in ("a" * 255, "a/" * 2000, "aaa/" * 1000 + "b"):
         assert not matches(path) or path.endswith("b")
-    assert time.perf_counter() - start < 20  # backtracking would not end
+    assert time.thread_time() - start < 20  # backtracking would not end
 
 
 def test_wildcards() -> None:

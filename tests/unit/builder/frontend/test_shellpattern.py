@@ -78,7 +78,7 @@ def test_a_bad_escape(pattern: str) -> None:
 
 
 def test_many_stars_take_linear_time() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     assert remove_prefix("a" * 20_000, "*a" * 30 + "b", longest=True) == "a" * 20_000
     assert replace("a" * 20_000, "*a" * 30 + "b", "", everywhere=True, limit=10**6) == "a" * 20_000
-    assert time.perf_counter() - start < 30  # backtracking would need longer than the universe has
+    assert time.thread_time() - start < 30  # backtracking would need longer than the universe has

@@ -176,7 +176,9 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
         os.close(fd)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(passwd=st.binary(max_size=200), user=st.text(max_size=10))
 def test_no_file_makes_it_stumble(tmp_path_factory: pytest.TempPathFactory, passwd: bytes, user: str) -> None:
     top = tmp_path_factory.mktemp("any")

@@ -126,7 +126,9 @@ def test_resolve(tmp_path: Path, path: str, wanted: str) -> None:
 LINKS = st.lists(st.sampled_from(["a", "b", "c", "..", ".", ""]), min_size=1, max_size=5).map("/".join)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(links=st.dictionaries(st.sampled_from(["a", "b", "d/a", "d/b"]), LINKS.filter(bool), max_size=4), path=LINKS)
 def test_resolve_agrees_with_the_kernel(
     tmp_path_factory: pytest.TempPathFactory, links: dict[str, str], path: str

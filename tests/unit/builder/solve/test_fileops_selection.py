@@ -179,7 +179,9 @@ def _parents(path: str) -> set[str]:
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(paths=st.sets(PATHS, min_size=1, max_size=8), ignore=PATTERNS, exclude=PATTERNS)
 def test_against_a_model(
     tmp_path_factory: pytest.TempPathFactory, paths: set[str], ignore: list[str], exclude: list[str]

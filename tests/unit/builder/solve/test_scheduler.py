@@ -25,7 +25,7 @@ def test_a_job_runs_after_those_that_it_waits_for() -> None:
 
 
 def test_independent_jobs_run_at_once() -> None:
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=120)
 
     def meet(_: int) -> None:
         meeting.wait()
@@ -62,12 +62,12 @@ def test_a_failure_stops_the_others_and_is_raised() -> None:
 
     def work(number: int) -> None:
         if number == 0:
-            started.wait(20)
+            started.wait(120)
             raise ValueError("first")
         if number == 1:
             started.set()
             # As a RUN does: it sleeps on a descriptor, not in a loop.
-            told.append(bool(select.select([stop.fd], [], [], 20)[0]))
+            told.append(bool(select.select([stop.fd], [], [], 120)[0]))
             raise Cancelled
         raise AssertionError("a job started after the failure")
 
@@ -91,9 +91,10 @@ def test_cancelling_ends_the_jobs() -> None:
 
 
 def test_the_calling_thread_ticks() -> None:
-    ticks: list[int] = []
-    run_graph({0: []}, lambda _: time.sleep(0.3), jobs=1, stop=Stop(never), tick=lambda: ticks.append(1))
-    assert ticks
+    ticked = threading.Event()
+    waited: list[bool] = []
+    run_graph({0: []}, lambda _: waited.append(ticked.wait(120)), jobs=1, stop=Stop(never), tick=ticked.set)
+    assert waited == [True]
 
 
 def test_a_circle_is_refused() -> None:
