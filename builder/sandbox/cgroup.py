@@ -543,6 +543,7 @@ def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
             enabled = _read(f"{path}/cgroup.subtree_control").split()
             absent = [name for name in controllers if name not in enabled and name != "freezer"]
             if absent:
+                _require(path, absent)
                 _write(f"{path}/cgroup.subtree_control", " ".join(f"+{name}" for name in absent))
             return path
         path = os.path.dirname(path)
@@ -552,6 +553,16 @@ def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
         hierarchy.own,
         hint=_DELEGATE,
     )
+
+
+def _require(path: str, controllers: list[str]) -> None:
+    """Raises: CgroupError where a group was not given a controller: systemd gives users but some of them."""
+    given = _read(f"{path}/cgroup.controllers").split()
+    missing = [name for name in controllers if name not in given]
+    if missing:
+        grant = "systemctl edit user@.service, with Delegate=cpu cpuset io memory pids in [Service], then log in again"
+        hint = f"as root: {grant}" if "/user@" in path else _DELEGATE
+        raise CgroupError(errno.ENOENT, f"the controllers delegated here lack {' and '.join(missing)}", path, hint)
 
 
 def _hint(error: OSError) -> str | None:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from builder.sandbox.setup import forget_modules
 from builder.sandbox.syscalls import numbers
 from layers import linux
 
@@ -58,6 +59,7 @@ def enter(pid: int) -> Callable[[int], bytes]:
     if proc < 0:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     process = linux.pidfd_open(pid)
+    forget_modules()
     linux.setns(process, linux.CLONE_NEWNS)
     os.close(process)
     os.fchdir(proc)

@@ -8,7 +8,9 @@ https://systemd.io/CGROUP_DELEGATION
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Literal
 
@@ -18,6 +20,8 @@ from builder.sandbox import cgroup, userns
 Manager = Literal["auto", "cgroupfs", "systemd"]
 _MARK = "PYBUILD_SCOPE"
 _LEAF = "main"
+_WORDS = "PYBUILD_SCOPE_WORDS"
+_CARRIED = f"import json, os; words = json.loads(os.environ.pop({_WORDS!r})); os.execv(words[0], words)"
 
 
 def enter(manager: Manager, argv: list[str], environ: Mapping[str, str], *, slice: str | None = None) -> None:
@@ -46,8 +50,16 @@ def enter(manager: Manager, argv: list[str], environ: Mapping[str, str], *, slic
     kind = [] if root else ["--user"]
     beneath = [f"--slice={slice}"] if slice else []
     options = [*kind, "--scope", "--quiet", "--collect", "--property=Delegate=yes", *beneath, "--"]
+    environment = {**environ, _MARK: "1"}
+    if not root:
+        environment["XDG_RUNTIME_DIR"] = _runtime_dir(environ)
+    if any("$" in word for word in argv):
+        # systemd-run puts variables in their place, of late by default (254 to 257), and older ones know no option
+        # that forbids it: such words go by the environment.
+        environment[_WORDS] = json.dumps(argv)
+        argv = [sys.executable, "-I", "-S", "-c", _CARRIED]
     try:
-        os.execve(program, ["systemd-run", *options, *argv], {**environ, _MARK: "1"})  # noqa: S606 - systemd's own
+        os.execve(program, ["systemd-run", *options, *argv], environment)  # noqa: S606 - systemd's own
     except OSError as e:
         raise SandboxError(f"systemd-run: {e.strerror}", operation="cgroup", errno=e.errno) from e
 
@@ -56,8 +68,12 @@ def _answers(root: bool, environ: Mapping[str, str]) -> bool:
     """Whether there is a manager to ask: the machine's, or the user's own."""
     if root:
         return os.path.isdir("/run/systemd/system")
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    return runtime is not None and os.path.exists(f"{runtime}/systemd/private")
+    return os.path.exists(f"{_runtime_dir(environ)}/systemd/private")
+
+
+def _runtime_dir(environ: Mapping[str, str]) -> str:
+    """Where the user's own manager listens: of cron's jobs and su's shells nobody is told."""
+    return environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
 
 
 def _owns_group() -> bool:

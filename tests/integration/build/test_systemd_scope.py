@@ -7,6 +7,7 @@ control groups what `systemd-run --scope` does; the kernel's rules of delegation
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.support.machine import need_root
 
 STAND_IN = """#!/bin/sh
 echo "$*" > {log}
+echo "$XDG_RUNTIME_DIR" >> {log}
+case "$*" in *'$'*) echo "a variable would take this one's place" >&2; exit 99;; esac
 while test "$1" != --; do shift; done
 shift
 echo $$ > {scope}/cgroup.procs && exec "$@"
@@ -97,6 +100,30 @@ def test_a_user_gets_a_scope_for_his_limits(session: Session, busybox_base: str)
     log = Path(session.env["PATH"].split(":")[0], "log").read_text()
     assert log.startswith("--user --scope --quiet --collect --property=Delegate=yes -- ")
     assert not list(scope.glob("pybuild-*"))
+
+
+def test_words_that_look_like_variables(session: Session, busybox_base: str) -> None:
+    """systemd-run of late takes them for such."""
+    assert session.account
+    text = f'FROM {busybox_base}\nARG WORD\nRUN echo "is $WORD"\n'
+    context = write_context(session.account.home / "v", text)
+    flags = ("--build-arg=WORD=${HOME} \udcff$$", "--hugetlb-limit=2MB:4m", "--progress=plain", "--no-cache")
+    assert "is ${HOME} " in session.build(context, *flags).stderr
+    assert Path(session.env["PATH"].split(":")[0], "log").read_text().startswith("--user --scope ")
+
+
+def test_of_a_shell_that_was_not_told(session: Session, busybox_base: str) -> None:
+    """cron's jobs and su's shells have no XDG_RUNTIME_DIR; the user's manager may run all the same."""
+    assert session.account
+    context = write_context(session.account.home / "u", f"FROM {busybox_base}\nRUN true\n")
+    runtime = Path(f"/run/user/{session.account.uid}")
+    session.env["XDG_RUNTIME_DIR"] = ""
+    shutil.copytree(session.root.parent / "runtime", runtime)
+    try:
+        session.build(context, "--hugetlb-limit=2MB:4m")
+    finally:
+        shutil.rmtree(runtime)
+    assert Path(session.env["PATH"].split(":")[0], "log").read_text().splitlines()[1] == str(runtime)
 
 
 def test_without_limits_nobody_is_asked(session: Session, busybox_base: str) -> None:

@@ -124,6 +124,19 @@ def test_no_delegated_group_is_an_error_with_a_hint(tmp_path: Path) -> None:
     assert caught.value.hint and "Delegate" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("place", "words"), [("user@7.service", "systemctl edit user@.service"), ("x", "Delegate=yes")]
+)
+def test_a_controller_that_was_not_delegated(tmp_path: Path, place: str, words: str) -> None:
+    """systemd gives an ordinary user cpu, memory and pids; cpuset and io are the machine's to give."""
+    tree(tmp_path, (place, "", ""), (f"{place}/session", "42\n", ""))
+    hierarchy = Hierarchy(2, ("cpu", "cpuset", "memory", "pids"), str(tmp_path), str(tmp_path / place / "session"))
+    with pytest.raises(CgroupError, match="lack cpuset") as caught:
+        cgroup.create({"pids": 5, "cpuset_cpus": "0"}, "x", [hierarchy])
+    assert caught.value.hint and words in caught.value.hint
+    assert not (tmp_path / place / "cgroup.subtree_control").read_text()
+
+
 def test_a_controller_that_is_nowhere_is_an_error() -> None:
     with pytest.raises(CgroupError, match="pids controller"):
         cgroup.create({"pids": 5}, "x", [])
