@@ -238,7 +238,9 @@ def attach(mount: Mount, path: Path, what: str) -> None:
     from layers import linux
 
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whoever may not look into the store shall not come to an image's set-id programs by a mount of it.
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         with opened(mount) as fd:
             if mount.type == "bind":
                 clone = linux.open_tree(fd, ".", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)

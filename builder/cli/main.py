@@ -237,6 +237,7 @@ def _run(verb: str, command: Command, parser: ArgumentParser, rest: list[str]) -
         import logging
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
+        logging.getLogger("urllib3").setLevel(logging.INFO)  # it tells whole URLs: some are signed, and so secrets
     return command.run(verb, options)
 
 

@@ -256,7 +256,8 @@ def _make_directory(root: Path) -> tuple[Record, int]:
     while True:
         record = Record(top / os.urandom(32).hex())
         try:
-            top.joinpath("names").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (top, top / "names"):
+                directory.mkdir(mode=0o700, exist_ok=True)
             record.directory.mkdir(mode=0o700)
         except OSError as e:
             raise ContainerError(f"{e.filename}: {e.strerror}") from e
