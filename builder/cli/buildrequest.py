@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from builder.plan.sourcepolicy import SourcePolicy
     from layers.oci import Platform
 
-_ENTITLEMENTS = frozenset({"security.insecure", "network.host"})
+_ENTITLEMENTS = frozenset({"security.insecure", "network.host", "device"})
 _MOUNTS_CONF = ("/etc/containers/mounts.conf", "/usr/share/containers/mounts.conf")
 
 
@@ -67,6 +67,8 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
         no_hosts=options.no_hosts,
         devices=sandboxflags.devices(options),
+        cdi_devices=sandboxflags.cdi_devices(options),
+        cdi_directories=sandboxflags.cdi_directories(options),
         shared=sandboxflags.of_host(options),
         runtime=options.runtime,
     )
@@ -387,8 +389,8 @@ def _jobs(number: int) -> int:
 
 
 def _entitlement(name: str) -> str:
-    if name not in _ENTITLEMENTS:
-        raise UsageError(f"--allow {name!r}: there are {' and '.join(sorted(_ENTITLEMENTS))}")
+    if name not in _ENTITLEMENTS and not name.startswith("device="):
+        raise UsageError(f"--allow {name!r}: there are {', '.join(sorted(_ENTITLEMENTS))} and device=CDI-NAME")
     return name
 
 

@@ -117,7 +117,7 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--hostname", metavar="NAME", help="its host name (default: its ID)")
     add_sandbox_options(parser, containers=True)
     add("--network", "--net", metavar="NETWORK",
-        help="private (bridge): its own, behind NAT; host; none; container:NAME (default: private or host)")  # fmt: skip
+        help="private (bridge): its own, behind NAT; host; none; container:NAME (default: private)")  # fmt: skip
     add(
         "-p",
         "--publish",
@@ -442,6 +442,8 @@ def _container_options(options: Namespace) -> ContainerOptions:
         security_opt=tuple(options.security_opt),
         privileged=options.privileged,
         devices=sandboxflags.devices(options),
+        cdi_devices=sandboxflags.cdi_devices(options),
+        cdi_directories=sandboxflags.cdi_directories(options),
         ulimits=sandboxflags.ulimits(options),
         limits=sandboxflags.limits(options, Resources),
         shm_size_bytes=options.shm_size or 64 << 20,

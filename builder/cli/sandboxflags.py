@@ -54,7 +54,10 @@ def add_sandbox_options(parser: ArgumentParser, *, containers: bool = False) -> 
         help="a search domain in place of the host's; . is none")  # fmt: skip
     add("--dns-option", action="append", default=[], metavar="OPTION", help="a resolver's option, such as ndots:2")
     add("--no-hosts", action="store_true", help="leave the image's /etc/hosts as it is")
-    add("--device", action="append", default=[], metavar="PATH", help="a device of the host")
+    add("--device", action="append", default=[], metavar="PATH[:PATH]|VENDOR/CLASS=NAME",
+        help="a device of the host, perhaps by another name; or one that a CDI file describes")  # fmt: skip
+    add("--cdi-spec-dir", action="append", default=[], metavar="DIR",
+        help="where CDI files are (default: /etc/cdi and /var/run/cdi)")  # fmt: skip
     add("--cap-add", action="append", default=[], metavar="CAP", help="a capability more, or ALL")
     add("--cap-drop", action="append", default=[], metavar="CAP", help="a capability less, or ALL")
     add("--security-opt", action="append", default=[], metavar="OPTION",
@@ -244,17 +247,38 @@ def one_line(values: list[str], flag: str) -> tuple[str, ...]:
 
 
 def devices(options: Namespace) -> tuple[str, ...]:
-    """Device nodes of the host, each under its own name. Raises: UsageError."""
-    return tuple(_device(text) for text in options.device)
+    """Device nodes of the host, each as HOST or HOST:PATH. Raises: UsageError."""
+    return tuple(_device(text) for text in options.device if text.startswith("/"))
+
+
+def cdi_devices(options: Namespace) -> tuple[str, ...]:
+    """Devices by CDI names; there must be such. Raises: UsageError, SandboxError."""
+    names = tuple(text for text in options.device if not text.startswith("/"))
+    if names:
+        from builder.sandbox import cdi
+
+        for name in names:
+            if not cdi.is_name(name):
+                raise UsageError(f"--device {name!r}: expected a path, or a CDI name such as vendor.com/class=name")
+        cdi.find(names, cdi_directories(options))
+    return names
+
+
+def cdi_directories(options: Namespace) -> tuple[str, ...]:
+    """Where CDI files are; the last of them counts most."""
+    return tuple(map(os.path.abspath, options.cdi_spec_dir)) or ("/etc/cdi", "/var/run/cdi")
 
 
 def _device(text: str) -> str:
-    path, _, rest = text.partition(":")
-    if rest and rest.partition(":")[0] not in {path, "r", "w", "m", "rw", "rm", "wm", "rwm"}:
-        raise UsageError(f"--device {text!r}: a device appears under its own name", hint=f"--device {path}")
+    path, *rest = text.split(":")
+    if rest and rest[-1] in {"r", "w", "m", "rw", "rm", "wm", "rwm"}:
+        rest.pop()
+    inside = rest[0] if rest else path
     if not path.startswith("/dev/") or ".." in path.split("/") or not os.path.exists(path):
         raise UsageError(f"--device {text!r}: {path} is no device of this machine")
-    return path
+    if len(rest) > 1 or not inside.startswith("/dev/") or ".." in inside.split("/") or inside == "/dev/":
+        raise UsageError(f"--device {text!r}: a device appears beneath /dev", hint=f"--device {path}")
+    return path if inside == path else f"{path}:{inside}"
 
 
 def ulimits(options: Namespace) -> tuple[tuple[str, int, int], ...]:

@@ -24,6 +24,7 @@ _RUN_FLAGS = frozenset({
     "ulimit", "shm_size", "memory", "memory_swap", "cpus", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus",
     "cpuset_mems", "pids_limit", "device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops",
     "hugetlb_limit", "pid", "ipc", "uts", "cgroupns", "userns", "cgroup_parent",
+    "cdi_spec_dir",
 })  # fmt: skip
 """The flags of `run` that mean something in a working container."""
 
@@ -134,6 +135,8 @@ def _request(options: Namespace) -> tuple[BuildRequest, tuple[str, ...]]:
             dns_options=sandboxflags.one_line(options.dns_option, "--dns-option"),
             no_hosts=options.no_hosts,
             devices=sandboxflags.devices(options),
+            cdi_devices=sandboxflags.cdi_devices(options),
+            cdi_directories=sandboxflags.cdi_directories(options),
             shared=sandboxflags.of_host(options),
             runtime=getattr(options, "runtime", None),
         ),

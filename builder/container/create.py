@@ -268,7 +268,7 @@ def sandbox_spec(
         env.setdefault("TERM", "xterm")
     chosen = rights.security(options.security_opt)
     groups = [*user.groups, *_extra_groups(tree, options.group_add)]
-    return SandboxSpec(
+    spec = SandboxSpec(
         args=argv(config) if config.get("Entrypoint") or config.get("Cmd") else ("/bin/sh",),
         root=mount,
         env=tuple(env.items()),
@@ -301,6 +301,11 @@ def sandbox_spec(
         shm_size_bytes=options.shm_size_bytes,
         stubs=root / "stubs",
     )
+    if options.cdi_devices:
+        from builder.sandbox import cdi
+
+        spec = cdi.apply(spec, cdi.find(options.cdi_devices, options.cdi_directories))
+    return spec
 
 
 def _of_image(mount: Mount) -> Mount:

@@ -98,6 +98,9 @@ class ContainerOptions:
     security_opt: tuple[str, ...] = ()
     privileged: bool = False
     devices: tuple[str, ...] = ()
+    """Nodes of the host, each HOST or HOST:PATH."""
+    cdi_devices: tuple[str, ...] = ()
+    cdi_directories: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     ulimits: tuple[tuple[str, int, int], ...] = ()
     limits: Resources = _NO_LIMITS
     shm_size_bytes: int = 64 << 20

@@ -67,6 +67,8 @@ class RunOp(NamedTuple):
     hostname: str = "buildkitsandbox"
     files: tuple[tuple[str, bytes], ...] = ()
     proxy: tuple[tuple[str, str], ...] = ()
+    devices: tuple[tuple[str, bool], ...] = ()
+    """(CDI name, whether it has to be there) each."""
 
 
 class CopyItem(NamedTuple):

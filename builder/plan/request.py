@@ -126,6 +126,10 @@ class RunOptions:
     no_hosts: bool = False
     """RUN sees the image's own /etc/hosts."""
     devices: tuple[str, ...] = ()
+    """Nodes of the host, each HOST or HOST:PATH."""
+    cdi_devices: tuple[str, ...] = ()
+    """Names of CDI devices that every RUN has."""
+    cdi_directories: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     shared: tuple[str, ...] = ()
     """Namespaces that RUN shares with the host: pid, ipc, uts, cgroup."""
     runtime: str | None = None

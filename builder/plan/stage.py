@@ -289,10 +289,10 @@ class Dispatcher:
             lines = i.heredocs[0].content.strip().split("\n", 1)
             summary = f" ({lines[0].strip()}{'...' if len(lines) > 1 else ''})"
         mounts = [self._mount(state, mount, i.range) for mount in (*i.mounts, *self._request.run.mounts)]
-        if i.devices:
-            raise state.fail(
-                "RUN --device is not supported: there are no CDI devices here", i.range, "use --device PATH of build"
-            )
+        for device in i.devices:
+            if not {"device", f"device={device.name}"} & self._request.allow:
+                hint = f"allow it with --allow device={device.name}"
+                raise state.fail(f"RUN --device={device.name} is not allowed", i.range, hint)
         security = i.security or "sandbox"
         if security == "insecure" and "security.insecure" not in self._request.allow:
             raise state.fail(
@@ -309,6 +309,7 @@ class Dispatcher:
             hostname=self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
             files=files,
             proxy=self._proxy,
+            devices=tuple((device.name, device.required) for device in i.devices),
         )
         inputs = tuple(m.input for m in mounts if m.input is not None)
         step = self._sources.add_step(state, op, inputs=inputs, range=i.range, text=i.original + summary)

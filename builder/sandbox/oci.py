@@ -247,7 +247,8 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
     if spec.oom_score_adj is not None:
         process["oomScoreAdj"] = spec.oom_score_adj
     profile = _profile(spec)
-    nodes = [_device(path) for path in spec.devices]
+    bound = [text for text in spec.devices if ":" in text and host.rootless]
+    nodes = [_device(text) for text in spec.devices if text not in bound]
     allowed = [
         {"allow": True, "type": d["type"], "major": d["major"], "minor": d["minor"], "access": "rwm"} for d in nodes
     ]
@@ -261,6 +262,8 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
                 {"destination": d, "type": t, "source": s, "options": list(o)}
                 for d, t, s, o in _system_mounts(spec, host)
             ),
+            # In a user namespace runtimes bind nodes, under the host's name alone.
+            *(_bound_device(text) for text in bound),
             *map(_mount, mounts),
         ],
         "linux": {
@@ -307,14 +310,20 @@ def _mount(mount: SandboxMount) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": "", "options": [bind, *options]}
 
 
-def _device(path: str) -> dict[str, Any]:
+def _device(text: str) -> dict[str, Any]:
+    path, _, other = text.partition(":")
     status = os.stat(path)
     if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
         raise SandboxError(f"{path} is no device node", operation="runtime", path=path)
     kind = "b" if stat.S_ISBLK(status.st_mode) else "c"
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
     mode = stat.S_IMODE(status.st_mode)
-    return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": 0, "gid": 0}
+    return {"path": other or path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": 0, "gid": 0}
+
+
+def _bound_device(text: str) -> dict[str, Any]:
+    path, _, target = text.partition(":")
+    return {"destination": target, "type": "none", "source": path, "options": ["bind", "nosuid", "noexec"]}
 
 
 def _resources(limits: Resources) -> dict[str, Any]:

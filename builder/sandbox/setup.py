@@ -302,9 +302,10 @@ def op_dev(sandbox: Sandbox, shm_size_bytes: int, tty_gid: int | None, devices: 
             linux.mount("/dev/mqueue", f"{place}/mqueue", None, linux.MS_BIND)
 
 
-def _device(dev: int, path: str) -> None:
-    """One more of the host's nodes, or a directory of them. Raises: OSError."""
-    name = path.removeprefix("/dev/")
+def _device(dev: int, text: str) -> None:
+    """One more of the host's nodes, or a directory of them; perhaps by another name. Raises: OSError."""
+    path, _, other = text.partition(":")
+    name = (other or path).removeprefix("/dev/")
     rootfs.make_in(
         dev, [part for part in name.split("/") if part not in {"", ".", ".."}], is_file=not os.path.isdir(path)
     )

@@ -170,7 +170,7 @@ class SandboxSpec:
     """(name such as "nofile", soft, hard)."""
     oom_score_adj: int | None = None
     devices: tuple[str, ...] = ()
-    """Host device nodes to bind as well, by path."""
+    """Host device nodes to bind as well, by path; HOST:PATH appears at another path of /dev."""
     resources: Resources = Resources()
     isolation: Isolation = "auto"
     privileged: bool = False

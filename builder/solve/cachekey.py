@@ -34,15 +34,17 @@ def run_key(op: RunOp, options: RunOptions, parent: str | None, inputs: Sequence
         parent,
         [op.args, op.env.digest(), op.cwd, op.user, mounts, op.network, op.security, op.hostname, files],
         [options.add_hosts, options.cap_add, options.cap_drop, options.security_opt, options.ulimits, options.volumes],
-        [options.shm_size_bytes, *_seldom(options)],
+        [options.shm_size_bytes, *_seldom(options, op)],
     )
 
 
-def _seldom(options: RunOptions) -> list[object]:
+def _seldom(options: RunOptions, op: RunOp) -> list[object]:
     """What few builds ask for, and a key has only where it is asked for. Namespaces count as the network does."""
     found: list[object] = [options.devices] if options.devices else []
     found += ["no-hosts"] * options.no_hosts
-    return [*found, *([["shared", *options.shared]] if options.shared else [])]
+    found += [["shared", *options.shared]] if options.shared else []
+    cdi = (*options.cdi_devices, *(name for name, _ in op.devices))
+    return [*found, *([["cdi", *cdi]] if cdi else [])]
 
 
 def copy_key(op: CopyOp, parent: str | None, content: Sequence[str], epoch_s: int | None) -> str:

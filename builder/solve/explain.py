@@ -134,6 +134,7 @@ def describe(
                 "--add-host": options.add_hosts, "--cap-add": options.cap_add, "--cap-drop": options.cap_drop,
                 "--security-opt": options.security_opt, "--ulimit": options.ulimits, "--volume": options.volumes,
                 "--shm-size": options.shm_size_bytes, "namespaces of the host": " ".join(options.shared),
+                "--device": " ".join((*options.devices, *options.cdi_devices, *(name for name, _ in op.devices))),
             }  # fmt: skip
         case CopyOp() as op:
             doc["fields"] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from builder.errors import ContextError, StepError
 from builder.frontend.source import SourceFile
 from builder.plan.graph import CopyItem, CopyOp, MkdirOp, MountOp, RunOp, Step
-from builder.plan.request import BuildRequest
+from builder.plan.request import BuildRequest, RunOptions
 from layers.errors import Cancelled
 from layers.events import EventSink, VertexLog, VertexWarning
 from layers.sha import sha256
@@ -359,7 +359,7 @@ def sandbox_spec(
     }
     if not options.no_hosts:
         files["/etc/hosts"] = rights.hosts(op.hostname, of_host=True)
-    return SandboxSpec(
+    spec = SandboxSpec(
         args=op.args,
         root=active.mount,
         env=env,
@@ -385,6 +385,22 @@ def sandbox_spec(
         timeout_s=options.timeout_s,
         stubs=ctx.store.root / "stubs",
     )
+    return _with_devices(spec, op, options) if op.devices or options.cdi_devices else spec
+
+
+def _with_devices(spec: SandboxSpec, op: RunOp, options: RunOptions) -> SandboxSpec:
+    """The spec with its CDI devices; those of a RUN that are not there and need not be are left out."""
+    from builder.sandbox import cdi
+
+    names = list(options.cdi_devices)
+    for name, required in op.devices:
+        try:
+            cdi.find([name], options.cdi_directories)
+            names.append(name)
+        except cdi.NoSuchDevice:
+            if required:
+                raise
+    return cdi.apply(spec, cdi.find(names, options.cdi_directories))
 
 
 def _of_host(path: str, target: str, *, readonly: bool) -> SandboxMount:

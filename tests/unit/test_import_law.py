@@ -44,6 +44,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "builder.sandbox": (
         *("layers.linux", "layers.errors", "layers.sha", "layers.snapshot", "builder.errors", "builder.sandbox"),
     ),
+    "builder.sandbox.cdi": ("builder.errors", "builder.sandbox.spec", "yaml"),
     "builder.sandbox.rootfs": ("layers.linux", "layers.fusemount", "builder.sandbox"),
     "builder.sandbox.zygote": ("layers.linux", "builder.sandbox"),
     "builder.sandbox.setup": ("layers.linux", "layers.ownership", "builder.sandbox"),
@@ -91,7 +92,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "isal": ("layers.compression", "layers.decompression"),
     "zlib_ng": ("layers.compression",),
     "requests": ("registry",),
-    "yaml": ("builder.bakefile", "registry.syncfile"),
+    "yaml": ("builder.bakefile", "builder.sandbox.cdi", "registry.syncfile"),
     "jsonschema": (),  # comes with oras, costs 93 ms
 }
 

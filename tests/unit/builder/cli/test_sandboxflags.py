@@ -71,8 +71,9 @@ def test_name_servers_and_words_of_resolv_conf() -> None:
         sandboxflags.one_line(["a\nnameserver 192.0.2.66"], "--dns-search")
 
 
-@pytest.mark.parametrize("text", ["/etc/passwd", "/dev/../etc/passwd", "/dev/null:/dev/zero", "/dev/no-such-thing"])
+@pytest.mark.parametrize("text", ["/etc/passwd", "/dev/../etc/x", "/dev/null:/etc", "/dev/null:/dev/../x", "/dev/no"])
 def test_what_is_no_device_of_this_machine(text: str) -> None:
     with pytest.raises(UsageError):
         sandboxflags.devices(parsed("--device", text))
     assert sandboxflags.devices(parsed("--device", "/dev/null:rw")) == ("/dev/null",)
+    assert sandboxflags.devices(parsed("--device", "/dev/null:/dev/nil:r")) == ("/dev/null:/dev/nil",)
