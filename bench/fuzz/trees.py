@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 EPOCH = "1700000000"
 NAMES = ("a", "b", "c", "d d", "é", ".h")
 OWNERS = ("0:0", "1:33", "1000:1000", "33", "daemon", ":100")
-MODES = (0o644, 0o755, 0o600, 0o4755, 0o444)
+MODES = (0o644, 0o755, 0o604, 0o4755, 0o444)
 
 
 class Case:
