@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 MANIFEST_ACCEPT = (MEDIA_OCI_INDEX, MEDIA_OCI_MANIFEST, MEDIA_DOCKER_INDEX, MEDIA_DOCKER_MANIFEST)
 MAX_LIST_BYTES = 16 << 20
+MAX_LISTS_BYTES = 64 << 20
+"""Of all pages of a list: what is asked for is held in memory."""
 MAX_LIST_PAGES = 10_000
 MAX_TAG_CHARS = 128
 _MAX_PARTS = 1000
@@ -606,7 +608,11 @@ class RegistryClient:
     def _pages(self, endpoint: Endpoint, call: Call, reply: Reply, key: str) -> Iterator[str]:
         """The names on a page and on those that its Link headers lead to."""
         seen: set[str] = set()
+        size = 0
         for _ in range(MAX_LIST_PAGES):
+            size += len(reply.body)
+            if size > MAX_LISTS_BYTES:
+                raise ServerError(f"{call.what}: the pages have more than {MAX_LISTS_BYTES >> 20} MiB", url=reply.url)
             names = _json_object(reply, call.what).get(key) or []
             if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
                 raise ServerError(f"{call.what}: the answer has no list of {key}", url=reply.url)
@@ -628,7 +634,11 @@ class RegistryClient:
         if page is None:
             return self._referrers_by_tag(endpoint, ref, digest)
         seen: set[str] = set()
+        size = 0
         while page is not None:
+            size += len(page.body)
+            if size > MAX_LISTS_BYTES:
+                raise ServerError(f"the referrers of {digest.short} have more than {MAX_LISTS_BYTES >> 20} MiB")
             found += Index.parse(page.body, MEDIA_OCI_INDEX).manifests
             following = next_link(page)
             if following is None or following in seen or len(seen) > MAX_LIST_PAGES:

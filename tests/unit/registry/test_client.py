@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -468,6 +469,26 @@ def test_pages(mocked: responses.RequestsMock, api: RegistryClient) -> None:
     )
     mocked.get(f"{H}/v2/a/b/tags/list?last=3", json={"tags": None})
     assert list(api.list_tags(REF, page_size=2)) == ["1", "2", "3"]
+
+
+def test_pages_without_end(
+    mocked: responses.RequestsMock, api: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.client.MAX_LISTS_BYTES", 5000)
+    count = itertools.count()
+
+    def page(_request: object) -> tuple[int, dict[str, str], str]:
+        number = next(count)
+        return (
+            200,
+            {"Link": f'</v2/a/b/tags/list?last={number}>; rel="next"'},
+            json.dumps({"tags": [f"t{number}"] * 50}),
+        )
+
+    mocked.add_callback(responses.GET, f"{H}/v2/a/b/tags/list", callback=page)
+    with pytest.raises(ServerError, match="the pages have more"):
+        list(api.list_tags(REF))
+    assert next(count) < 50
 
 
 def test_pages_in_a_circle(mocked: responses.RequestsMock, api: RegistryClient) -> None:
