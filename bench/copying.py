@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Measure COPY's engine and its content key beside `cp -a` and a bare read of all files.
+"""Measure COPY's engine, its content key and its layer beside `cp -a` and a bare read of all files.
 
   bench/copying.py [--rounds N] [--files N] [--bytes MEAN] [--big-mib N] [--dir SCRATCH] [--overlay]
 
-Prints medians of interleaved rounds, page cache warm. `--overlay` copies onto an overlay mount, as a
+Prints medians of interleaved rounds, page cache warm. The layer (gzip, written nowhere) is made of the
+copy, and packed from the source alone, as of a COPY that ends an image. `--overlay` copies onto an overlay mount, as a
 build does (as root); `cp` then does too. What a round wrote stays until the end: ext4 makes files
 slowly for some seconds after many were deleted.
 """
@@ -28,7 +29,9 @@ sys.path.insert(0, str(TOP))
 
 from builder.solve.contenthash import content_key  # noqa: E402
 from builder.solve.fileops import CopyOptions, copy  # noqa: E402
+from builder.solve.treepack import LeftOut  # noqa: E402
 from layers import linux  # noqa: E402
+from layers.changeset import diff_trees, write_layer  # noqa: E402
 from layers.records import FileStat  # noqa: E402
 
 FILES_PER_DIRECTORY = 100
@@ -88,6 +91,33 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+class Nowhere:
+    """Takes a blob."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        return len(data)
+
+
+def copied_layer(source_fd: int, scratch: Path, overlay: bool, options: CopyOptions) -> None:
+    """The copy's layer by way of its files."""
+    with target(scratch, overlay) as (path, fd, upper):
+        copy(source_fd, "/", fd, "/out/", options, upper_fd=upper)
+        root = str(path) if upper is None else f"/proc/self/fd/{upper}/."
+        write_layer(diff_trees(None, root), root, Nowhere())
+
+
+def packed_layer(source_fd: int, scratch: Path, overlay: bool, options: CopyOptions) -> None:
+    """The same layer from the source."""
+    left_out = LeftOut()
+    try:
+        with target(scratch, overlay) as (path, fd, upper):
+            copy(source_fd, "/", fd, "/out/", options, upper_fd=upper, left_out=left_out)
+            root = str(path) if upper is None else f"/proc/self/fd/{upper}/."
+            write_layer(left_out.changes(diff_trees(None, root)), root, Nowhere())
+    finally:
+        left_out.close()
+
+
 def round_of(source: Path, scratch: Path, overlay: bool, warm: Remembering) -> dict[str, float]:
     """One turn of every contestant."""
     options = CopyOptions(reset_owner=True)
@@ -98,6 +128,8 @@ def round_of(source: Path, scratch: Path, overlay: bool, warm: Remembering) -> d
         found["key, warm"] = timed(lambda: content_key(source_fd, ["/"], options, stats_cache=warm))
         with target(scratch, overlay) as (_, fd, upper):
             found["copy"] = timed(lambda: copy(source_fd, "/", fd, "/out/", options, upper_fd=upper))
+        found["copy, layer"] = timed(lambda: copied_layer(source_fd, scratch, overlay, options))
+        found["layer alone"] = timed(lambda: packed_layer(source_fd, scratch, overlay, options))
         with target(scratch, overlay) as (path, fd, _):
             command = ["cp", "-a", str(source), str(path / "out")]
             found["cp -a"] = timed(lambda: subprocess.run(command, check=True, pass_fds=[fd]))
@@ -124,7 +156,8 @@ def main() -> None:
     try:
         make_tree(scratch / "small", arguments.files, arguments.mean_bytes)
         make_big(scratch / "big", arguments.big_mib)
-        print(f"{'':24}" + "".join(f"{c:>12}" for c in ("key, cold", "key, warm", "copy", "cp -a", "find | cat")))
+        columns = ("key, cold", "key, warm", "copy", "copy, layer", "layer alone", "cp -a", "find | cat")
+        print(f"{'':24}" + "".join(f"{c:>12}" for c in columns))
         for name, label in (("small", f"{arguments.files} small files"), ("big", f"{arguments.big_mib} MiB")):
             warm = Remembering()
             round_of(scratch / name, scratch, arguments.overlay, warm)
