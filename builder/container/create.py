@@ -188,7 +188,7 @@ def _settings(
     sandbox = codec.encode(spec)
     if "net" in joins:
         sandbox |= joining.names_of(store.root, joins["net"], sandbox)
-    stop = config.get("StopSignal") or "SIGTERM"
+    stop = _stop_signal(config, options, warn)
     ports: list[list[str | int]] = [list(port) for port in options.ports]
     if options.publish_all:
         ports += _exposed(config, options)
@@ -209,13 +209,31 @@ def _settings(
         "log_bytes": options.log_bytes,
         "auto_remove": options.auto_remove,
         "restart": list(options.restart),
-        "stop_signal": str(stop),
+        "stop_signal": stop,
         "stop_timeout_s": options.stop_timeout_s,
         "ports": ports,
         "runtime": _runtime(options),
         "volumes": named,
         "steps": [],
     }
+
+
+def _stop_signal(config: dict[str, Any], options: ContainerOptions, warn: Warn) -> str:
+    """What `stop` is to send. An image's that is none is as if it had none: what it says must not keep it running.
+
+    Raises: ContainerError for one that was asked for.
+    """
+    from builder.container.lifecycle import signal_number
+
+    text = str(config.get("StopSignal") or "SIGTERM")
+    try:
+        signal_number(text)
+    except ContainerError:
+        if options.stop_signal is not None:
+            raise
+        warn(f"the image's stop signal {text[:40]!r} is none: SIGTERM is sent")
+        return "SIGTERM"
+    return text
 
 
 def _exposed(config: dict[str, Any], options: ContainerOptions) -> list[list[str | int]]:

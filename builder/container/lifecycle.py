@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _LEFT_BEHIND = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
 """What a monitor without a terminal ignores."""
+_SIGNALS = 64
+_NUMBER = re.compile("[0-9]{1,2}")
+_REAL_TIME = re.compile(r"(RTMIN|RTMAX)([+-][0-9]{1,2})?")
 _HALF_MADE_S = 60.0
 _STOP_GRACE_S = 20.0
 """How long a monitor may take to notice that its container was killed."""
@@ -38,16 +42,17 @@ _STOP_GRACE_S = 20.0
 def signal_number(text: str) -> int:
     """A signal by number or name, with or without SIG. Raises: ContainerError."""
     word = text.strip().upper()
-    if word.isascii() and word.isdigit() and 0 < int(word) <= 64:
-        return int(word)
     name = word.removeprefix("SIG")
-    for base, sign in (("RTMIN", 1), ("RTMAX", -1)):
-        rest = name.removeprefix(base)
-        if rest != name and (not rest or rest[1:].isdigit()):
-            return int(getattr(signal, f"SIG{base}")) + sign * int(rest[1:] or 0)
-    number = getattr(signal, f"SIG{name}", None)
-    if not isinstance(number, signal.Signals):
-        raise ContainerError(f"there is no signal {text!r}", hint="such as TERM, SIGKILL or 9")
+    number: object = getattr(signal, f"SIG{name}", None)
+    real = _REAL_TIME.fullmatch(name)
+    if real is not None:
+        number = int(getattr(signal, f"SIG{real[1]}")) + int(real[2] or 0)
+    elif _NUMBER.fullmatch(word):
+        number = int(word)
+    elif not isinstance(number, signal.Signals):
+        number = 0
+    if not isinstance(number, int) or not 0 < number <= _SIGNALS:
+        raise ContainerError(f"there is no signal {text[:40]!r}", hint="such as TERM, SIGKILL or 9")
     return int(number)
 
 

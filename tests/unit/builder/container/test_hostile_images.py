@@ -9,6 +9,7 @@ import pytest
 
 from builder.container import create
 from builder.container.health import Health
+from builder.container.lifecycle import signal_number
 from builder.container.options import ContainerOptions, Port, VolumeMount
 from builder.container.records import ContainerError
 from layers.snapshot import Mount
@@ -77,3 +78,23 @@ def test_ports_that_are_none(text: str) -> None:
 def test_times_of_a_health_check(time: int) -> None:
     health = Health(["CMD", "true"], {"Interval": time, "Timeout": time, "StartPeriod": time, "Retries": 10**18})
     assert health.document()["Status"] == "starting"
+
+
+@pytest.mark.parametrize(
+    "text", ["SIGJUNK\x1b[2J", "99", "0", "-1", "9" * 5000, "RTMIN+99", "RTMAX-²", "RTMIN+9999999", "_DFL", "Signals"]
+)
+def test_a_stop_signal_that_is_none(text: str) -> None:
+    told: list[str] = []
+    assert create._stop_signal({"StopSignal": text}, ContainerOptions(image="i"), told.append) == "SIGTERM"
+    assert len(told) == 1 and told[0].isprintable()
+    with pytest.raises(ContainerError, match="there is no signal"):
+        create._stop_signal({"StopSignal": text}, ContainerOptions(image="i", stop_signal=text), told.append)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("term", 15), ("SIGKILL", 9), (" 3 ", 3), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("RTMIN", 34), ("64", 64)],
+)
+def test_signals(text: str, number: int) -> None:
+    assert signal_number(text) == number
+    assert create._stop_signal({"StopSignal": text}, ContainerOptions(image="i"), pytest.fail) == text
