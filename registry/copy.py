@@ -199,7 +199,8 @@ def copy_image(
     try:
         result = work.run()
     except BaseException as e:
-        work.events.emit(Vertex(work.vertex, name, started_ns=started, completed_ns=time.time_ns(), error=str(e)))
+        said = "cancelled" if isinstance(e, Cancelled | KeyboardInterrupt) else str(e)
+        work.events.emit(Vertex(work.vertex, name, started_ns=started, completed_ns=time.time_ns(), error=said))
         raise
     work.events.emit(Vertex(work.vertex, name, started_ns=started, completed_ns=time.time_ns()))
     return result

@@ -21,6 +21,9 @@ from layers.events import VertexStatus, VertexWarning
 FRAME_S: Final = 0.1
 MAX_BARS: Final = 8
 MAX_REGION_ROWS: Final = 24
+_LABEL: Final = 28
+"""Columns of a transfer's name."""
+_MIN_BAR_COLUMNS: Final = 72
 MAX_LOG_ROWS: Final = 5
 """Output lines shown under one running step."""
 
@@ -165,17 +168,23 @@ class TtyProgress(Progress):
         return region
 
     def _bar(self, status: VertexStatus, now: int) -> str:
-        from tqdm.std import tqdm  # 69 ms, paid by the first transfer on a terminal alone
-
         columns, _ = self._size()
         total = status.total or None
+        done = min(status.current, total) if total else status.current
+        label = "   " + fit(short_name(status.name or status.id), _LABEL, "").ljust(_LABEL)
+        if columns < _MIN_BAR_COLUMNS:
+            # Where there is no room for a bar that says anything, figures do.
+            share = f"{done * 100 // total}%" if total else format_bytes(done)
+            return self._row(label.rstrip(), share, "")
+        from tqdm.std import tqdm  # 69 ms, paid by the first transfer on a terminal alone
+
         sizes = "{n_fmt:>6}/{total_fmt:>6} {rate_fmt:>9}" if total else "{n_fmt:>6} {rate_fmt:>9}"
         bar = tqdm.format_meter(
-            min(status.current, total) if total else status.current,
+            done,
             total or 0,
             max(0.001, (now - (status.started_ns or now)) / 1e9),
             ncols=columns - 1,
-            prefix="   " + fit(short_name(status.name or status.id), 28, "").ljust(28),
+            prefix=label,
             ascii=self._ascii,
             unit="B",
             unit_scale=True,

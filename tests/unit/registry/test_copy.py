@@ -351,6 +351,19 @@ class Sink:
         self.events.append(event)
 
 
+@pytest.mark.parametrize("stop", [Cancelled, KeyboardInterrupt])
+def test_a_copy_that_is_stopped_is_told_as_cancelled(stop: type[BaseException]) -> None:
+    def cancelled() -> bool:
+        raise stop
+
+    sink = Sink()
+    with pytest.raises(stop):
+        copy_image(Source(make_image([random_layer("a")])), Destination(), events=sink, cancelled=cancelled)
+    last = sink.events[-1]
+    assert isinstance(last, Vertex)
+    assert last.error == "cancelled"
+
+
 def test_progress_is_told_by_blob() -> None:
     image = make_image([random_layer("a"), random_layer("b"), random_layer("c")])
     sink = Sink()

@@ -150,6 +150,17 @@ def test_bars_are_tqdms_and_a_finished_transfer_becomes_a_line() -> None:
     assert not any("tqdm" in type(thread).__module__ for thread in threading.enumerate())
 
 
+def test_where_there_is_no_room_for_a_bar_figures_are_shown() -> None:
+    progress, out = terminal()
+    progress._size = lambda: (40, 24)  # type: ignore[method-assign]
+    progress.emit(Vertex("a", "pull", started_ns=T0))
+    progress.emit(VertexStatus("a", DIGEST, DIGEST, 10_000_000, 40_000_000, T0))
+    progress.emit(VertexStatus("a", "u", "unknown", 5_000, 0, T0))
+    rows = screen(progress, out)
+    assert re.fullmatch(r"   sha256:cdcdcdcdcdcd +25%", rows[2])
+    assert re.fullmatch(r"   unknown +5kB", rows[3])
+
+
 def test_more_than_the_total_does_not_break_a_bar() -> None:
     progress, out = terminal()
     progress.emit(Vertex("a", "pull", started_ns=T0))
