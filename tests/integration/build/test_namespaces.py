@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.sandbox import cgroup
+from tests.integration.build.test_failures import _running
 from tests.integration.build.test_main_job import context_dir
 from tests.support.cli import Pybuild, write_context
 from tests.support.machine import need_tool
@@ -32,8 +33,7 @@ def test_namespaces_of_the_host(pybuild_each: Pybuild, busybox_base: str, tmp_pa
     log = pybuild_each.build(context, *flags, *shared).stderr
     assert all(f"is {name}" in log for name in ours)
     assert "is pid" not in pybuild_each.build(context, *flags, *shared).stderr
-    cmdlines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert f"sleep\0{marker}\0".encode() not in cmdlines
+    assert _running(marker.encode()) == []
 
 
 def test_another_container_is_refused(pybuild: Pybuild, busybox_base: str, tmp_path: Path) -> None:

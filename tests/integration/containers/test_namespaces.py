@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 from tests.integration.containers.boxes import IMAGE, box, pid_of, root_box, start, status_of
 from tests.support.cli import Pybuild
+from tests.support.waiting import until
 
 __all__ = ["box", "root_box"]
 
@@ -30,10 +30,7 @@ def alive(marker: str) -> list[int]:
 
 
 def await_none(marker: str) -> None:
-    deadline = time.monotonic() + 20
-    while alive(marker):
-        assert time.monotonic() < deadline, f"sleep {marker} lives"
-        time.sleep(0.02)
+    until(lambda: not alive(marker), lambda: f"sleep {marker} lives")
 
 
 def test_those_of_the_host(box: Pybuild) -> None:
@@ -52,6 +49,7 @@ def test_what_it_leaves_in_the_hosts_pid_namespace_is_ended(box: Pybuild) -> Non
     assert killed.status == 137
     start(box, "--pid", "host", "--name", "a", IMAGE, "sh", "-c", f"sleep {marker} & exec sleep {marker}")
     box.run("exec", "-d", "a", "sleep", marker)
+    until(lambda: len(alive(marker)) == 3)
     top = box.run("top", "a", "args").text.splitlines()
     assert top.count(f"sleep {marker}") == 3 and len(top) < 8
     box.run("kill", "a")
@@ -74,6 +72,7 @@ def test_those_of_another_container(box: Pybuild) -> None:
     box.run("run", "-d", "--name", "a", IMAGE, "sh", "-c", "echo shared > /dev/shm/word; exec sleep 300")
     join = [word for kind in ("network", "pid", "ipc", "uts") for word in (f"--{kind}", "container:a")]
     read = "cd /proc/self/ns; for i in net pid ipc uts; do readlink $i; done; hostname; cat /dev/shm/word /etc/hosts"
+    until(lambda: box.run("exec", "a", "test", "-s", "/dev/shm/word", check=False).status == 0)
     theirs = box.run("exec", "a", "sh", "-c", read)
     assert box.run("run", "--rm", *join, IMAGE, "sh", "-c", read).text == theirs.text
     marker = f"33{os.getpid()}"
