@@ -353,12 +353,13 @@ class Sink:
 
 @pytest.mark.parametrize("stop", [Cancelled, KeyboardInterrupt])
 def test_a_copy_that_is_stopped_is_told_as_cancelled(stop: type[BaseException]) -> None:
-    def cancelled() -> bool:
-        raise stop
+    class Stopped(Source):
+        def get_manifest(self, digest: Digest | None = None) -> RawManifest:
+            raise stop
 
     sink = Sink()
     with pytest.raises(stop):
-        copy_image(Source(make_image([random_layer("a")])), Destination(), events=sink, cancelled=cancelled)
+        copy_image(Stopped(make_image()), Destination(), events=sink)
     last = sink.events[-1]
     assert isinstance(last, Vertex)
     assert last.error == "cancelled"
