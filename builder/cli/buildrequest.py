@@ -44,6 +44,7 @@ def make_request(options: Namespace, stack: ExitStack) -> BuildRequest:
         cache_to = flags.caches(options.cache_to, "--cache-to")
     platforms = _platforms(options)
     _check_of_others(options)
+    _check_timeline(options.timeline)
     if options.pull not in {"always", "missing", "never", "newer"}:
         options.pull = _pull(options.pull)
     _check_security(options)
@@ -349,6 +350,13 @@ def _platforms(options: Namespace) -> list[Platform]:
 
     words = (options.os or "linux", options.arch or Platform.host().architecture, options.variant)
     return [_platform("/".join(filter(None, words)), "--os, --arch, --variant")]
+
+
+def _check_timeline(name: str | None) -> None:
+    if name and not name.lower().endswith((".svg", ".html", ".htm", ".json")):
+        raise UsageError(
+            f"--timeline {name}: its form is not known by its name", hint="FILE.svg, FILE.html or FILE.json"
+        )
 
 
 def _check_of_others(options: Namespace) -> None:

@@ -85,9 +85,11 @@ def print_findings(request: BuildRequest, *, root: Path, as_json: bool) -> int:
     from builder import api
     from builder.frontend.instructions import parse_containerfile
     from builder.frontend.lint import effective_options, render_json, to_text
+    from builder.frontend.scope import find_stage
 
     try:
         containerfile = parse_containerfile(request.containerfile)
+        find_stage(containerfile, request.target)
         options = effective_options(containerfile, request.build_args)
         findings = api.check(request, root=root, options=options)
     except ParseError as e:

@@ -451,7 +451,7 @@ def _container_options(options: Namespace) -> ContainerOptions:
         isolation=options.isolation,
         runtime=options.runtime,
         restart=restart_policy(options.restart, auto_remove=options.rm),
-        stop_signal=options.stop_signal,
+        stop_signal=_stop_signal(options.stop_signal),
         stop_timeout_s=options.stop_timeout,
         health=_health(options),
         no_healthcheck=options.no_healthcheck,
@@ -484,6 +484,18 @@ def _shared(options: Namespace) -> tuple[tuple[str, str], ...]:
     if found.get("cgroup", "host") != "host":
         raise UsageError(f"--cgroupns {found['cgroup']}: there are private and host")
     return tuple(sorted(found.items()))
+
+
+def _stop_signal(text: str | None) -> str | None:
+    if text is not None:
+        from builder.errors import ParseError
+        from builder.frontend.signals import check_signal
+
+        try:
+            check_signal(text)
+        except ParseError as e:
+            raise UsageError(f"--stop-signal: {e.message}") from e
+    return text
 
 
 def _log_bytes(options: Namespace) -> int:

@@ -178,7 +178,8 @@ class _PlatformPlan:
         raise PlanError(
             f'target stage "{wanted}" could not be found',
             source=self._file.source,
-            hint=_did_you_mean(wanted, list(self._by_name)),
+            hint=_did_you_mean(wanted, list(self._by_name))
+            or (f"the stages are {', '.join(self._by_name)}" if self._by_name else "no stage has a name"),
         )
 
     def _global_args(self) -> dict[str, str]:

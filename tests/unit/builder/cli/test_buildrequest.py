@@ -47,6 +47,13 @@ def test_scripts_for_docker_and_buildah(tmp_path: Path) -> None:
     assert request_of(tmp_path, "--force-rm=true", "-q").platforms == ()
 
 
+def test_a_timeline_has_a_form(tmp_path: Path) -> None:
+    for name in ("x.svg", "x.HTML", "x.json"):
+        assert request_of(tmp_path, "--timeline", name).tags == ()
+    with pytest.raises(UsageError, match=r"--timeline x\.png"):
+        request_of(tmp_path, "--timeline=x.png")
+
+
 @pytest.mark.parametrize("words", [["--rm=false"], ["--provenance=mode=max"], ["--sbom=true"], ["--sbom"]])
 def test_what_others_can_and_pybuild_cannot(tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,23 @@ def test_a_refusal_says_what_there_is_instead(words: list[str], hint: str, capsy
     said = capsys.readouterr().err
     assert status == (125 if words[0] == "run" else 2), said
     assert hint in said and ("unrecognized arguments" in said or f"unknown command {words[0]!r}" in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--stop-signal", "SIGNONE", "image"], "error: --stop-signal: invalid signal: SIGNONE"),
+        (["check", "--target", "nosuch"], "could not be found"),
+        (["build", "--check", "--target", "nosuch"], "could not be found"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "Containerfile").write_text("FROM scratch AS only\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--root", str(tmp_path / "store"), *words]) not in {0, 127}
+    assert message in capsys.readouterr().err
 
 
 def test_a_noun_before_the_command() -> None:
