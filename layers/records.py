@@ -6,7 +6,6 @@ Each class owns one table's SQL. Nothing here touches files. Thread-safe through
 from __future__ import annotations
 
 import json
-import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from layers.values import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    import sqlite3
 
 CACHE_OWNER = "cache"
 """Who holds the leases of cache records on blobs: nobody who could die."""

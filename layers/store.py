@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +52,7 @@ from layers.values import Protocol, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     import threading
     from typing import BinaryIO, Literal, overload
 
@@ -503,6 +503,11 @@ class Store:
             self.leases.close()
         finally:
             self.database.close()
+
+    def let_go(self) -> None:
+        """As `close`, for a process that ends itself at once; see `Database.let_go`."""
+        self.leases.close()
+        self.database.let_go()
 
     def __enter__(self) -> Store:
         return self

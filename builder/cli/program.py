@@ -18,12 +18,18 @@ _ALLOCATIONS = 50_000
 """Between collections; 700 is Python's own. What imports make stays: looking through it is 5 ms of 100."""
 
 
+ours = False
+"""Whether the process ends with the command, by `program`: what the kernel takes back need not be given back before."""
+
+
 def program() -> NoReturn:
     """Run the command that the process was started for, and end the process with its status."""
+    global ours  # noqa: PLW0603 - of the process, as this function is
     import gc
 
     from builder.cli.main import main
 
+    ours = True
     gc.set_threshold(_ALLOCATIONS)
     if sys.stdout is not None and sys.stdout.isatty():
         from builder.cli.screen import Screen

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from builder.cli import sandboxflags
+from builder.cli import program, sandboxflags
 from builder.cli.actions import end_actions
 from builder.cli.options import add_additional_stores, additional_stores, boolean, duration, size, store_root
 from builder.cli.sandboxflags import HEALTH_TIMES, add_limit_options, add_sandbox_options
@@ -238,10 +238,13 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
         front = _front(options, tty=options.tty, leaving=store.close)
 
         def ended() -> None:
-            launcher.let_go()
             if wanted.auto_remove:
                 place = stack.enter_context(open_store(root)) if front.left else store
                 lifecycle.remove_record(place, record, volumes=True, locked=True)
+                if program.ours:
+                    place.let_go()
+            # Now: the kernel takes a network and mounts down, for which removing files would have to wait.
+            launcher.let_go()
 
         return lifecycle.run_foreground(record, launcher, front, ended)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import termios
 from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
@@ -90,12 +89,16 @@ class Front:
             for number in map(int, numbers):
                 before[number] = signal.signal(number, lambda _number, _frame: None)
             if self.tty and self.is_terminal:
+                import termios
+
                 saved = termios.tcgetattr(self.input_fd)
                 set_raw(self.input_fd, saved)
             self._on_signal = on_signal
             yield read
         finally:
             if saved is not None:
+                import termios
+
                 with contextlib.suppress(termios.error):
                     termios.tcsetattr(self.input_fd, termios.TCSADRAIN, saved)
             for number, handler in before.items():
@@ -148,6 +151,8 @@ def _key(word: str) -> bytes:
 
 def set_raw(fd: int, attributes: list[Any]) -> None:
     """cfmakeraw(3) on a terminal whose attributes are these. Raises: termios.error."""
+    import termios
+
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes
     iflag &= ~(
         termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR

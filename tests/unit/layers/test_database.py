@@ -6,8 +6,11 @@ import hashlib
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from layers import database as database_module
 from layers.database import Database, boot_id
 from layers.errors import ForeignStore, StoreError
+from tests.support.machine import CHECKOUT
 
 
 @pytest.fixture
@@ -135,3 +139,30 @@ def test_several_may_make_the_store_at_once(tmp_path: Path) -> None:
     for maker in makers:
         maker.join(60)
     assert [maker.exitcode for maker in makers] == [0, 0]
+
+
+def test_a_connection_that_was_left_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    script = (
+        "import os, sys; from pathlib import Path; from layers.database import Database\n"
+        "database = Database(Path(sys.argv[1]))\n"
+        "with database.write() as c:\n"
+        "    c.execute(\"INSERT INTO meta VALUES('left', ?)\", (sys.argv[2] * int(sys.argv[3]),))\n"
+        "database.let_go(); database.close(); os._exit(0)"
+    )
+
+    def leave(times: int) -> None:
+        subprocess.run([sys.executable, "-c", script, str(path), "x", str(times)], check=True, cwd=CHECKOUT)
+
+    log = tmp_path / "store.db-wal"
+    leave(1)
+    assert log.stat().st_size > 0
+    with closing(Database(path)) as database:
+        assert database.meta()["left"] == "x"
+        with database.write() as c:
+            c.execute("DELETE FROM meta WHERE key='left'")
+    assert not log.exists()
+    leave(1 << 19)  # a log that long is nobody else's to read
+    assert not log.exists()
+    with closing(Database(path)) as database:
+        assert database.meta()["left"] == "x" * (1 << 19)

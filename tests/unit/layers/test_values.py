@@ -87,6 +87,29 @@ def test_wrong_fields_are_refused() -> None:
         Box(name="n", other=1)  # type: ignore[call-arg]
 
 
+def test_the_first_values_are_as_all_others() -> None:
+    class Row(NamedTuple):
+        a: int
+        b: str = "b"
+
+    @dataclass(frozen=True, slots=True)
+    class Many:
+        name: str
+        items: list[int] = field(default_factory=list)
+
+    for _ in range(6):
+        assert Row(1) == Row(1, b="b") == Row(a=1, b="b") == (1, "b")
+        assert Many("n") == Many(name="n", items=[])
+        assert Many("n").items is not Many("n").items
+        for wrong in ({}, {"a": 1, "c": 2}):
+            with pytest.raises(TypeError):
+                Row(**wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            Row(1, a=1)  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            Many("n", name="n")  # type: ignore[misc]
+
+
 def test_values_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Point(1).x = 2  # type: ignore[misc]
