@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from layers.store import Store
 
 _ANNOTATION = "org.opencontainers.image"
+_ORDERS = (
+    *("run.oci.", "module.wasm.", "org.systemd.property.", "org.criu."),
+    *("io.katacontainers.", "dev.gvisor.", "io.kubernetes.", "io.containerd.", "io.podman."),
+)
+"""Annotations that runtimes obey: crun loads libraries by one, kata runs programs. No image's label is one of them."""
 
 
 def write_bundle(store: Store, image: Image, directory: Path, options: ContainerOptions) -> None:
@@ -109,4 +114,5 @@ def _annotations(image: Image, settings: dict[str, Any]) -> dict[str, str]:
     if settings.get("ExposedPorts"):
         found["exposedPorts"] = ",".join(sorted(settings["ExposedPorts"]))
     labels = {str(key): str(value) for key, value in (settings.get("Labels") or {}).items()}
+    labels = {key: value for key, value in labels.items() if not key.startswith(_ORDERS)}
     return {**{f"{_ANNOTATION}.{key}": value for key, value in found.items()}, **labels}

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from builder.container import create
+from builder.container import bundle, create
 from builder.container.health import Health
 from builder.container.lifecycle import signal_number
 from builder.container.options import ContainerOptions, Port, VolumeMount
 from builder.container.records import ContainerError
+from layers.image import Image
+from layers.oci import ImageConfig
 from layers.snapshot import Mount
 
 
@@ -98,3 +100,18 @@ def test_a_stop_signal_that_is_none(text: str) -> None:
 def test_signals(text: str, number: int) -> None:
     assert signal_number(text) == number
     assert create._stop_signal({"StopSignal": text}, ContainerOptions(image="i"), pytest.fail) == text
+
+
+def test_a_label_gives_no_runtime_an_order() -> None:
+    config = ImageConfig.build({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}})
+    orders = {
+        "run.oci.seccomp.plugins": "/tmp/evil.so",
+        "run.oci.hooks.stderr": "/etc/cron.d/evil",
+        "org.systemd.property.ExecStopPost": "['evil']",
+        "org.criu.config": "/tmp/evil",
+        "io.katacontainers.config.hypervisor.path": "/tmp/evil",
+    }
+    labels = {"maintainer": "me", "run": "x", **orders}
+    image = Image(config.descriptor, None, config)  # type: ignore[arg-type]
+    found = bundle._annotations(image, {"Labels": labels})
+    assert {key: value for key, value in found.items() if key in labels} == {"maintainer": "me", "run": "x"}
