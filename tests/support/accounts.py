@@ -93,10 +93,10 @@ def _remove(name: str) -> None:
 
     until(quiet, lambda: f"processes of {name} live on: {processes_of(uid)}", pause_s=0.1)
     with suppress(KeyError):  # another worker was quicker
-        home = pwd.getpwnam(name).pw_dir
+        # First the home: of a session that is killed meanwhile, the next one finds the user.
+        shutil.rmtree(pwd.getpwnam(name).pw_dir, ignore_errors=True)
         # By force: it would refuse for the sake of a zombie, too.
         _patiently(["userdel", "--force", name])
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def _patiently(command: list[str]) -> None:
