@@ -250,6 +250,8 @@ def _escaped(text: str) -> str:
 def _word(text: str) -> str:
     if not text or any(c.isspace() for c in text):
         raise UsageError(f"{text!r}: a Containerfile has no such value here: it is empty or has a space")
+    if text.startswith("--"):
+        raise UsageError(f"{text!r} would be a flag of the instruction")
     return _escaped(text)
 
 
@@ -260,7 +262,7 @@ def _quoted(text: str) -> str:
 
 
 def _key(name: str) -> str:
-    if not name or "=" in name or any(c.isspace() for c in name):
+    if not name or "=" in name or name.startswith("--") or any(c.isspace() for c in name):
         raise UsageError(f"{name!r} is no name of a variable or label")
     return _escaped(name)
 

@@ -173,3 +173,20 @@ def test_files_have_the_content_that_is_given(content: str) -> None:
 def test_what_a_containerfile_cannot_say_is_refused(make: Callable[[Image], Image]) -> None:
     with pytest.raises(UsageError):
         make(Image.start())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Image.start("--platform=linux/arm64"),
+        lambda: Image.start("base").user("--x"),
+        lambda: Image.start("base").workdir("--x"),
+        lambda: Image.start("base").expose("--x"),
+        lambda: Image.start("base").arg("--x"),
+        lambda: Image.start("base").env({"--x": "y"}),
+        lambda: Image.start("base").label({"--x": "y"}),
+    ],
+)
+def test_no_value_is_a_flag(make: Callable[[], Image]) -> None:
+    with pytest.raises(UsageError):
+        make()
