@@ -189,4 +189,4 @@ def test_what_a_containerfile_cannot_say_is_refused(make: Callable[[Image], Imag
 )
 def test_no_value_is_a_flag(make: Callable[[], Image]) -> None:
     with pytest.raises(UsageError):
-        make()
+        make().containerfile()
