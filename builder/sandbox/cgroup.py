@@ -561,7 +561,9 @@ def _require(path: str, controllers: list[str]) -> None:
     missing = [name for name in controllers if name not in given]
     if missing:
         grant = "systemctl edit user@.service, with Delegate=cpu cpuset io memory pids in [Service], then log in again"
-        hint = f"as root: {grant}" if "/user@" in path else _DELEGATE
+        # Of others than these systemd knows nothing.
+        mends = "/user@" in path and set(missing) <= {"cpu", "cpuset", "io", "memory", "pids"}
+        hint = f"as root: {grant}" if mends else _DELEGATE
         raise CgroupError(errno.ENOENT, f"the controllers delegated here lack {' and '.join(missing)}", path, hint)
 
 

@@ -223,7 +223,8 @@ def op_stage(sandbox: Sandbox, cgroup2: bool) -> None:
         os.close(tree)
     if cgroup2:
         with contextlib.suppress(PermissionError, FileNotFoundError):
-            _mount_fs("cgroup2", sandbox.open("/sys/fs/cgroup"), _MS_PRIVATE_FLAGS | linux.MS_RDONLY)
+            # Not by mount(2), which refuses it where the caller's /sys has the same there already.
+            _attach(_fresh("cgroup2", _MNT_PRIVATE_FLAGS | linux.MOUNT_ATTR_RDONLY), sandbox.open("/sys/fs/cgroup"))
 
 
 def _fresh(fstype: str, attributes: int) -> int:

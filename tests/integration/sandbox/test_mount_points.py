@@ -12,7 +12,9 @@ from builder.sandbox.spec import SandboxMount
 from layers import linux
 from layers.snapshot import Mount
 from layers.snapshotters.overlay import MAX_LOWER
-from tests.integration.sandbox.boxes import Box, RootBox
+from tests.integration.sandbox.boxes import Box, RootBox, UserBox, make_image
+from tests.support.accounts import Account
+from tests.support.machine import need_mounts
 
 HOSTS = {"/etc/hosts": b"192.0.2.7 seven\n", "/etc/resolv.conf": b"nameserver 192.0.2.53\n"}
 
@@ -206,6 +208,28 @@ def test_a_read_only_root(box: Box) -> None:
 def test_added_hosts(box: Box) -> None:
     outcome = box.sh("cat /etc/hosts", files=HOSTS, add_hosts=(("db", "192.0.2.9"),))
     assert outcome.out == "192.0.2.7 seven\n192.0.2.9\tdb\n"
+
+
+UNIFIED = 'test -e /sys/fs/cgroup/cgroup.controllers || mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
+
+
+@pytest.mark.parametrize("mode", ["subordinate", "single"])
+@pytest.mark.parametrize("network", ["host", "none"])
+def test_unified_control_groups_of_an_ordinary_user(
+    workplace: Path, rootless_user: Account, mode: str, network: str
+) -> None:
+    """Where /sys/fs/cgroup is cgroup v2, as on most machines: the sandbox's own view of it, read-only."""
+    need_mounts()
+    make_image(workplace / "lower")
+    for path in [workplace, *workplace.rglob("*")]:
+        os.chown(path, rootless_user.uid, rootless_user.gid, follow_symlinks=False)
+    box = UserBox(workplace, rootless_user, mode, ["unshare", "--mount", "sh", "-c", UNIFIED, "sh"])
+    script = "grep ' /sys/fs/cgroup ' /proc/self/mountinfo | tail -n 1; test -e /sys/fs/cgroup/cgroup.procs; echo $?"
+    found = box.sh(f"{script}; mkdir /sys/fs/cgroup/x", network=network)
+    box.close()
+    mount, status = found.out.splitlines()
+    assert " - cgroup2 " in mount and mount.split()[5].startswith("ro,") and status == "0", found
+    assert found.error is None and "Read-only" in found.err
 
 
 def test_many_layers_by_the_old_mount_call(root_box: RootBox) -> None:
