@@ -17,6 +17,9 @@ from builder.frontend.source import SourceFile
 DEFAULT_NAMES = ("Containerfile", "Dockerfile", "dockerfile")
 _MAX_BYTES = 64 << 20
 _CPP_TIMEOUT_S = 60.0
+_CPP_MEMORY_BYTES = 1 << 30
+_MAX_SAID_BYTES = 1 << 20
+_CPP_OWN = ("/usr/include", "/usr/local/include", "/usr/lib/gcc")
 
 
 def default_file(directory: Path) -> Path:
@@ -112,7 +115,6 @@ def _preprocess(path: Path, data: bytes, directory: Path, flags: Sequence[str]) 
     """
     import shlex
     import shutil
-    import subprocess
 
     program = shutil.which("cpp")
     if program is None:
@@ -120,21 +122,86 @@ def _preprocess(path: Path, data: bytes, directory: Path, flags: Sequence[str]) 
             f"{path}: a file ending in .in goes through the C preprocessor, and there is no cpp",
             hint="install cpp, or rename the file",
         )
-    arguments = ["-E", "-iquote", str(directory), "-traditional", "-undef", "-"]
     try:
-        arguments += shlex.split(os.environ.get("BUILDAH_CPPFLAGS", ""))
+        chosen = [*shlex.split(os.environ.get("BUILDAH_CPPFLAGS", "")), *flags]
     except ValueError as e:
         raise ContextError(f"BUILDAH_CPPFLAGS: {e}") from e
-    command = [program, *arguments, *flags]
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=_CPP_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as e:
-        raise ContextError(f"{path}: cpp took longer than {_CPP_TIMEOUT_S:g} s") from e
-    said = done.stderr.decode("utf-8", "replace").strip()
-    if done.returncode and (not done.stdout or "fatal error:" in said or done.returncode < 0):
-        raise ContextError(f"{path}: cpp failed: {said or f'exit status {done.returncode}'}")
+    arguments = ["-E", "-H", "-iquote", str(directory), "-traditional", "-undef", "-"]
+    status, made, words = _run_bounded([program, *arguments, *chosen], data, path)
+    included, said = _included(words)
+    # 1 is also what it ends with for a comment that it takes for a directive; more is a failure of its own.
+    if status not in {0, 1} or (status and (not made or "fatal error:" in said)):
+        raise ContextError(f"{path}: cpp failed: {said or f'exit status {status}'}")
+    places = [str(directory), str(path.parent), *_CPP_OWN, *_search_path(chosen)]
+    allowed = tuple(os.path.realpath(place) + "/" for place in places)
+    for name in included:
+        real = os.path.realpath(name)
+        if not f"{real}/".startswith(allowed):
+            raise ContextError(
+                f"{path}: it includes {name}, which is outside of {directory}",
+                hint=f"to allow that: --cpp-flag=-I{os.path.dirname(real)}",
+            )
     # It takes every comment of the Containerfile for a directive that it does not know, and leaves it out.
     told = [line for line in said.splitlines() if "invalid preprocessing directive" not in line]
     if told:
         print(f"warning: {path}: cpp: {'; '.join(told)}", file=sys.stderr)
-    return done.stdout
+    return made
+
+
+def _run_bounded(command: Sequence[str], data: bytes, path: Path) -> tuple[int, bytes, str]:
+    """Status, stdout and stderr of a program that gets bounded time, memory and output. Raises: ContextError."""
+    import resource
+    import signal
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(data)
+        given.seek(0)
+        limits = {resource.RLIMIT_AS: _CPP_MEMORY_BYTES, resource.RLIMIT_FSIZE: _MAX_BYTES}
+        before = {number: resource.getrlimit(number) for number in limits}
+        try:
+            # For as long as it is started, they are ours: what it starts in its turn inherits them.
+            for number, most in limits.items():
+                hard = before[number][1]
+                resource.setrlimit(number, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+            process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, start_new_session=True)
+        finally:
+            for number, pair in before.items():
+                resource.setrlimit(number, pair)
+        try:
+            status = process.wait(_CPP_TIMEOUT_S)
+        except BaseException as e:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(e, subprocess.TimeoutExpired):
+                raise ContextError(f"{path}: cpp took longer than {_CPP_TIMEOUT_S:g} s") from e
+            raise
+        for stream in (out, err):
+            stream.seek(0)
+        return status, out.read(_MAX_BYTES), err.read(_MAX_SAID_BYTES).decode("utf-8", "replace").strip()
+
+
+def _included(words: str) -> tuple[list[str], str]:
+    """The files that cpp names as included (-H), and what else it says."""
+    words = words.partition("Multiple include guards may be useful for:")[0]
+    names, rest = [], []
+    for line in words.splitlines():
+        dots, blank, name = line.partition(" ")
+        if blank and dots and not dots.strip("."):
+            names.append(name)
+        else:
+            rest.append(line)
+    return names, "\n".join(rest).strip()
+
+
+def _search_path(flags: Sequence[str]) -> list[str]:
+    """The places that flags of the user's own name: in them a Containerfile may include what it likes."""
+    found: list[str] = []
+    for number, flag in enumerate(flags):
+        for name in ("-I", "-iquote", "-isystem", "-idirafter", "-include", "-imacros"):
+            if flag == name:
+                found += flags[number + 1 : number + 2]
+            elif flag.startswith(name):
+                found.append(flag.removeprefix(name))
+    return [place for place in found if place]

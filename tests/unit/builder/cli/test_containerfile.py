@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,38 @@ def test_without_cpp_it_is_told_what_is_missing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ContextError, match="there is no cpp"):
         read_containerfile([str(tmp_path / "x.in")], tmp_path)
+
+
+@needs_cpp
+@pytest.mark.parametrize("spelled", ['"{outside}"', "<{outside}>", '"../secret"', '"link"', '"dir/secret"'])
+def test_what_lies_outside_of_the_context_is_not_included(tmp_path: Path, spelled: str) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    (tmp_path / "secret").write_text("ENV SECRET=sesame\n")
+    (context / "link").symlink_to(tmp_path / "secret")
+    (context / "dir").symlink_to(tmp_path)
+    name = spelled.format(outside=tmp_path / "secret")
+    (context / "x.in").write_text(f"FROM scratch\n#include {name}\n")
+    for flags in ((), ("-P",)):
+        with pytest.raises(ContextError, match="outside of") as caught:
+            read_containerfile([str(context / "x.in")], context, cpp_flags=flags)
+        assert "sesame" not in str(caught.value)
+    # Unless whoever builds says so.
+    source = read_containerfile([str(context / "x.in")], context, cpp_flags=["-I", str(tmp_path)])
+    assert "ENV SECRET=sesame" in source.lines
+
+
+@needs_cpp
+def test_what_never_ends_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.cli.containerfile._CPP_TIMEOUT_S", 1.0)
+    doubled = "\n".join(f"#define A{n} A{n - 1} A{n - 1}" for n in range(1, 40))
+    (tmp_path / "x.in").write_text(f"FROM scratch\n#define A0 xxxxxxxxxxxxxxxx\n{doubled}\nRUN A39\n")
+    began = time.monotonic()
+    with pytest.raises(ContextError, match="took longer"):
+        read_containerfile([str(tmp_path / "x.in")], tmp_path)
+    assert time.monotonic() - began < 30
+    (tmp_path / "x.in").write_text("FROM scratch\n" + "x" * 5000)
+    monkeypatch.setattr("builder.cli.containerfile._MAX_BYTES", 1000)
+    with pytest.raises(ContextError, match=r"cpp failed|larger"):
+        read_containerfile([str(tmp_path / "x.in")], tmp_path)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
