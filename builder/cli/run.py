@@ -95,7 +95,10 @@ def _configure_container(parser: ArgumentParser) -> None:
     add("--tls-verify", type=boolean, metavar="BOOL", help="ask for verified TLS in a pull (default: true)")
     add("--platform", metavar="OS/ARCH", help="the image for this platform (default: this machine's)")
     add("--entrypoint", metavar="COMMAND", help="in place of the image's; a JSON array, or one word; empty: none")
+    add("-q", "--quiet", action="store_true", help="show no progress of a pull")
+    add("--unsetenv", action="append", default=[], metavar="KEY", help="take a variable of the image away")
     add("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the container")
+    add("--label-file", action="append", default=[], metavar="FILE", help="labels, a line each")
     add("-v", "--volume", action="append", default=[], metavar="HOST:CTR[:ro]",
         help="a directory of the host, or a named volume, at CTR")  # fmt: skip
     add(
@@ -330,7 +333,7 @@ def _take_or_pull(root: Path, options: Namespace, platform: Platform | None) -> 
     from registry.copy import CopyOptions
 
     name = Reference.parse(options.image).with_default_tag().canonical()
-    with make_progress("auto", sys.stderr, os.environ) as progress:
+    with make_progress("quiet" if options.quiet else "auto", sys.stderr, os.environ) as progress:
         api.copy(str(place), f"storage:{name}", root=root, events=progress, options=CopyOptions(platform=platform))
 
 
@@ -342,7 +345,7 @@ def _pull(root: Path, options: Namespace, platform: Platform | None) -> None:
 
     registry = RegistryOptions(tls_verify=options.tls_verify, authfile=options.authfile)
     choice = CopyOptions(platform=platform)
-    with make_progress("auto", sys.stderr, os.environ) as progress:
+    with make_progress("quiet" if options.quiet else "auto", sys.stderr, os.environ) as progress:
         api.pull(options.image, root=root, source_registry=registry, events=progress, options=choice)
 
 
@@ -416,7 +419,8 @@ def _container_options(options: Namespace) -> ContainerOptions:
         name=options.name,
         entrypoint=words,
         env=environment(options),
-        labels=tuple((k, v) for k, _, v in (text.partition("=") for text in options.label)),
+        unset_env=tuple(options.unsetenv),
+        labels=_labels(options),
         workdir=options.workdir,
         user=options.user,
         group_add=tuple(options.group_add),
@@ -487,6 +491,18 @@ def _shared(options: Namespace) -> tuple[tuple[str, str], ...]:
     if found.get("cgroup", "host") != "host":
         raise UsageError(f"--cgroupns {found['cgroup']}: there are private and host")
     return tuple(sorted(found.items()))
+
+
+def _labels(options: Namespace) -> tuple[tuple[str, str], ...]:
+    """Those of files, and after them those of flags. Raises: UsageError."""
+    lines: list[str] = []
+    for file in options.label_file:
+        try:
+            text = Path(file).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as e:
+            raise UsageError(f"--label-file {file}: {e.strerror}") from e
+        lines += [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return tuple((key, value) for key, _, value in (text.partition("=") for text in [*lines, *options.label]))
 
 
 def _stop_signal(text: str | None) -> str | None:

@@ -119,3 +119,15 @@ def test_a_health_check_is_run_and_shown(box: Pybuild) -> None:
     assert health["FailingStreak"] >= 2
     assert health["Log"][-1]["Output"] == "sick\n"
     assert health["Log"][-1]["ExitCode"] == 1
+
+
+def test_labels_of_a_file_and_variables_that_are_taken_away(box: Pybuild, tmp_path: Path) -> None:
+    file = (box.account.home if box.account else tmp_path) / "labels"
+    file.write_text("# a comment\ntier=db\nformula=a=b\n\n")
+    file.chmod(0o644)
+    flags = ("-q", "--label-file", file, "--label", "tier=web", "--unsetenv", "GREETING", "-e", "X=1")
+    result = box.run("run", "--name", "bare", *flags, IMAGE, "/bin/busybox", "env")
+    assert "X=1" in result.text.splitlines() and "GREETING=" not in result.text
+    assert box.run("inspect", "bare").json()[0]["Config"]["Labels"] == {"tier": "web", "formula": "a=b"}
+    box.run("rm", "bare")
+    assert "no-such" in box.run("run", "--label-file", tmp_path / "no-such", IMAGE, "true", check=False).stderr
