@@ -101,9 +101,9 @@ def _build(options: Namespace, request: BuildRequest, stack: ExitStack) -> int:
 
 
 def _explain(plan: BuildPlan) -> None:
-    from builder.solve.explain import render
+    from builder.cli.summary import plan_lines
 
-    print("\n".join(render(plan)), file=sys.stderr)
+    print("\n".join(plan_lines(plan)), file=sys.stderr)
 
 
 def _report(options: Namespace, result: BuildResult) -> None:
@@ -132,6 +132,8 @@ def _report(options: Namespace, result: BuildResult) -> None:
             columns = max(os.get_terminal_size(sys.stderr.fileno()).columns, 20)
         print("\n".join(summary(result, columns)), file=sys.stderr)
     if result.folded_bytes and not options.quiet:
-        print(f"folded: {result.folded_bytes} bytes of files are stored once instead of twice", file=sys.stderr)
+        from builder.cli.progress import format_bytes
+
+        print(f"folded: {format_bytes(result.folded_bytes)} are stored once instead of twice", file=sys.stderr)
     if not any(output.place == "-" or output.place.endswith(":-") for output in result.outputs):
         print(result.image_id)

@@ -41,7 +41,7 @@ def run(verb: str, options: Namespace) -> int:
         ]  # fmt: skip
         print(json.dumps({"steps": steps, "fetch_bytes": plan.fetch_bytes}, indent=2))
         return 0
-    from builder.solve.explain import render
+    from builder.cli.summary import plan_lines
 
-    print("\n".join(render(plan)))
+    print("\n".join(plan_lines(plan)))
     return 0

@@ -1,21 +1,42 @@
-"""`--summary`: the end of a build in lines for people: what was found, what ran, and where the time went."""
+"""What people are told of a build in lines: before it the plan (`plan`, `--explain`), at its end the `--summary`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from builder.cli.progress import format_bytes, short_name
+from builder.cli.progress import format_bytes, sanitise, short_name
 from builder.cli.progress_tty import fit, text_width
 from builder.solve.report import PHASES, StepReport
 
 if TYPE_CHECKING:
     from builder.building import BuildResult
+    from builder.solve.explain import BuildPlan
 
+_REASONS = 8
+"""So many are told of a step; a directory that was exchanged would have thousands."""
 _MAX_NAME = 60
 _NAME_SHARE = 0.4
 """Of a terminal's width: what a name has at least, however much there is to tell of its step."""
 _TOLD_S = 0.005
 """A phase that took less is left out."""
+
+
+def plan_lines(plan: BuildPlan) -> list[str]:
+    """Every step with its status, each miss with what changed, and what there is to fetch."""
+    words = {"hit": "HIT ", "run": "MISS", "content": "MAY "}
+    lines: list[str] = []
+    for step in plan.steps:
+        notes = [f"{format_bytes(step.fetch_bytes)} to fetch"] if step.fetch_bytes else []
+        notes += [step.emulated] if step.emulated else []
+        lines.append(f"{words[step.status]} {step.name}" + "".join(f"  ({note})" for note in notes))
+        lines += [f"       {reason}" for reason in step.reasons[:_REASONS]]
+        if len(step.reasons) > _REASONS:
+            lines.append(f"       and {len(step.reasons) - _REASONS} more")
+    may = plan.count("content")
+    decided = f", {may} as their contents decide" if may else ""
+    fetched = f"{format_bytes(plan.fetch_bytes)} to fetch" if plan.fetch_bytes else "nothing to fetch"
+    lines = [sanitise(line) for line in lines]
+    return [*lines, f"{plan.count('hit')} found, {plan.count('run')} to run{decided}; {fetched}"]
 
 
 def summary(result: BuildResult, columns: int | None = None) -> list[str]:

@@ -30,7 +30,6 @@ SLOT = "slot:"
 _MAX_FILES = 200_000
 _PART_FILES = 1000  # so many are put into words at a time: bounds memory
 _MAX_RECORD_BYTES = 64 << 20
-_SHOWN = 8
 _MAX_SHOWN = 200
 _FORMER = 16
 """So many steps more than today a stage may have had, for its steps to be known wherever they stood."""
@@ -405,21 +404,3 @@ def _content(entry: Sequence[Any]) -> str:
     if kind == "file":
         return f"sha256:{value[:12]}"
     return f"{kind} {value}".strip()
-
-
-def render(plan: BuildPlan) -> list[str]:
-    """The plan as lines for people: every step with its status, each miss with what changed."""
-    words = {"hit": "HIT ", "run": "MISS", "content": "MAY "}
-    lines: list[str] = []
-    for step in plan.steps:
-        fetch = f"  ({step.fetch_bytes} bytes to fetch)" if step.fetch_bytes else ""
-        fetch += f"  ({step.emulated})" if step.emulated else ""
-        shown = [f"       {reason}" for reason in step.reasons[:_SHOWN]]
-        more = [f"       and {len(step.reasons) - _SHOWN} more"] if len(step.reasons) > _SHOWN else []
-        lines += [f"{words[step.status]} {step.name}{fetch}", *shown, *more]
-    hits, runs, may = plan.count("hit"), plan.count("run"), plan.count("content")
-    lines.append(
-        f"{hits} found, {runs} to run" + (f", {may} as their contents decide" if may else "")
-        + f"; {plan.fetch_bytes} bytes to fetch"
-    )  # fmt: skip
-    return lines

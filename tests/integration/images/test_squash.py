@@ -123,7 +123,7 @@ def test_fold_stores_no_data_twice(pybuild_each: Pybuild, busybox_layout: Path, 
     epoch = ("--timestamp", "1700000000")
     pybuild.build(context, "-t", "plain:1", *epoch)
     result = pybuild.build(context, "-t", "folded:1", "--fold", "--verify-layers", *epoch)
-    assert "folded: 500000 bytes" in result.stderr
+    assert "folded: 500.0kB" in result.stderr
     plain, folded = (pybuild.run("inspect", name).json() for name in ("plain:1", "folded:1"))
     assert len(plain["Layers"]) == 7
     assert len(folded["Layers"]) == 5

@@ -6,7 +6,8 @@ import pytest
 
 from builder.building import BuildResult
 from builder.cli.progress_tty import text_width
-from builder.cli.summary import summary
+from builder.cli.summary import plan_lines, summary
+from builder.solve.explain import BuildPlan, Reason, StepPlan
 from builder.solve.report import StepReport
 from layers.oci import MEDIA_OCI_MANIFEST, Descriptor
 
@@ -53,3 +54,18 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     assert len(lines) == 3
     assert max(map(text_width, lines)) < columns
     assert "[2/4]" in lines[1] or columns == 20
+
+
+def test_the_plan() -> None:
+    many = tuple(Reason("file", f"f{n}", None, "sha256:0") for n in range(10))
+    steps = (
+        StepPlan(0, "FROM base", "hit", fetch_bytes=1_500_000),
+        StepPlan(1, "COPY \x1b[2J. /", "run", many),
+        StepPlan(2, "RUN make", "content", (Reason("ARG", "V", "1", "2"),), emulated="by qemu"),
+    )
+    first, copy, *files, more, run, why, last = plan_lines(BuildPlan(steps, 1_500_000))
+    assert (first, copy) == ("HIT  FROM base  (1.5MB to fetch)", "MISS COPY . /")
+    assert (len(files), more.strip()) == (8, "and 2 more")
+    assert (run, why.strip()) == ("MAY  RUN make  (by qemu)", "ARG V: 1 -> 2")
+    assert last == "1 found, 1 to run, 1 as their contents decide; 1.5MB to fetch"
+    assert plan_lines(BuildPlan((), 0)) == ["0 found, 0 to run; nothing to fetch"]
