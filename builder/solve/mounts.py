@@ -7,6 +7,7 @@ The mounts of one RUN that have the same id are the same directory, taken once.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -153,10 +154,25 @@ def _populate(ctx: StepContext, path: Path, mount: MountOp, trees: Mapping[int, 
     finally:
         os.close(fd)
     fresh.chmod(0o755 if mount.mode is None else mount.mode)
-    try:
-        fresh.rename(path)
-    except OSError:
-        # Another build was first; what it made serves as well.
-        import shutil
+    place_unless_there(fresh, path)
 
+
+def place_unless_there(fresh: Path, path: Path) -> None:
+    """Move a new directory to its place, or drop it: what another build was first to put there serves as well.
+
+    Raises: OSError if it can be neither moved nor replaced by what is there.
+    """
+    import shutil
+
+    try:
+        try:
+            # rename(2) would take the place of an empty one, which the other build's RUN may be using.
+            linux.renameat2(linux.AT_FDCWD, fresh, linux.AT_FDCWD, path, linux.RENAME_NOREPLACE)
+        except OSError as e:
+            if e.errno != errno.EINVAL:  # a file system that knows no flags
+                raise
+            fresh.rename(path)
+    except OSError:
         shutil.rmtree(fresh, ignore_errors=True)
+        if not path.is_dir():
+            raise
