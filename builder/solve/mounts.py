@@ -167,7 +167,7 @@ def place_unless_there(fresh: Path, path: Path) -> None:
     try:
         try:
             # rename(2) would take the place of an empty one, which the other build's RUN may be using.
-            linux.renameat2(linux.AT_FDCWD, fresh, linux.AT_FDCWD, path, linux.RENAME_NOREPLACE)
+            linux.renameat2(linux.AT_FDCWD, os.fspath(fresh), linux.AT_FDCWD, os.fspath(path), linux.RENAME_NOREPLACE)
         except OSError as e:
             if e.errno != errno.EINVAL:  # a file system that knows no flags
                 raise
