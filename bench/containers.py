@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measure containers beside runc and podman: one run, fifty started, listed and removed, two hundred execs into one.
 
-  sudo bench/containers.py [--rounds N] [--many N] [--execs N] [--only run,many,exec]
+  sudo bench/containers.py [--rounds N] [--many N] [--execs N] [--only run,many,exec] [--pybuild PROGRAM]
 
 Wall times in milliseconds, median and least of interleaved rounds, of `busybox true` on a busybox root.
 runc gets a bundle that lies ready, podman (with runc) an image of its own store: neither pulls nor
-unpacks. What is not installed, or fails, is left out with a word.
+unpacks. What is not installed, or fails, is left out with a word. --pybuild measures an installed program, as
+users have it: `python -m builder`, which is measured else, and editable installations take some ms more to start.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ Command = list[str]
 
 
 class Pybuild:
-    """This checkout, by the interpreter that runs the benchmark."""
+    """A program, or this checkout by the interpreter that runs the benchmark."""
 
     name = "pybuild"
 
-    def __init__(self, work: Path) -> None:
-        self._argv = [sys.executable, "-m", "builder", "--root", str(work / "pybuild")]
+    def __init__(self, work: Path, program: str | None) -> None:
+        start = [program] if program else [sys.executable, "-m", "builder"]
+        self._argv = [*start, "--root", str(work / "pybuild")]
         context = work / "context"
         context.mkdir()
         shutil.copy(shutil.which("busybox") or "/bin/busybox", context / "busybox")
@@ -179,16 +181,18 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=50)
     parser.add_argument("--execs", type=int, default=200)
     parser.add_argument("--only", default="run,many,exec")
+    parser.add_argument("--pybuild", metavar="PROGRAM")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("run it as root")
-    os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH") or str(TOP)
+    if options.pybuild is None:
+        os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH") or str(TOP)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     work = Path(tempfile.mkdtemp(prefix="pybuild-bench-", dir="/var/tmp"))
     table = Table()
     tools: list[Pybuild | Podman] = []
     try:
-        tools.append(Pybuild(work))
+        tools.append(Pybuild(work, options.pybuild))
         if shutil.which("podman") and shutil.which("runc"):
             tools.append(Podman(work))
         chosen = options.only.split(",")

@@ -15,8 +15,11 @@ PybuildError
 
 from __future__ import annotations
 
-from builder.frontend.source import SourceFile, SourceRange
 from layers.errors import PybuildError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from builder.frontend.source import SourceFile, SourceRange
 
 
 class BuildError(PybuildError):

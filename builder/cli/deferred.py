@@ -25,6 +25,7 @@ _NAMES = frozenset(
     {
         *("charset_normalizer", "idna"),
         *("datetime", "gettext", "importlib.metadata", "mimetypes", "tempfile", "urllib.parse", "urllib.request"),
+        *("fnmatch", "ntpath"),  # pathlib: for `match`, and for the paths of other systems
         "zipfile",
     }
 )
