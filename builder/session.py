@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_SECRET_BYTES = 500 << 10
 """BuildKit's ceiling for one secret."""
 _MAX_IGNORE_BYTES = 8 << 20
+TEMPORARY_CONTEXT = "pybuild-context-"
+"""How the directories begin in which contexts that are no directories are put: of no interest to people."""
 _MAX_NAMES = 10_000
 """Names of a directory among which the one that was meant is looked for."""
 
@@ -60,7 +62,8 @@ class ContextTree(NamedTuple):
             near = None
         if near is not None:
             return f"did you mean {os.path.join(parent, near)}?"
-        return f"sources are paths in the build context, {self.path.absolute()}"
+        place = "" if TEMPORARY_CONTEXT in str(self.path) else f", {self.path.absolute()}"
+        return f"sources are paths in the build context{place}"
 
 
 class Session:
@@ -125,7 +128,7 @@ class Session:
 
         from builder.solve.remotecontext import ContextAccess, open_remote_context
 
-        place = tempfile.TemporaryDirectory(prefix="pybuild-context-")
+        place = tempfile.TemporaryDirectory(prefix=TEMPORARY_CONTEXT)
         self._places.append(place)
         access = ContextAccess(self.secret, self.ssh_socket("default"), None, self._request.environ)
         return open_remote_context(value, Path(place.name), Path(place.name) / "download", access=access).path

@@ -234,9 +234,10 @@ def _remote_inputs(options: Namespace, stack: ExitStack) -> _Inputs:
     """The same for a tar on stdin, a URL or a repository, fetched into a directory that goes with the command."""
     import tempfile
 
+    from builder.session import TEMPORARY_CONTEXT
     from builder.solve.remotecontext import ContextAccess, open_remote_context
 
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybuild-context-")))
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY_CONTEXT)))
     agent = os.environ.get("SSH_AUTH_SOCK")
     keep = boolean(_build_args(options).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "false"))
     secrets = dict(map(_secret, options.secret))

@@ -179,6 +179,8 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,
         add_help=False,
     )
+    from builder.cli.options import take_booleans
+
     # argparse makes a formatter for each flag, to check its text; the usual one asks for the terminal's width.
     plain = argparse.HelpFormatter(parser.prog, width=80)
     parser._get_formatter = lambda: plain  # type: ignore[method-assign]
@@ -215,6 +217,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(message, hint=instead(verb, refused) or asked)
 
     parser.error = refuse  # type: ignore[method-assign]
+    take_booleans(parser)
     if verb not in _OWN_FAILURE:
         return _run(verb, command, parser, rest)
     from layers.errors import PybuildError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _StoreConstAction
 from pathlib import Path
 
 from builder.errors import UsageError
@@ -197,6 +197,31 @@ def boolean(text: str) -> bool:
     if text.lower() in {"0", "f", "false", "n", "no", "off"}:
         return False
     raise InvalidValue(f"expected true or false, not {text!r}")
+
+
+def take_booleans(parser: ArgumentParser) -> None:
+    """Let each flag without a value be written `--flag=true` and `--flag=false`, too, as Go's are.
+
+    Words are only looked at here: those of a command that is to be run stay as they are.
+    """
+    known = parser._parse_optional
+
+    def parse_optional(word: str) -> Any:
+        name, _, value = word.partition("=")
+        action = parser._option_string_actions.get(name)
+        if not value or action is None or action.nargs != 0 or action.const is not True:
+            return known(word)
+        try:
+            on = boolean(value)
+        except InvalidValue:
+            return known(word)
+        found: Any = known(name)  # (action, name, …), from Python 3.12 on in a list
+        if on:
+            return found
+        off = _StoreConstAction([], action.dest, const=False)
+        return [(off, *rest) for _, *rest in found] if isinstance(found, list) else (off, *found[1:])
+
+    parser._parse_optional = parse_optional  # type: ignore[method-assign, assignment]
 
 
 def size(text: str) -> int:

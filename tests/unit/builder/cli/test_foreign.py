@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
+from argparse import REMAINDER, ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from builder.cli import foreign
 from builder.cli.main import VERBS, _split_verb, main
+from builder.cli.options import take_booleans
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 OF_OTHERS = {"--user", "--scope", "--filter"}
@@ -82,3 +83,23 @@ def test_a_noun_before_the_command() -> None:
     assert _split_verb(["--debug", "container", "ls", "-a"]) == ("ps", ["--debug", "-a"])
     assert _split_verb(["container", "prune"]) == ("container", ["prune"])
     assert set(foreign.COMMANDS) & set(VERBS) == set()
+
+
+def test_flags_without_a_value_take_one_as_gos_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Containerfile").write_text("FROM scratch AS only\n")
+    build = ["--root", str(tmp_path / "store"), "build", "--check", str(tmp_path)]
+    assert main([*build, "--no-cache=true", "--squash=false", "--push=0", "--load=F"]) == 0
+    assert main([*build, "--squash=perhaps"]) == 2
+    assert "--squash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_of_several_values_of_a_flag_the_last_counts(value: str) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("-n", "--now", action="store_true")
+    parser.add_argument("image")
+    parser.add_argument("command", nargs=REMAINDER)
+    take_booleans(parser)
+    for flag in ("-n", "--now"):
+        found = parser.parse_args(["--now=1", f"{flag}={value}", "it", "--now=false", "-n=true"])
+        assert found.now is (value == "true") and found.command == ["--now=false", "-n=true"]
