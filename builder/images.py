@@ -14,7 +14,10 @@ from layers.errors import ContentError, ImageError
 from layers.oci import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
+    MEDIA_DOCKER_INDEX,
+    MEDIA_OCI_INDEX,
     Descriptor,
+    Digest,
     ImageConfig,
     Index,
     Manifest,
@@ -55,14 +58,28 @@ class ListedImage(NamedTuple):
 
 
 def list_images(store: Store) -> list[ListedImage]:
-    """All images of the store, by name. One whose manifest or config is damaged or missing is passed over."""
-    found = []
+    """All images of the store, by name. One whose manifest or config is damaged or missing is passed over.
+
+    So is one without a tag that is a part of an index with one: so an index is pushed to `serve`, part by part.
+    """
+    found: list[ListedImage] = []
+    parts: set[Digest] = set()
     for named in store.names.list():
         try:
             found.append(_listed(store, named))
+            if not named.name.startswith(NAMELESS):
+                parts |= _parts(store, named.descriptor)
         except (ContentError, ImageError):
             continue
-    return found
+    return [image for image in found if image.repository or image.descriptor.digest not in parts]
+
+
+def _parts(store: Store, descriptor: Descriptor) -> set[Digest]:
+    """The digests of an index's entries; none for an image."""
+    if descriptor.media_type not in {MEDIA_OCI_INDEX, MEDIA_DOCKER_INDEX}:
+        return set()
+    document = parse_manifest(store.read(descriptor.digest, MAX_MANIFEST_BYTES), descriptor.media_type)
+    return {entry.digest for entry in document.manifests} if isinstance(document, Index) else set()
 
 
 def _listed(store: Store, named: NamedImage) -> ListedImage:

@@ -49,7 +49,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         case "volume":
             add_actions(parser, _VOLUME)
             add("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="a label")
-            add("-f", "--force", action="store_true", help="of rm: a missing one is no error; of prune: do not ask")
+            add("-f", "--force", action="store_true", help="a missing one is no error (rm); do not ask (prune)")
             add("-a", "--all", action="store_true", help="named ones, too")
             add("-q", "--quiet", action="store_true", help="names alone")
             add("--filter", action="append", default=[], metavar="KEY=VALUE",

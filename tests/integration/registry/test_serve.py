@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from builder.images import list_images
 from layers.store import Store
 from registry.serve import RegistryServer, serving
 from tests.integration.registry.commands import CommandLine, cli, put
@@ -49,6 +50,8 @@ def test_images_come_and_go_unchanged(cli: CommandLine, tmp_path: Path, served: 
     index = make_index({a: make_image(architecture=a) for a in ("amd64", "arm64")})
     put(cli, tmp_path, index, f"docker://{server.host}/team/all:1")
     assert store.names.get("docker.io/team/all:1") is not None
+    # The index's images came by digest, one by one: they are listed as parts of it, not as images without a name.
+    assert [(image.repository, image.tag) for image in list_images(store)] == [("team/all", "1")]
     cli("copy", "--all", f"docker://{server.host}/team/all:1", f"oci:{tmp_path}/back:t")
     check_layout(tmp_path / "back", index.digest)
     assert layout_names(tmp_path / "back")["t"] == index.digest
