@@ -13,12 +13,9 @@ _SIGNING = "pybuild neither signs nor checks signatures: cosign and notation sig
 _ENCRYPTION = "pybuild has no encrypted images: skopeo copy has them"
 _CREDENTIALS = "--creds USER[:PASSWORD], or `pybuild login`"
 ATTESTATIONS = "pybuild makes no attestations: `pybuild artifact attach` adds an SBOM or a provenance file to an image"
-_NAMESPACES = "every RUN and container has its own; nothing but the network can be the host's"
-_ALWAYS_OWN = "a container always has its own control group namespace"
 _LATEST = "name the container: `pybuild ps -q` lists the newest first"
 _FILTERED = "give names: `pybuild ps -aq --filter …` lists them"
 _BUILDER = "there is no daemon and no builder to choose: every command builds by itself"
-_GROUPS = "limits such as --memory make a group below pybuild's own; `systemd-run --user --scope` chooses that one"
 _LAYOUT_BLOBS = "a layout has its blobs in itself: write to oci:DIR"
 _DAEMON = "DOCKER_HOST names the daemon"
 
@@ -68,12 +65,6 @@ _EVERYWHERE: Mapping[str, str] = {
     "--verbose": "--debug",
     "--log-level": "--debug",
     "--storage-opt": "--root says where the store is; a store has no size limit, PYBUILD_GC_KEEP is what it shrinks to",
-    "--cgroup-parent": _GROUPS,
-    "--cgroupns": _ALWAYS_OWN,
-    "--ipc": _NAMESPACES,
-    "--pid": _NAMESPACES,
-    "--uts": _NAMESPACES,
-    "--userns": "as an ordinary user all of pybuild is in a user namespace; as root nothing is",
     "--runtime-flag": "--runtime takes a name or a path: a script of yours can add flags to a runtime's",
 }
 
@@ -99,17 +90,14 @@ _BUILDS: Mapping[str, str] = {
 }
 
 _CONTAINERS: Mapping[str, str] = {
-    "--gpus": "--device /dev/… gives a container a device",
+    "--gpus": "--device nvidia.com/gpu=all: a device by the name that a CDI file gives it (`nvidia-ctk cdi generate`)",
     "--device-cgroup-rule": "--device /dev/… gives a container a device",
     "--link": "containers reach each other over published ports (-p)",
     "--ip": "a container's address is chosen for it; -p publishes its ports",
     "--ip6": "a container's address is chosen for it; -p publishes its ports",
     "--mac-address": "a container's address is chosen for it",
     "--network-alias": "containers reach each other over published ports (-p)",
-    "--expose": "-p publishes a port; -P publishes those that the image exposes",
     "--volume-driver": "volumes are directories of the store; -v HOST:CTR takes any other",
-    "--volumes-from": "name the volumes: -v NAME:CTR in both containers",
-    "--sysctl": "a container's network has the kernel's own settings; --network host has this machine's",
     "--attach": "without -d stdout and stderr are shown; -i passes standard input",
     "-a": "without -d stdout and stderr are shown; -i passes standard input",
     "--sig-proxy": "signals are passed on; `pybuild run -d` and `attach` leave a container alone",
@@ -118,10 +106,7 @@ _CONTAINERS: Mapping[str, str] = {
     "--memory-swappiness": "--memory-swap limits swap",
     "--oom-kill-disable": "--oom-score-adj N; a container over its --memory is killed",
     "--domainname": "--hostname NAME.DOMAIN",
-    "--tz": "-e TZ=ZONE",
-    "--timeout": "`timeout SECONDS pybuild run …`, or `pybuild stop`",
     "--rmi": "`pybuild rmi IMAGE` afterwards",
-    "--env-host": "-e NAME without a value takes the caller's; --env-file reads a file",
     "--secret": "-v FILE:/run/secrets/NAME:ro",
     "--pod": "there are no pods: containers share networks by --network host",
     "--rootfs": "`pybuild import` makes an image of a directory's tar",

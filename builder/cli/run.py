@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from builder.cli import program, sandboxflags
+from builder.cli import containerflags, program, sandboxflags
 from builder.cli.actions import end_actions
 from builder.cli.options import add_additional_stores, additional_stores, boolean, duration, size, store_root
 from builder.cli.sandboxflags import HEALTH_TIMES, add_limit_options, add_sandbox_options
@@ -65,6 +65,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("command", nargs=REMAINDER, metavar="COMMAND", help="the command and its arguments")
         return
     _configure_container(parser)
+    containerflags.configure(parser)
     add_additional_stores(parser)
     add_limit_options(parser)
     parser.add_argument("--oom-score-adj", type=int, metavar="N",
@@ -218,7 +219,7 @@ def _run(verb: str, root: Path, options: Namespace) -> int:
     from builder.container.starting import start_launcher
     from builder.opening import open_store
 
-    wanted = _container_options(options)
+    wanted = _container_options(root, options)
     foreground = verb == "run" and not options.detach
     if foreground and options.tty and options.interactive and not os.isatty(0):
         raise UsageError("the input is not a terminal", hint="leave out -t")
@@ -312,7 +313,14 @@ def _create(store: Store, options: Namespace, wanted: ContainerOptions) -> Recor
     pull: Callable[[], None] | None = partial(_take_or_pull, store.root, options, platform)
     if options.pull == "never" and not additional_stores(options):
         pull = None
-    record = create_container(store, find_image(store, options.image, pull, platform), wanted, warn=_warn)
+    image = find_image(store, options.image, pull, platform)
+    if options.replace:
+        from builder.container import lifecycle
+        from builder.container.records import NoSuchContainer
+
+        with suppress(NoSuchContainer):
+            lifecycle.remove(store, options.name, force=True, volumes=True)
+    record = create_container(store, image, wanted, warn=_warn)
     if options.cidfile:
         Path(options.cidfile).write_text(record.id)
     return record
@@ -408,17 +416,25 @@ def _command(words: list[str]) -> tuple[str, ...]:
 # Flags into options
 
 
-def _container_options(options: Namespace) -> ContainerOptions:
+def _container_options(root: Path, options: Namespace) -> ContainerOptions:
     from builder.container.options import ContainerOptions
     from builder.sandbox.spec import Resources
 
+    containerflags.refuse(options)
     words = None if options.entrypoint is None else entrypoint(options.entrypoint)
+    mounts = [
+        *(_volume(text) for text in options.volume),
+        *(_mount(text) for text in options.mount),
+        *(_tmpfs(text) for text in options.tmpfs),
+    ]
+    if options.volumes_from or options.read_only_tmpfs:
+        mounts += containerflags.more_mounts(options, root, {mount.target for mount in mounts})
     return ContainerOptions(
         image=options.image,
         command=_command(options.command),
         name=options.name,
         entrypoint=words,
-        env=environment(options),
+        env=(*containerflags.host_environment(options), *environment(options)),
         unset_env=tuple(options.unsetenv),
         labels=_labels(options),
         workdir=options.workdir,
@@ -434,11 +450,8 @@ def _container_options(options: Namespace) -> ContainerOptions:
         shared=_shared(options),
         ports=tuple(port for text in options.publish for port in _ports(text)),
         publish_all=options.publish_all,
-        mounts=(
-            *(_volume(text) for text in options.volume),
-            *(_mount(text) for text in options.mount),
-            *(_tmpfs(text) for text in options.tmpfs),
-        ),
+        exposed=containerflags.exposed(options),
+        mounts=tuple(mounts),
         read_only=options.read_only,
         tty=options.tty,
         stdin=options.interactive,
@@ -455,6 +468,11 @@ def _container_options(options: Namespace) -> ContainerOptions:
         limits=sandboxflags.limits(options, Resources),
         shm_size_bytes=options.shm_size or 64 << 20,
         oom_score_adj=options.oom_score_adj,
+        sysctls=containerflags.sysctls(options),
+        umask=containerflags.umask(options),
+        time_zone=containerflags.time_zone(options),
+        timeout_s=options.timeout or None,
+        pid_file=None if options.pidfile is None else Path(options.pidfile).absolute(),
         isolation=options.isolation,
         runtime=options.runtime,
         restart=restart_policy(options.restart, auto_remove=options.rm),

@@ -31,6 +31,7 @@ def encode(spec: SandboxSpec) -> dict[str, Any]:
     doc["mounts"] = [_encode_sandbox_mount(mount) for mount in spec.mounts]
     doc["files"] = {target: _encode_source(source) for target, source in spec.files.items()}
     doc["shared"] = [list(pair) for pair in spec.shared]
+    doc["sysctls"] = [list(pair) for pair in spec.sysctls]
     doc["add_hosts"] = [list(pair) for pair in spec.add_hosts]
     doc["capabilities"] = sorted(spec.capabilities)
     doc["seccomp"] = str(spec.seccomp)
@@ -49,6 +50,7 @@ def decode(doc: dict[str, Any], **changes: Any) -> SandboxSpec:
     fields["mounts"] = tuple(_decode_sandbox_mount(mount) for mount in doc["mounts"])
     fields["files"] = {target: _decode_source(source) for target, source in doc["files"].items()}
     fields["shared"] = tuple((kind, where) for kind, where in doc.get("shared", ()))
+    fields["sysctls"] = tuple((name, value) for name, value in doc.get("sysctls", ()))
     fields["add_hosts"] = tuple((name, address) for name, address in doc["add_hosts"])
     fields["capabilities"] = frozenset(doc["capabilities"])
     seccomp = doc["seccomp"]

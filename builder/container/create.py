@@ -134,6 +134,8 @@ def merged_config(config: dict[str, Any], options: ContainerOptions) -> dict[str
     if options.ports:
         exposed: dict[str, Any] = {f"{port.port}/{port.protocol}": {} for port in options.ports}
         merged["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **exposed}
+    if options.exposed:
+        merged["ExposedPorts"] = {**(merged.get("ExposedPorts") or {}), **{port: {} for port in options.exposed}}
     if options.no_healthcheck:
         merged["Healthcheck"] = {"Test": ["NONE"]}
     elif options.health is not None:
@@ -211,6 +213,8 @@ def _settings(
         "restart": list(options.restart),
         "stop_signal": stop,
         "stop_timeout_s": options.stop_timeout_s,
+        "timeout_s": options.timeout_s,
+        "pid_file": None if options.pid_file is None else str(options.pid_file),
         "ports": ports,
         "runtime": _runtime(options),
         "volumes": named,
@@ -300,6 +304,7 @@ def sandbox_spec(
             "/etc/resolv.conf": rights.resolv_conf(options.dns, options.dns_search, options.dns_options),
             "/etc/hostname": f"{hostname}\n".encode(),
             **({} if options.no_hosts else {"/etc/hosts": rights.hosts(hostname, of_host=network == "host")}),
+            **({} if options.time_zone is None else {"/etc/localtime": options.time_zone}),
         },
         files_readonly=options.read_only,
         add_hosts=options.add_hosts,
@@ -311,6 +316,8 @@ def sandbox_spec(
         seccomp=chosen.seccomp,
         rlimits=options.ulimits,
         oom_score_adj=options.oom_score_adj,
+        sysctls=options.sysctls,
+        umask=options.umask,
         devices=options.devices,
         resources=options.limits._replace(accounting=True),
         isolation="auto" if options.isolation == "oci" else options.isolation,

@@ -87,6 +87,7 @@ def command(
         identity={**who, "capabilities": mask, "no_new_privs": sandbox["no_new_privs"]},
         seccomp=None if privileged else _filter(record),
         rlimits=tuple((name, soft, hard) for name, soft, hard in sandbox["rlimits"]),
+        umask=int(sandbox["umask"]),
         terminal=terminal,
         detached=detached,
     )

@@ -143,6 +143,10 @@ class Monitor:
             self._publisher.start(pid)
         ports = [list(port) for port in self._publisher.ports] if self._publisher is not None else []
         self._record.save_state(status="running", pid=pid, ports=ports)
+        if settings.get("timeout_s"):
+            self._kill_at = time.monotonic() + float(settings["timeout_s"])
+        if settings.get("pid_file"):
+            self._write_pid(settings["pid_file"], pid)
         events.of_container(self._record, "start")
         self._health = health_of(settings)
         if self._ready_fd >= 0:
@@ -153,6 +157,14 @@ class Monitor:
             os.dup2(null, self._ready_fd, inheritable=False)
             os.close(null)
             self._ready_fd = -1
+
+    def _write_pid(self, path: str, pid: int) -> None:
+        """Raises: ContainerError."""
+        try:
+            with open(path, "w", encoding="ascii") as stream:
+                stream.write(f"{pid}\n")
+        except OSError as e:
+            raise ContainerError(f"--pidfile {path}: {e.strerror}") from e
 
     def _launch(self, spec: SandboxSpec, stdin: int | None, stdout: int, stderr: int) -> Running:
         if not self._record.settings.get("joins"):

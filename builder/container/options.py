@@ -7,6 +7,7 @@ from layers.values import NamedTuple, dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Literal
 
     NetworkChoice = Literal["default", "private", "host", "none"]
@@ -87,6 +88,8 @@ class ContainerOptions:
     """Namespaces (pid, ipc, uts, cgroup, net) of others: "host", or "container:NAME". With net, `network` is "host"."""
     ports: tuple[Port, ...] = ()
     publish_all: bool = False
+    exposed: tuple[str, ...] = ()
+    """Ports as an image's config has them, such as 80/tcp."""
     mounts: tuple[VolumeMount, ...] = ()
     read_only: bool = False
     tty: bool = False
@@ -105,6 +108,14 @@ class ContainerOptions:
     limits: Resources = _NO_LIMITS
     shm_size_bytes: int = 64 << 20
     oom_score_adj: int | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()
+    umask: int = 0o022
+    time_zone: bytes | None = None
+    """What /etc/localtime is."""
+    timeout_s: float | None = None
+    """It is killed when it has run so long."""
+    pid_file: Path | None = None
+    """Where its first process is told, each time that it starts."""
     isolation: Literal["auto", "pivot", "chroot", "oci"] = "auto"
     runtime: str | None = None
     """The OCI runtime of isolation "oci", by name or path; None: the first that is installed."""

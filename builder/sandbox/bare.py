@@ -114,6 +114,7 @@ def _refuse_impossible(spec: SandboxSpec) -> None:
         "a namespace of another container": any(where == "joined" for _kind, where in spec.shared),
         "an overlay": spec.root.type != "bind",
         "devices": bool(spec.devices),
+        "a kernel parameter": bool(spec.sysctls),
         "pausing": bool(spec.resources.freezer),
         "a terminal": getattr(spec, "terminal", None) is not None,
         "--init": spec.init,

@@ -270,6 +270,7 @@ def config(spec: SandboxSpec, mounts: list[SandboxMount], host: Host | None = No
             "namespaces": [{"type": name} for name in namespaces],
             "devices": nodes,
             "resources": {**_resources(spec.resources), "devices": [{"allow": False, "access": "rwm"}, *allowed]},
+            **({"sysctl": dict(spec.sysctls)} if spec.sysctls else {}),
             "maskedPaths": [] if spec.privileged else list(spec.masked_paths),
             "readonlyPaths": [] if spec.privileged else list(spec.readonly_paths),
             **({} if profile is None else {"seccomp": profile}),

@@ -47,6 +47,9 @@ def operations(spec: SandboxSpec, host: Host | None = None) -> list[Operation]:
     host = host or Host()
     mounts = mounts_of(spec, host)
     steps = prelude(spec, host)
+    if spec.sysctls:
+        # Before /proc/sys is read-only.
+        steps.insert(0, ["sysctl", {"values": [list(pair) for pair in spec.sysctls]}])
     if joined := [kind for kind, where in spec.shared if where == "joined" and kind != "pid"]:
         steps.insert(0, ["join", {"kinds": joined}])
     if spec.own("uts"):

@@ -167,6 +167,13 @@ def op_join(sandbox: Sandbox, kinds: list[str]) -> None:
         linux.setns(sandbox.joined[kind], linux.NAMESPACES[kind])
 
 
+def op_sysctl(sandbox: Sandbox, values: list[list[str]]) -> None:
+    """Set parameters of the namespaces, of which a process sees its own in every /proc."""
+    for name, value in values:
+        with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="utf-8") as stream:
+            stream.write(value)
+
+
 def op_keyring(sandbox: Sandbox) -> None:
     """A session keyring of its own, so that the caller's keys are out of reach."""
     try:

@@ -169,6 +169,8 @@ class SandboxSpec:
     rlimits: tuple[tuple[str, int, int], ...] = ()
     """(name such as "nofile", soft, hard)."""
     oom_score_adj: int | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()
+    """(name with dots, value), of namespaces that are the sandbox's own."""
     devices: tuple[str, ...] = ()
     """Host device nodes to bind as well, by path; HOST:PATH appears at another path of /dev."""
     resources: Resources = Resources()
