@@ -77,10 +77,12 @@ def test_the_path_of_the_environment_is_searched(box: Box) -> None:
     assert box.run("true", env={"PATH": "/nowhere"}).code == 127
 
 
-def test_a_missing_working_directory_is_a_clear_error(box: Box) -> None:
-    outcome = box.run("true", cwd="/not/there")
+def test_a_working_directory_is_made_or_a_clear_error(box: Box) -> None:
+    outcome = box.sh("pwd; stat -c %a:%u . /not", cwd="/not/there", umask=0o077)
+    assert outcome.out.split() == ["/not/there", "755:0", "755:0"], outcome
+    outcome = box.run("true", cwd="/bin/busybox/there")
     assert outcome.error is not None
-    assert outcome.error[1:] == ("cwd", 2, "/not/there")
+    assert outcome.error[1:] == ("workdir", 20, "/bin/busybox/there")
     assert box.sh("pwd", cwd="/bin").out == "/bin\n"
 
 
