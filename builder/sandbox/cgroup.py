@@ -531,6 +531,16 @@ def writable(hierarchy: Hierarchy) -> bool:
         return False
 
 
+def undelegated(hierarchy: Hierarchy, controller: str) -> str | None:
+    """What would give a group made here a controller that it could not have; None where it could."""
+    try:
+        if hierarchy.version == 2:
+            _require(_base(hierarchy, []), [controller])
+    except CgroupError as e:
+        return e.hint
+    return None
+
+
 def _base(hierarchy: Hierarchy, controllers: list[str]) -> str:
     """Where a group can be made: in v2, the nearest ancestor without processes that we may write to."""
     if hierarchy.version == 1:

@@ -297,6 +297,8 @@ def _limits() -> list[Fact]:
         elif not cgroup.writable(hierarchy):
             grant = "systemd-run --user --scope -p Delegate=yes pybuild …" if hierarchy.version == 2 else "run as root"
             facts.append(Fact(f"limit {controller}", False, f"{hierarchy.own} is not ours to write", grant))
+        elif mend := cgroup.undelegated(hierarchy, controller):
+            facts.append(Fact(f"limit {controller}", False, "this controller is not delegated to us", mend))
         else:
             facts.append(Fact(f"limit {controller}", True, f"cgroup v{hierarchy.version}"))
     return facts

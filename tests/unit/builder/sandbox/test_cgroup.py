@@ -134,6 +134,8 @@ def test_a_controller_that_was_not_delegated(tmp_path: Path, place: str, words: 
     with pytest.raises(CgroupError, match="lack cpuset") as caught:
         cgroup.create({"pids": 5, "cpuset_cpus": "0"}, "x", [hierarchy])
     assert caught.value.hint and words in caught.value.hint
+    assert cgroup.undelegated(hierarchy, "cpuset") == caught.value.hint
+    assert cgroup.undelegated(hierarchy, "memory") is None
     assert not (tmp_path / place / "cgroup.subtree_control").read_text()
 
 
