@@ -13,10 +13,11 @@ _SIGNING = "pybuild neither signs nor checks signatures: cosign and notation sig
 _ENCRYPTION = "pybuild has no encrypted images: skopeo copy has them"
 _CREDENTIALS = "--creds USER[:PASSWORD], or `pybuild login`"
 ATTESTATIONS = "pybuild makes no attestations: `pybuild artifact attach` adds an SBOM or a provenance file to an image"
-_LATEST = "name the container: `pybuild ps -q` lists the newest first"
+_LATEST = "name the container: `pybuild ps -lq` is the last one made"
 _FILTERED = "give names: `pybuild ps -aq --filter …` lists them"
 _BUILDER = "there is no daemon and no builder to choose: every command builds by itself"
 _LAYOUT_BLOBS = "a layout has its blobs in itself: write to oci:DIR"
+_SYNCED = "a YAML file says what is mirrored: `pybuild sync FILE DEST`"
 _DAEMON = "DOCKER_HOST names the daemon"
 
 _EVERYWHERE: Mapping[str, str] = {
@@ -125,13 +126,19 @@ _OF: Mapping[str, Mapping[str, str]] = {
     "create": _CONTAINERS,
     "update": _CONTAINERS,
     "ps": {
+        "--sort": "containers are listed by age, the newest first",
         "--size": "`pybuild du -v` tells what is on the disk",
         "-s": "`pybuild du -v`",
         "--watch": "`watch pybuild ps`",
     },
     "port": {"-l": _LATEST},
-    "volume": {"--driver": _CONTAINERS["--volume-driver"], "--opt": _CONTAINERS["--volume-driver"]},
+    "volume": dict.fromkeys(("--driver", "-d", "--opt", "-o"), _CONTAINERS["--volume-driver"]),
+    "start": {"--sig-proxy": _CONTAINERS["--sig-proxy"]},
+    "wait": {"--condition": "it waits for the end; `pybuild inspect --format '{{.State.Status}}'` tells the state"},
+    "prune": {"--volumes": "`pybuild volume prune`"},
+    "sync": {"--src": _SYNCED, "--dest": _SYNCED, "-s": _SYNCED, "-d": _SYNCED},
     "images": {
+        "--tree": "`pybuild image tree NAME`",
         "--all": "every image is listed, those without a name as <none>; there are no images between",
         "-a": "every image is listed, those without a name as <none>; there are no images between",
         "--history": "`pybuild history NAME`",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cli.actions import Action, add_actions, check_action, end_actions
-from builder.cli.options import add_registry_options, key_value, registry_options, store_root
+from builder.cli.options import add_registry_options, key_value, media_types, registry_options, store_root
 from builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,13 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--features", action="append", metavar="FEATURE", help="a feature that the entry needs of the CPU")
     add("--nested", action="store_true", help="add an index as one entry, not its images")
     add("--amend", "-a", action="store_true", help="go on with an index of that name")
-    add("--format", "-f", choices=["oci", "docker"], help="the media types to write (default: those of the images)")
+    add(
+        "--format",
+        "-f",
+        type=media_types,
+        choices=["oci", "docker"],
+        help="the media types to write (default: those of the images)",
+    )
     add("--media-type", metavar="TYPE", help="the manifest's media type (default: as it says itself)")
     add("--rm", "-p", "--purge", dest="rm", action="store_true", help="remove the index from the store after it")
     add("--digestfile", metavar="FILE", help="write the index's digest there")

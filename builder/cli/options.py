@@ -199,6 +199,11 @@ def boolean(text: str) -> bool:
     raise InvalidValue(f"expected true or false, not {text!r}")
 
 
+def media_types(text: str) -> str:
+    """`--format`, whose `docker` others call v2s2."""
+    return "docker" if text == "v2s2" else text
+
+
 def take_booleans(parser: ArgumentParser) -> None:
     """Let each flag without a value be written `--flag=true` and `--flag=false`, too, as Go's are.
 

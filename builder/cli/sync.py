@@ -14,6 +14,7 @@ from builder.cli.options import (
     add_registry_options,
     add_retry_options,
     boolean,
+    media_types,
     registry_options,
     retry_policy,
     store_root,
@@ -36,7 +37,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("--keep-going", "-k", action="store_true", help="end with 0 though some images failed")
     add("--platform", metavar="OS/ARCH", help="of indexes only this platform (default: all)")
     add("--preserve-digests", action="store_true", help="fail rather than change a digest")
-    add("--format", "-f", choices=["oci", "docker"], help="convert to these media types")
+    add("--format", "-f", type=media_types, choices=["oci", "docker"], help="convert to these media types")
     add("-j", "--jobs", type=int, default=6, metavar="N", help="blobs at once (default: 6)")
     add("--progress", default="auto", choices=["auto", "tty", "plain", "quiet", "rawjson"],
         help="how it is shown (default: auto: tty on a terminal, plain elsewhere)")  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from builder.cli.options import (
     add_registry_options,
     add_retry_options,
+    media_types,
     registry_options,
     retry_policy,
     store_root,
@@ -90,7 +91,7 @@ def configure(verb: str, parser: ArgumentParser) -> None:
             help="between registries: also what refers to the image (signatures, SBOMs)")  # fmt: skip
         add("--digest-tags", action="store_true", help="between registries: also tags like sha256-….sig")
     add("--preserve-digests", action="store_true", help="fail rather than change a digest")
-    add("--format", "-f", choices=["oci", "docker"], help="convert to these media types")
+    add("--format", "-f", type=media_types, choices=["oci", "docker"], help="convert to these media types")
     add("--compression", "--compression-format", "--dest-compress-format",
         choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"], help="convert layers to this")  # fmt: skip
     add("--compression-level", "--dest-compress-level", type=int, metavar="N",

@@ -103,3 +103,10 @@ def test_of_several_values_of_a_flag_the_last_counts(value: str) -> None:
     for flag in ("-n", "--now"):
         found = parser.parse_args(["--now=1", f"{flag}={value}", "it", "--now=false", "-n=true"])
         assert found.now is (value == "true") and found.command == ["--now=false", "-n=true"]
+
+
+@pytest.mark.parametrize("verb", ["copy", "sync", "manifest"])
+def test_media_types_by_their_other_name(verb: str) -> None:
+    parser = ArgumentParser()
+    import_module(f"builder.cli.{VERBS[verb].module}").configure(verb, parser)
+    assert parser.parse_args(["--format", "v2s2", *["create"] * (verb == "manifest"), "a", "b"]).format == "docker"
