@@ -47,7 +47,8 @@ class LeftOut:
             return False  # what is made in it inherits that
         if self._tree is None:
             self._copier = copier
-            self._tree = SourceTree(os.dup(copier.tree.root_fd), copier.tree.ignore)
+            context = copier.options.reset_owner
+            self._tree = SourceTree(os.dup(copier.tree.root_fd), copier.tree.ignore, context=context)
         self._trees[os.fsencode(target)] = source
         return True
 
