@@ -60,6 +60,8 @@ class Monitor:
         self._typed = b""
         """What was typed and not yet taken: waiting for that would keep us from reading what is said."""
         self._stopping = False
+        self._lives = False
+        """Whether its start was told, and its end not yet."""
         self._kill_at: float | None = None
         self._interrupts = 0
         self._publisher: Publisher | None = None
@@ -95,6 +97,8 @@ class Monitor:
         except PybuildError as e:
             failed = {"status": "exited", "exit_code": 125, "error": str(e), "pid": 0, "finished_ns": time.time_ns()}
             self._record.save_end(**failed)
+            if self._lives:
+                events.of_container(self._record, "die", exitCode=125)
             raise
         finally:
             self._close()
@@ -148,6 +152,7 @@ class Monitor:
         if settings.get("pid_file"):
             self._write_pid(settings["pid_file"], pid)
         events.of_container(self._record, "start")
+        self._lives = True
         self._health = health_of(settings)
         if self._ready_fd >= 0:
             self._await_setup()
@@ -524,6 +529,7 @@ class Monitor:
         if status.oom_killed:
             events.of_container(self._record, "oom")
         events.of_container(self._record, "die", exitCode=status.code)
+        self._lives = False
         self._audience.close()
         self._kill_at = None
         if self._running is not None:

@@ -51,6 +51,9 @@ def test_a_killed_process_ends_the_container(box: Pybuild, victim: str) -> None:
     until(lambda: status_of(box, "gone").startswith("exited"))
     expected = {"monitor": "exited 137", "zygote": "exited 125", "container": "exited 137"}[victim]
     assert status_of(box, "gone") == expected
+    words = ("--since", "1h", "--until", "0s", "-f", "event=die", "-f", "container=gone", "--format", "json")
+    told = box.run("events", *words).text
+    assert told.count('"exitCode":') == (0 if victim == "monitor" else 1), told
     assert box.run("exec", "gone", "true", check=False).status == 125
     assert box.run("ps", "-q").text == ""
     box.run("start", "gone")
