@@ -49,6 +49,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUEUED_PIECES = 4
 _ATTRIBUTE_REFUSED = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 _UNMAPPED_HINT = "run as root, or give this user subordinate ids (/etc/subuid, /etc/subgid) that cover the image's"
+_HOLLOW_DEPTH = 64
 _META_PREFIX = WHITEOUT_PREFIX + WHITEOUT_PREFIX
 _TAR_BLOCK = 512
 
@@ -134,17 +135,28 @@ def settle_whiteouts(target: Path, whiteouts: Sequence[bytes], lower: Sequence[P
         os.fsencode(target), overlay=True, dialect=dialect, lower=tuple(map(os.fsencode, lower)), track=False, gid=0
     )
     try:
-        for path in whiteouts:
-            parent, _, name = path.rpartition(b"/")
-            if tree.beneath(path) is None:
-                directory = tree.enter(parent)
-                st = _lstat(name, directory.fd)
-                if st is not None and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
-                    os.unlink(name, dir_fd=directory.fd)
+        _drop_idle(tree, whiteouts)
     except OSError as e:
         raise _explained(e, None) from e
     finally:
         tree.close()
+
+
+def _drop_idle(tree: ConfinedTree, marks: Sequence[bytes]) -> None:
+    """Remove the whiteouts at these paths that hide nothing beneath. Raises: LayerError, OSError."""
+    for path in marks:
+        if tree.beneath(path) is not None:
+            continue
+        parent, _, name = path.rpartition(b"/")
+        fd = tree.open_existing(parent)
+        if fd == -1:
+            continue  # something else took the directory's place
+        try:
+            st = _lstat(name, fd)
+            if st is not None and stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
+                os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
 
 
 class _Feed:
@@ -255,6 +267,8 @@ class _Unpacker:
         self._opaque = False
         self._lower_known = lower is not None
         self.unsettled: list[bytes] = []
+        self._marks: list[bytes] = []
+        self._opaque_late = False
         self.entries = 0
         self.unpacked = 0
         self.recorded_devices = 0
@@ -307,6 +321,8 @@ class _Unpacker:
                     if directory.names is not None:
                         directory.names.add(name)
             entry = None
+            if self._opaque_late:
+                _drop_idle(tree, self._marks)
             self._finish_directories()
         except PybuildError:
             raise
@@ -418,7 +434,7 @@ class _Unpacker:
                 opaque = self._overlay
         child = self._tree.child(directory, name, made=made)
         if opaque:
-            self._tree.set_opaque(child.fd)
+            self._set_opaque(child.fd)
         if made and directory.default_acl:
             self._drop_inherited(child.fd, directory)
         self._remember(child, entry)
@@ -572,7 +588,7 @@ class _Unpacker:
         tree = self._tree
         if name == OPAQUE_WHITEOUT:
             if directory.path:
-                tree.set_opaque(directory.fd)
+                self._set_opaque(directory.fd)
             else:
                 self._opaque_root(directory)
             return
@@ -582,8 +598,13 @@ class _Unpacker:
         # A mark that hides nothing would be listed by overlayfs in directories that it does not merge.
         if self._lower_known and tree.beneath(path) is None:
             return
-        if self._mark(directory, hidden, _lstat(hidden, directory.fd)) and not self._lower_known:
-            self.unsettled.append(path)
+        if self._mark(directory, hidden, _lstat(hidden, directory.fd)):
+            (self._marks if self._lower_known else self.unsettled).append(path)
+
+    def _set_opaque(self, fd: int) -> None:
+        """Cut a directory off from those beneath: marks that are in it by then hide nothing any more."""
+        self._opaque_late = True
+        self._tree.set_opaque(fd)
 
     def _mark(self, directory: Directory, name: bytes, st: os.stat_result | None) -> bool:
         """Hide one name, unless this layer has something there; whether a whiteout was made."""
@@ -593,10 +614,35 @@ class _Unpacker:
         if stat.S_ISDIR(st.st_mode):
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
             try:
-                self._tree.set_opaque(fd)
+                if not self._is_hollow(fd, _HOLLOW_DEPTH):
+                    self._set_opaque(fd)
+                    return False
             finally:
                 os.close(fd)
+            self._clear(directory, name)
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory.fd)
+            return True
         return False
+
+    def _is_hollow(self, fd: int, depth: int) -> bool:
+        """Whether a directory is there for the sake of whiteouts in it alone: no entry made it, or anything in it."""
+        st = os.fstat(fd)
+        record = self._tree.metadata.get((st.st_dev, st.st_ino))
+        if record is None or not record.implicit or not depth:
+            return False
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                st = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(st.st_mode):
+                    inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                    try:
+                        if not self._is_hollow(inner, depth - 1):
+                            return False
+                    finally:
+                        os.close(inner)
+                elif not stat.S_ISCHR(st.st_mode) or st.st_rdev:
+                    return False
+        return True
 
     def _opaque_root(self, directory: Directory) -> None:
         """overlayfs knows no opaque root: hide each name beneath it."""

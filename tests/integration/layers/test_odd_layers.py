@@ -108,6 +108,9 @@ def scratch(tmp_path: Path) -> Path:
 @given(stacks)
 @example([[file(b"a/x")], [symlink(b"s", b"a"), hardlink(b"b", b"s/x"), file(b"s/y")]])
 @example([[file(b"a/x"), file(b"a/z")], [file(b"a", b"file"), folder(b"a"), file(b"a/y")]])
+@example([[file(b"a/x")], [_whiteout(b"a/x"), _whiteout(b"a")]])
+@example([[file(b"a/x")], [_whiteout(b"a/x"), file(b"a/.wh..wh..opq")]])
+@example([[file(b"a/x")], [_whiteout(b"a/x"), file(b"a"), folder(b"a")]])
 def test_both_ways_show_the_same(scratch: Path, layers: list[list[Item]]) -> None:
     top = Path(tempfile.mkdtemp(dir=scratch))
     try:
