@@ -373,13 +373,13 @@ class _Zygote:
             return bool(data)
         control = Socket(fileno=fds[0])
         try:
-            if data[:1] == b"P":
-                self.learn(parse(data, fds))
             if data[:1] == b"D" or not self.hand_on(data, control, fds):
                 request = parse(data, fds)
                 if data[:1] != b"D":
                     request["operations"] = self.prelude + request["operations"]
                 self.start(request, control, fds)
+            elif data[:1] == b"P":
+                self.learn(parse(data, fds))  # now: the sandbox does not wait for it
         except cgroup.CgroupError as e:
             tell(control, error_message("cgroup", e.errno, e.filename, e.strerror or str(e), e.hint))
             control.close()
@@ -632,9 +632,8 @@ def joined_of(request: dict[str, Any], fds: list[int]) -> dict[str, int]:
 
 def parse(data: bytes, fds: list[int]) -> dict[str, Any]:
     if len(data) == 1:
-        os.lseek(fds[4], 0, os.SEEK_SET)  # who handed it on may have read it
-        with open(fds[4], "rb", closefd=False) as stream:
-            data = b"-" + stream.read()
+        # Not by the descriptor's offset, which is shared with who handed it on and reads it, too.
+        data = b"-" + os.pread(fds[4], os.fstat(fds[4]).st_size, 0)
     request: dict[str, Any] = json.loads(data[1:])
     return request
 
