@@ -132,9 +132,13 @@ def describe(
             doc["options"] = {
                 "--add-host": options.add_hosts, "--cap-add": options.cap_add, "--cap-drop": options.cap_drop,
                 "--security-opt": options.security_opt, "--ulimit": options.ulimits, "--volume": options.volumes,
-                "--shm-size": options.shm_size_bytes, "namespaces of the host": " ".join(options.shared),
-                "--device": " ".join((*options.devices, *options.cdi_devices, *(name for name, _ in op.devices))),
+                "--shm-size": options.shm_size_bytes,
             }  # fmt: skip
+            seldom = {
+                "--device": (*options.devices, *options.cdi_devices, *(name for name, _ in op.devices)),
+                "namespaces of the host": options.shared,
+            }
+            doc["options"] |= {name: " ".join(values) for name, values in seldom.items() if values}
         case CopyOp() as op:
             doc["fields"] = {
                 "sources": " ".join(i.source for i in op.items),
