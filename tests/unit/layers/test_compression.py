@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from layers import compression
 from layers.compression import BLOCK_BYTES, Compression, compressor, decompressor, detect
 from layers.errors import LayerError
+from tests.support.waiting import until
 
 KINDS: tuple[Compression, ...] = get_args(Compression)
 
@@ -142,17 +143,13 @@ def test_a_level_out_of_range_is_refused(kind: Compression, level: int) -> None:
 
 
 def test_a_stream_given_up_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     engine = compressor("gzip", threads=3)
     for _ in range(5):
         engine.write(LONG[:BLOCK_BYTES])
     engine.close()
     engine.close()
-    deadline = 200
-    while threading.active_count() > before and deadline:
-        deadline -= 1
-        threading.Event().wait(0.01)
-    assert threading.active_count() == before
+    until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
