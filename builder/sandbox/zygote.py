@@ -516,9 +516,7 @@ class _Zygote:
             if life:
                 self.let_go()
                 life[0].close()
-                from builder.sandbox import guard
-
-                guard.stay_behind(control, life[1], joined_of(request, fds).get("pid"))
+                _leave_guard(control, life[1], joined_of(request, fds).get("pid"))
             _run(request, control, fds, sandbox)
         os.close(undo_write)
         child = _Child(pid, pidfd, control, undo_read, group)
@@ -622,6 +620,20 @@ def error_message(operation: str, number: int | None, path: str | None, words: s
 def tell(control: Socket, message: bytes) -> None:
     with contextlib.suppress(OSError):
         control.send(message)
+
+
+def _leave_guard(control: Socket, life: Socket, pid_namespace: int | None) -> None:
+    """In the child: be the guard, whose child alone returns; the zygote's own work is nobody's but the zygote's."""
+    from builder.sandbox import guard
+
+    try:
+        guard.stay_behind(control, life, pid_namespace)
+    except OSError as e:
+        # Such as ENOMEM: the first process of the namespace that was to be joined has ended.
+        tell(control, error_message("clone", e.errno, None, e.strerror or str(e)))
+        os._exit(125)
+    except BaseException:  # noqa: BLE001 - the process boundary
+        os._exit(125)
 
 
 def joined_of(request: dict[str, Any], fds: list[int]) -> dict[str, int]:
