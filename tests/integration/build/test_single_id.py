@@ -58,10 +58,13 @@ RUN find /home /group /given /file /disk /pipe /dangling -exec stat -c '%F %u %g
 
 
 class SingleId(Pybuild):
-    """`pybuild` of a user whose subordinate ids are hidden."""
+    """`pybuild` of a user who has no program to get at subordinate ids.
+
+    Not /etc/subuid is hidden: that is another file, without a mount over it, once another worker adds a user.
+    """
 
     def argv(self, *arguments: str | Path) -> list[str]:
-        hide = 'mount --bind /dev/null /etc/subuid && exec "$@"'
+        hide = 'mount --bind /dev/null "$(command -v newuidmap)" && exec "$@"'
         return ["unshare", "--mount", "sh", "-c", hide, "sh", *super().argv(*arguments)]
 
 
