@@ -88,7 +88,7 @@ def test_inputs_precede_their_users() -> None:
         ("ARG x\nFROM $x\n", "should not be blank"),
         ("FROM --platform=linux/ a\n", "failed to parse platform"),
         ("FROM scratch\nRUN --security=insecure x\n", "not allowed"),
-        ("FROM scratch\nRUN --device=vendor.com/gpu x\n", "--device is not supported"),
+        ("FROM scratch\nRUN --device=vendor.com/gpu x\n", "RUN --device=vendor.com/gpu is not allowed"),
         ("FROM scratch\nRUN --mount=type=tmpfs,target=/ x\n", "invalid mount target"),
         ("FROM scratch\nCOPY --chmod=64a f /\n", "invalid chmod parameter"),
         ("FROM scratch\nCOPY https://example.org/f /\n", "can't be a URL"),
