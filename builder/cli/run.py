@@ -15,8 +15,8 @@ from pathlib import Path
 
 from builder.cli import containerflags, program, sandboxflags
 from builder.cli.actions import end_actions
-from builder.cli.options import add_additional_stores, additional_stores, boolean, duration, size, store_root
-from builder.cli.sandboxflags import HEALTH_TIMES, add_limit_options, add_sandbox_options
+from builder.cli.options import add_additional_stores, additional_stores, boolean, size, store_root
+from builder.cli.sandboxflags import add_limit_options
 from builder.errors import UsageError
 from layers.errors import PybuildError
 
@@ -64,7 +64,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
         add("name", metavar="CONTAINER", help="one that runs")
         add("command", nargs=REMAINDER, metavar="COMMAND", help="the command and its arguments")
         return
-    _configure_container(parser)
     containerflags.configure(parser)
     add_additional_stores(parser)
     add_limit_options(parser)
@@ -73,106 +72,6 @@ def configure(verb: str, parser: ArgumentParser) -> None:
     add("image", metavar="IMAGE", help="an image, pulled if it is missing; or a container made by `from`")
     add("command", nargs=REMAINDER, metavar="COMMAND", help="the command and its arguments (default: the image's)")
     end_actions(parser)
-
-
-def _configure_container(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--rm", action="store_true", help="remove the container when it ends")
-    add("--name", metavar="NAME", help="the container's name (default: two words)")
-    add("--cidfile", metavar="FILE", help="write the container's ID there")
-    add(
-        "--detach-keys",
-        default="ctrl-p,ctrl-q",
-        metavar="KEYS",
-        help="with -it: leave it running by these keys (default: ctrl-p,ctrl-q)",
-    )
-    add(
-        "--pull",
-        choices=["always", "missing", "never"],
-        default="missing",
-        help="when to fetch the image (default: missing)",
-    )
-    add("--authfile", metavar="FILE", help="credentials file for a pull")
-    add("--tls-verify", type=boolean, metavar="BOOL", help="ask for verified TLS in a pull (default: true)")
-    add("--platform", metavar="OS/ARCH", help="the image for this platform (default: this machine's)")
-    add("--entrypoint", metavar="COMMAND", help="in place of the image's; a JSON array, or one word; empty: none")
-    add("-q", "--quiet", action="store_true", help="show no progress of a pull")
-    add("--unsetenv", action="append", default=[], metavar="KEY", help="take a variable of the image away")
-    add("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the container")
-    add("--label-file", action="append", default=[], metavar="FILE", help="labels, a line each")
-    add("-v", "--volume", action="append", default=[], metavar="HOST:CTR[:ro]",
-        help="a directory of the host, or a named volume, at CTR")  # fmt: skip
-    add(
-        "--mount",
-        action="append",
-        default=[],
-        metavar="type=TYPE,target=CTR,…",
-        help="the same in words; TYPE: bind, volume or tmpfs",
-    )
-    add(
-        "--tmpfs",
-        action="append",
-        default=[],
-        metavar="CTR[:OPTIONS]",
-        help="an empty file system in memory, such as /run:size=64m,mode=1777",
-    )
-    add("--read-only", action="store_true", help="the root file system read-only")
-    add("--init", action="store_true", help="a small first process that reaps and passes signals on")
-    add("--hostname", metavar="NAME", help="its host name (default: its ID)")
-    add_sandbox_options(parser, containers=True)
-    add("--network", "--net", metavar="NETWORK",
-        help="private (bridge): its own, behind NAT; host; none; container:NAME (default: private)")  # fmt: skip
-    add(
-        "-p",
-        "--publish",
-        action="append",
-        default=[],
-        metavar="[[IP:]HOST:]CTR[/udp]",
-        help="a port of the host for one of the container; without HOST a free one",
-    )
-    add(
-        "-P", "--publish-all", action="store_true", help="every port that the image exposes, on free ones of the host's"
-    )
-    add("--group-add", action="append", default=[], metavar="GROUP", help="a supplementary group")
-    add(
-        "--isolation",
-        choices=["auto", "pivot", "chroot", "oci"],
-        default="auto",
-        help="oci: by an OCI runtime (default: the best that works here)",
-    )
-    add("--runtime", metavar="NAME", help="the runtime of --isolation oci: runc, crun, … (default: what is installed)")
-    add(
-        "--restart",
-        default="no",
-        metavar="POLICY",
-        help="when to start it again: no (default), on-failure[:N], always, unless-stopped",
-    )
-    add(
-        "--log-driver",
-        choices=["json-file", "none"],
-        default="json-file",
-        help="json-file (default); none keeps nothing for `logs`",
-    )
-    add(
-        "--log-opt",
-        action="append",
-        default=[],
-        metavar="max-size=SIZE",
-        help="how much of what it says is kept (default: 10m)",
-    )
-    add("--stop-signal", metavar="SIGNAL", help="what `stop` sends (default: the image's, else TERM)")
-    add(
-        "--stop-timeout",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long `stop` waits before it kills (default: 10)",
-    )
-    add("--health-cmd", metavar="COMMAND", help="a command of the shell's that tells whether the container is well")
-    for name, told in HEALTH_TIMES.items():
-        add(f"--health-{name}", type=duration, metavar="TIME", help=told)
-    add("--health-retries", type=int, metavar="N", help="failures in a row that make it unhealthy (default: 3)")
-    add("--no-healthcheck", action="store_true", help="no health check, whatever the image says")
 
 
 def run(verb: str, options: Namespace) -> int:
