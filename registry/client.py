@@ -9,17 +9,14 @@ Spec: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from layers.errors import ContentError, DigestMismatch, ImageError, PybuildError, SizeMismatch
+from layers.errors import ContentError, DigestMismatch, PybuildError, SizeMismatch
 from layers.oci import (
-    INDEX_MEDIA_TYPES,
-    MANIFEST_MEDIA_TYPES,
     MAX_MANIFEST_BYTES,
     MEDIA_DOCKER_INDEX,
     MEDIA_DOCKER_MANIFEST,
@@ -30,11 +27,12 @@ from layers.oci import (
     Index,
 )
 from layers.values import NamedTuple
+from registry.answers import described, json_object, next_link, verified_manifest
 from registry.auth import CATALOG_SCOPE, Scope
 from registry.blobs import BlobReader
 from registry.errors import InvalidReference, NotFoundError, RegistryError, ServerError, redact_url
 from registry.hosts import Endpoint, HostConfig, RegistryOptions
-from registry.http import Timeouts, join_url
+from registry.http import Timeouts
 from registry.reference import Reference
 from registry.retry import CancelCheck, Pacer, RetryPolicy
 from registry.transport import RawManifest
@@ -111,7 +109,7 @@ class RegistryClient:
         def fetch(endpoint: Endpoint) -> RawManifest:
             call = self._manifest_call("GET", endpoint, ref, accept)
             reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
-            found = _verified(ref, reply, endpoint)
+            found = verified_manifest(ref, reply, endpoint)
             self._note_part(ref, endpoint, f"manifest {found.digest.short}")
             return found
 
@@ -134,10 +132,11 @@ class RegistryClient:
                 if e.status not in {400, 405, 501}:
                     raise
                 reply = None
-            found = None if reply is None else _described(ref, reply)
+            found = None if reply is None else described(ref, reply)
             if found is None:
                 call = call._replace(method="GET")
-                found = _verified(ref, self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES), endpoint).descriptor
+                reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
+                found = verified_manifest(ref, reply, endpoint).descriptor
             return found
 
         try:
@@ -613,7 +612,7 @@ class RegistryClient:
             size += len(reply.body)
             if size > MAX_LISTS_BYTES:
                 raise ServerError(f"{call.what}: the pages have more than {MAX_LISTS_BYTES >> 20} MiB", url=reply.url)
-            names = _json_object(reply, call.what).get(key) or []
+            names = json_object(reply, call.what).get(key) or []
             if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
                 raise ServerError(f"{call.what}: the answer has no list of {key}", url=reply.url)
             yield from names
@@ -674,7 +673,7 @@ class RegistryClient:
             reply = self._wire.fetch(endpoint, call, limit=MAX_MANIFEST_BYTES)
         except NotFoundError:
             return []
-        return list(Index.parse(_verified(tag_ref, reply, endpoint).raw, MEDIA_OCI_INDEX).manifests)
+        return list(Index.parse(verified_manifest(tag_ref, reply, endpoint).raw, MEDIA_OCI_INDEX).manifests)
 
 
 def fallback_tag(digest: Digest) -> str:
@@ -684,81 +683,6 @@ def fallback_tag(digest: Digest) -> str:
 
 def _sized(path: str, page_size: int | None) -> str:
     return path if page_size is None else f"{path}?n={page_size}"
-
-
-def next_link(reply: Reply) -> str | None:
-    """The absolute URL of `rel="next"` in the Link header (RFC 8288).
-
-    Raises: ServerError for one that is no URL.
-    """
-    for part in reply.headers.get("Link", "").split(","):
-        target, _, params = part.strip().partition(">")
-        if target.startswith("<") and 'rel="next"' in params.replace("rel=next", 'rel="next"').replace(" ", ""):
-            return join_url(reply.url, target[1:])
-    return None
-
-
-def _verified(ref: Reference, reply: Reply, endpoint: Endpoint) -> RawManifest:
-    raw = reply.body
-    if not raw:
-        # http.client also takes a connection that ends within the headers for a whole answer.
-        raise ServerError(f"the manifest of {ref} from {endpoint.host} is empty", url=reply.url, retryable=True)
-    digest = Digest.of(raw)
-    for promised in (ref.digest, _digest_header(reply)):
-        if promised is None:
-            continue
-        hasher = promised.hasher()
-        hasher.update(raw)
-        actual = Digest.from_hasher(hasher)
-        if actual != promised:
-            raise DigestMismatch(
-                f"the manifest of {ref} from {endpoint.host} has the wrong content: {actual} instead of {promised}",
-                hint="the registry, or something between, damaged it",
-            )
-    return RawManifest(raw, _media_type(reply, raw), ref.digest or digest)
-
-
-def _described(ref: Reference, reply: Reply) -> Descriptor | None:
-    """The descriptor in the headers of a HEAD; None if they do not say enough."""
-    digest = ref.digest or _digest_header(reply)
-    length = reply.headers.get("Content-Length", "")
-    media_type = reply.headers.get("Content-Type", "").partition(";")[0].strip()
-    if digest is None or not length.isascii() or not length.isdigit() or not media_type:
-        return None
-    return Descriptor(media_type=media_type, digest=digest, size_bytes=int(length[:18]))
-
-
-def _digest_header(reply: Reply) -> Digest | None:
-    text = reply.headers.get("Docker-Content-Digest", "").strip()
-    if not text:
-        return None
-    try:
-        return Digest(text)
-    except ImageError:
-        # An algorithm that we do not know promises nothing that we could check.
-        return None
-
-
-def _media_type(reply: Reply, raw: bytes) -> str:
-    """The Content-Type, unless it is a generic one and the document knows better."""
-    said = reply.headers.get("Content-Type", "").partition(";")[0].strip()
-    if said in MANIFEST_MEDIA_TYPES or said in INDEX_MEDIA_TYPES:
-        return said
-    try:
-        declared = json.loads(raw).get("mediaType")
-    except (ValueError, AttributeError, RecursionError):
-        declared = None
-    return declared if isinstance(declared, str) and declared else said
-
-
-def _json_object(reply: Reply, what: str) -> dict[str, Any]:
-    try:
-        doc = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        doc = None
-    if not isinstance(doc, dict):
-        raise ServerError(f"{what}: the answer is not a JSON object", url=reply.url)
-    return doc
 
 
 def _no_source(offset: int) -> Any:

@@ -8,8 +8,8 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from registry.answers import next_link
 from registry.auth import Scope, parse_challenges
-from registry.client import next_link
 from registry.errors import RegistryError, ServerError, printable, redact_url
 from registry.http import join_url, origin_of
 from registry.retry import parse_retry_after
