@@ -103,7 +103,7 @@ class RegistryServer:
         """`METHOD /path` of every request answered so far, from the access log."""
         # A request is logged after its answer, perhaps long after. What came later is there: so is what came before.
         self._markers += 1
-        mark = f"/v2/?mark={self._markers}"
+        mark = f"/v2/?mark={os.getpid()}-{self._markers}-"  # the workers of a session may share a registry
         self.request("GET", mark)
         until(lambda: mark in self.log.read_text(errors="replace"))
         seen = []
