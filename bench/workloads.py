@@ -109,11 +109,17 @@ def copy_very_many(bench: Bench, tool: Any, turn: int) -> float:
     return copy_many(bench, tool, turn, 100_000)
 
 
-def copy_very_many_again(bench: Bench, tool: Any, turn: int) -> float:
-    folder = many_files(bench, 100_000)
-    (folder / "Containerfile").write_text(f"FROM {bench.debian}\nCOPY tree /tree\n")
+def many_files_built(bench: Bench, tool: Any, turn: int, count: int, text: str) -> Path:
+    """A context of many files that the tool has built as many:1 before its first turn."""
+    folder = many_files(bench, count)
+    (folder / "Containerfile").write_text(text)
     if turn == 0:
         bench.quiet(tool.build(folder, "many:1"))
+    return folder
+
+
+def copy_very_many_again(bench: Bench, tool: Any, turn: int) -> float:
+    folder = many_files_built(bench, tool, turn, 100_000, f"FROM {bench.debian}\nCOPY tree /tree\n")
     return bench.timed(tool.build(folder, "many:1"))
 
 
@@ -157,20 +163,14 @@ def copy_many_to_layout(bench: Bench, tool: Any, turn: int) -> float:
 
 
 def one_of_many_changed(bench: Bench, tool: Any, turn: int) -> float:
-    folder = many_files(bench, 20_000)
-    (folder / "Containerfile").write_text(f"FROM {bench.debian}\nCOPY tree /tree\n")
-    if turn == 0:
-        bench.quiet(tool.build(folder, "many:1"))
+    folder = many_files_built(bench, tool, turn, 20_000, f"FROM {bench.debian}\nCOPY tree /tree\n")
     (folder / "tree/d0007/f000777").write_text(f"changed {turn} {tool.name} {os.getpid()}\n")
     return bench.timed(tool.build(folder, "many:2"))
 
 
 def one_file_of_a_large_context(bench: Bench, tool: Any, turn: int) -> float:
-    folder = many_files(bench, 20_000)
-    (folder / "Containerfile").write_text(f"FROM {bench.busybox}\nCOPY tree/d0001/f000123 /f\n")
-    if turn == 0:
-        bench.quiet(tool.build(folder, "one:1"))
-    return bench.timed(tool.build(folder, "one:1"))
+    folder = many_files_built(bench, tool, turn, 20_000, f"FROM {bench.busybox}\nCOPY tree/d0001/f000123 /f\n")
+    return bench.timed(tool.build(folder, "many:1"))
 
 
 def copy_large(bench: Bench, tool: Any, turn: int) -> float:

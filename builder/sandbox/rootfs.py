@@ -128,8 +128,9 @@ def _overlay(lower: list[str], upper: str | None, work: str | None, userxattr: b
     if work is not None:
         # The mark of an earlier volatile mount in this boot; after a crash the store drops the upper.
         with contextlib.suppress(OSError):
-            os.unlink(f"{work}/work/incompat/volatile/dirty")
-            os.rmdir(f"{work}/work/incompat/volatile")
+            mark = os.path.join(work, "work", "incompat", "volatile")
+            os.unlink(os.path.join(mark, "dirty"))
+            os.rmdir(mark)
     if upper is None and len(lower) == 1:
         # Overlayfs wants two layers where there is no upper: one is seen as well by a bind.
         tree = linux.open_tree(linux.AT_FDCWD, lower[0], linux.OPEN_TREE_CLOEXEC | linux.OPEN_TREE_CLONE)

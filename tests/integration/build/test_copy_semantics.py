@@ -111,7 +111,7 @@ def test_owners_and_modes(builder: Builder) -> None:
         "COPY --chown=1000:2000 d /owned/deep/\n"
         "COPY --chmod=u=rwX,go= d /closed/\n"
         "COPY --chown=5 --chmod=4755 d/run /bin/run\n"
-        "WORKDIR /work/dir\n"
+        "WORKDIR /srv/dir\n"
         "COPY d/f .\n",
         {"d/f": "text", "d/run": "#!", "d/s/g": "inner"},
     )
@@ -128,8 +128,8 @@ def test_owners_and_modes(builder: Builder) -> None:
     assert modes == {"f": "0o600", "run": "0o700", "s": "0o700", "s/g": "0o600"}
     assert image["closed"].mode == 0o755
     assert image["bin/run"] == Node("file", 0o4755, 5, 5, "#!")
-    assert image["work/dir"] == Node("dir", 0o755, 0, 0, "")
-    assert image["work/dir/f"].value == "text"
+    assert image["srv/dir"] == Node("dir", 0o755, 0, 0, "")
+    assert image["srv/dir/f"].value == "text"
 
 
 def test_names_of_users_are_the_images(builder: Builder) -> None:
