@@ -154,7 +154,7 @@ def _add_run(parser: ArgumentParser) -> None:
     add("--ssh", action="append", default=[], metavar="default|ID[=SOCKET|KEY,…]",
         help="an ssh agent, or keys, for RUN --mount=type=ssh")  # fmt: skip
     add("--allow", action="append", default=[], metavar="ENTITLEMENT",
-        help="security.insecure: let RUN --security=insecure be; network.host is always granted")  # fmt: skip
+        help="what RUN may ask for: security.insecure, device, device=CDI-NAME; network.host always may")  # fmt: skip
     add("-v", "--volume", action="append", default=[], metavar="HOST:CTR[:ro]",
         help="bind a directory of the host for every RUN")  # fmt: skip
     add("--mount", action="append", default=[], metavar="type=TYPE,…",

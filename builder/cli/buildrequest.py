@@ -11,7 +11,7 @@ from pathlib import Path
 
 from builder.cli import sandboxflags
 from builder.cli.containerfile import as_source, ignore_file_for, read_containerfile, read_stdin
-from builder.cli.options import MAX_EPOCH, InvalidValue, additional_stores, boolean, epoch_of, fields, key_value
+from builder.cli.options import InvalidValue, additional_stores, boolean, epoch_of, fields, is_epoch, key_value
 from builder.errors import ContextError, UsageError
 from builder.frontend.source import SourceFile
 from builder.plan.request import Annotation, BuildRequest, CacheRef, Output, ResourceLimits, RunOptions, SecretSource
@@ -185,7 +185,7 @@ def _epoch(
         epoch = of_context()
         args[name] = "" if epoch is None else str(epoch)
         return epoch
-    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_EPOCH):
+    if text and not is_epoch(text):
         raise UsageError(f"invalid SOURCE_DATE_EPOCH: {text!r} is neither a number of seconds nor `context`")
     return int(text) if text else None
 

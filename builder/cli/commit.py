@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -91,10 +90,9 @@ def run(verb: str, options: Namespace) -> int:
         return 0
     with api.open_store(root) as store:
         if verb == "diff":
-            found, _place = commit.changes_of(store, record)
-            letters = {"add": "A", "modify": "C", "delete": "D"}
-            for change in sorted(found, key=lambda change: change.path):
-                print(f"{letters[change.kind]} /{os.fsdecode(change.path)}")
+            from builder.cli.differ import print_changes
+
+            print_changes(commit.changes_of(store, record)[0])
             return 0
         from registry.stored import store_name
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from builder.cli.options import add_registry_options, registry_options, store_root
@@ -13,6 +14,7 @@ from builder.cli.options import add_registry_options, registry_options, store_ro
 if TYPE_CHECKING:
     from builder.difference import Difference
     from layers.compare import FileChange
+    from layers.layerdiff import Change
 
 _MAX_VALUE = 60
 
@@ -104,6 +106,13 @@ def describe(change: FileChange) -> str:
     return ", ".join(
         f.field if f.field == "content" else f"{f.field} {_value(f.old)} → {_value(f.new)}" for f in change.fields
     )
+
+
+def print_changes(changes: Iterable[Change]) -> None:
+    """What a container has changed, a line each, as `docker diff` prints it."""
+    letters = {"add": "A", "modify": "C", "delete": "D"}
+    for change in sorted(changes, key=lambda change: change.path):
+        print(f"{letters[change.kind]} /{shown_path(change.path)}")
 
 
 def shown_path(path: bytes) -> str:

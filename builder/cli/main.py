@@ -125,6 +125,10 @@ VERBS: dict[str, Verb] = {
 
 _OWN_FAILURE = {"run": 125, "create": 125, "exec": 125, "modify": 125}
 """Commands whose status is that of what they run: what their own failures give instead, as docker has it."""
+_OF_IMAGES = {
+    *("build", "diff", "history", "import", "inspect", "load", "prune", "pull", "push", "save", "tag", "untag"),
+}
+"""Commands that others spell with `image` before them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,21 +342,7 @@ def _after_noun(noun: str, word: str) -> str | None:
     """The command that others spell with a noun before it: `image ls`, `container rm`."""
     if noun == "image":
         also = {"ls": "images", "list": "images", "rm": "rmi", "remove": "rmi"}
-        same = {
-            "build",
-            "diff",
-            "history",
-            "import",
-            "inspect",
-            "load",
-            "prune",
-            "pull",
-            "push",
-            "save",
-            "tag",
-            "untag",
-        }
-        return also.get(word) or (word if word in same else None)
+        return also.get(word) or (word if word in _OF_IMAGES else None)
     if noun != "container":
         return None
     if word in {"ls", "list"}:

@@ -185,9 +185,14 @@ def epoch_of(options: Namespace) -> int | None:
 def environment_epoch() -> int | None:
     """SOURCE_DATE_EPOCH in seconds, None where it is unset. Raises: UsageError."""
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if text and not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_EPOCH):
+    if text and not is_epoch(text):
         raise UsageError(f"SOURCE_DATE_EPOCH {text!r} is not a number of seconds")
     return int(text) if text else None
+
+
+def is_epoch(text: str) -> bool:
+    """Whether a text is a time in seconds that an image can have."""
+    return text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= MAX_EPOCH
 
 
 def boolean(text: str) -> bool:

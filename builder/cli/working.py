@@ -243,13 +243,11 @@ def inspect(root: Path, name: str) -> dict[str, Any]:
 
 
 def diff(root: Path, name: str) -> int:
-    from builder.cli.differ import shown_path
+    from builder.cli.differ import print_changes
     from builder.container import assemble
 
-    letters = {"add": "A", "modify": "C", "delete": "D"}
     with opened(root, name) as container, assemble.changes_of(container) as changes:
-        for change in sorted(changes, key=lambda change: change.path):
-            print(f"{letters[change.kind]} /{shown_path(change.path)}")
+        print_changes(changes)
     return 0
 
 

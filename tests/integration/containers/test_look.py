@@ -281,3 +281,12 @@ def test_what_does_not_run_is_pruned(box: Pybuild) -> None:
     assert box.run("container", "prune", "-f", "--filter", "label=keep").text.count("\n") == 1
     assert box.run("container", "prune", "-f").text.count("\n") == 1
     assert box.run("ps", "-a", "--format", "{{.Names}}").text == "runs\n"
+
+
+def test_a_diff_shows_names_of_any_bytes(box: Pybuild) -> None:
+    """On a strict stdout, too; and no name is two lines."""
+    box.run("run", "--name", "odd", "--network", "host", IMAGE, "sh", "-c", r"touch /$(printf 'a\377b') '/two\lines'")
+    box.run("run", "--name", "lines", "--network", "host", IMAGE, "sh", "-c", "touch '/x\nA y'")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    assert box.run("diff", "odd", env=strict).text == "A /a\\xffb\nA /two\\lines\n"
+    assert box.run("diff", "lines", env=strict).text == "A /x\\nA y\n"
