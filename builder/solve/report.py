@@ -10,10 +10,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-PHASES = ("wait", "pull", "prepare", "sandbox", "copy", "commit", "diff", "compress", "push")
+PHASES = ("wait", "pull", "prepare", "sandbox", "copy", "pack", "commit", "diff", "compress", "push")
 """In this order: waiting for another build that makes the same step; fetching and unpacking the base;
-beginning the snapshot; the command; the files; ending the snapshot; finding what it changed; writing
-its layer; sending it. The last three go on while later steps run."""
+beginning the snapshot; the command; the files; files that go straight into the layer; ending the snapshot;
+finding what it changed; writing its layer; sending it. The last three go on while later steps run."""
 
 
 BACKGROUND = ("diff", "compress", "push")

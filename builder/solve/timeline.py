@@ -16,7 +16,8 @@ from builder.solve.report import StepReport
 
 _COLOURS = {
     "wait": "#b8b8b8", "pull": "#4e79a7", "prepare": "#9c755f", "sandbox": "#59a14f", "copy": "#76b7b2",
-    "commit": "#edc948", "other": "#bab0ac", "diff": "#e15759", "compress": "#f28e2b", "push": "#b07aa1",
+    "pack": "#ff9da7", "commit": "#edc948", "other": "#bab0ac", "diff": "#e15759", "compress": "#f28e2b",
+    "push": "#b07aa1",
 }  # fmt: skip
 _ROW = 26
 _TOP = 64

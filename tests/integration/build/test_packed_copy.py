@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import signal
 import sqlite3
 import tarfile
@@ -101,6 +103,16 @@ def test_what_only_a_copy_can_tell_is_copied(pybuild: Pybuild, busybox_base: str
     os.removexattr(context / "tree/d8/f8", "user.note")
     image_id(pybuild, context)
     assert packed(pybuild) == 0
+
+
+def test_its_time_is_told(pybuild: Pybuild, tmp_path: Path) -> None:
+    context = large_context(tmp_path / "c", "FROM scratch\nCOPY tree /tree\n")
+    chart, meta = tmp_path / "t.svg", tmp_path / "meta.json"
+    image_id(pybuild, context, "--timeline", str(chart), "--metadata-file", str(meta))
+    assert packed(pybuild) == 1
+    (step,) = json.loads(meta.read_text())["pybuild.steps"]["list"]
+    assert step["phases"]["pack"] > 0
+    assert re.search(r"\bpack [0-9.]+ s", chart.read_text())
 
 
 @pytest.mark.parametrize("compression", ["zstd", "estargz", "zstd:chunked", "uncompressed"])

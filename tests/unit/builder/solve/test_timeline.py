@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from builder.solve.report import StepReport
+from builder.solve.report import PHASES, StepReport
 from builder.solve.timeline import draw
 
 S = 1_000_000_000
@@ -27,6 +27,11 @@ def test_a_bar_lies_within_the_picture_and_its_colours_are_explained() -> None:
     assert max(ends) < width - 40
     drawn = [b for b in bars if float(b.attrib["y"]) > 60]
     assert [round(float(b.attrib["width"]) / float(drawn[0].attrib["width"]), 2) for b in drawn] == [1, 0.67, 0.5]
+
+
+def test_every_phase_is_drawn() -> None:
+    svg = draw([StepReport(0, "x", "", (), False, S, 20 * S, dict.fromkeys(PHASES, 1.0))])
+    assert {*PHASES} <= {*texts(svg)}
 
 
 def test_nothing_run() -> None:
