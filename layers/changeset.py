@@ -210,7 +210,7 @@ class _Entries:
         elif attributes is None:
             attributes = xattrs.load(b"/proc/self/fd/%d/%s" % (parent_fd, name))
         if attributes:
-            attributes = {key: value for key, value in attributes.items() if not ownership.is_record(key, mode, value)}
+            attributes = ownership.without_records(attributes, mode)
         self._tar.add(
             change.path,
             kind,

@@ -309,8 +309,7 @@ def read_directory(path: Path, *, warn: Callable[[str], None] | None = None) -> 
 
 def _stat_node(path: str, st: os.stat_result) -> Node:
     kind = _STAT_KINDS[stat.S_IFMT(st.st_mode)]
-    found = xattrs.load(os.fsencode(path))
-    attributes = {key: value for key, value in found.items() if not ownership.is_record(key, st.st_mode, value)}
+    attributes = ownership.without_records(xattrs.load(os.fsencode(path)), st.st_mode)
     return Node(
         kind,
         st.st_mode & 0o7777,

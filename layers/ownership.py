@@ -76,6 +76,11 @@ def is_record(name: str, mode: int, value: bytes | None = None) -> bool:
     return value is None or parse(value, mode) is not None
 
 
+def without_records(attributes: dict[str, bytes], mode: int) -> dict[str, bytes]:
+    """Those attributes of a file of that type that an image has, too."""
+    return {name: value for name, value in attributes.items() if not is_record(name, mode, value)}
+
+
 def load(place: Place, mode: int, *, follow: bool = False) -> Record | None:
     """The record of a file of that type; None if it has none, or one that is not ours. Raises: OSError."""
     value = _get(place, ATTRIBUTE if _bears_attributes(mode) else CAPABILITY, follow)

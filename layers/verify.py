@@ -109,8 +109,7 @@ def _expected(change: Change, base: bytes) -> tuple[TarEntry, bytes]:
     if change.link is not None:
         entry = TarEntry(path, HARDLINK, mode & 0o7777, uid, gid, 0, st.st_mtime_ns, change.link, 0, 0, xattrs.NONE)
         return entry, place
-    loaded = lowerview.at(xattrs.load, place)
-    attributes = {key: value for key, value in loaded.items() if not ownership.is_record(key, mode, value)}
+    attributes = ownership.without_records(lowerview.at(xattrs.load, place), mode)
     major, minor = device if kind in (CHARACTER_DEVICE, BLOCK_DEVICE) else (0, 0)
     entry = TarEntry(
         path + b"/" if kind == DIRECTORY else path,

@@ -108,12 +108,11 @@ class TreeTar:
         kind = _KINDS[stat.S_IFMT(seen.st_mode)]
         regular = kind == REGULAR
         device = (os.major(seen.st_rdev), os.minor(seen.st_rdev)) if kind in {CHARACTER_DEVICE, BLOCK_DEVICE} else None
-        found = xattrs.load(place)
         self._tar.add(
             path, kind, mode=seen.st_mode, uid=seen.st_uid, gid=seen.st_gid, size=size if regular else 0,
             mtime_ns=seen.st_mtime_ns,
             linkname=os.fsencode(os.readlink(name, dir_fd=directory)) if kind == SYMLINK else b"",
             device=device,
-            xattrs={key: value for key, value in found.items() if not ownership.is_record(key, status.st_mode, value)},
+            xattrs=ownership.without_records(xattrs.load(place), status.st_mode),
         )  # fmt: skip
         return regular
