@@ -14,7 +14,7 @@ import ctypes
 import errno as errno_
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -308,6 +308,15 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     """close_range(2). Raises: OSError (ENOSYS before Linux 5.9)."""
     if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), flags) != 0:
         raise _fail("close_range")
+
+
+def close_all_but(keep: Iterable[int], first: int = 3) -> None:
+    """Close the descriptors from `first` on, except these. Raises: OSError (ENOSYS before Linux 5.9)."""
+    for fd in sorted(keep):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    close_range(first)
 
 
 def fsmount_overlay(

@@ -88,13 +88,7 @@ def _guard(pid: int, proc: int, go: int, control: Socket, life: Socket) -> NoRet
         pidfd = linux.pidfd_open(pid)
         channel.send(control, b'{"started": true}', [pidfd])
         os.close(pidfd)
-        kept = sorted((proc, life.fileno(), wake, write, go))
-        first = 0
-        for fd in kept:
-            if fd > first:
-                linux.close_range(first, fd - 1)
-            first = fd + 1
-        linux.close_range(first)
+        linux.close_all_but([proc, life.fileno(), wake, write, go], first=0)
         os.close(go)
         status = _await(pid, wake, life)
     except BaseException:  # noqa: BLE001, S110 - the process boundary: what counts now is to leave nothing behind

@@ -59,9 +59,7 @@ def serve(server: Socket) -> NoReturn:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        keep = server.fileno()
-        linux.close_range(3, keep - 1) if keep > 3 else None
-        linux.close_range(keep + 1)
+        linux.close_all_but([server.fileno()])
         os.chdir("/")
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         _Bare(server).loop()

@@ -38,8 +38,7 @@ def settle(keep: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    linux.close_range(3, keep - 1) if keep > 3 else None
-    linux.close_range(keep + 1)
+    linux.close_all_but([keep])
 
 
 def enter(pid: int) -> Callable[[int], bytes]:

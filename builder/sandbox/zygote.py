@@ -238,9 +238,7 @@ def _settle(server: Socket) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    keep = server.fileno()
-    linux.close_range(3, keep - 1) if keep > 3 else None
-    linux.close_range(keep + 1)
+    linux.close_all_but([server.fileno()])
     # Mounts of the host still arrive; ours, and our unmounting, never reach it.
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
     os.chdir("/")
