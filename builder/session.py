@@ -6,6 +6,7 @@ here only, and never in a `repr`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -46,18 +47,18 @@ class ContextTree(NamedTuple):
 
         name = os.path.normpath("/" + source).lstrip("/")
         ignored, line = self.ignore.decide(name) if self.ignore is not None else (False, None)
-        try:
-            os.close(linux.openat2(self.fd, name, os.O_PATH, 0, linux.RESOLVE_IN_ROOT))
-            if ignored and line is not None:
+        if ignored and line is not None:
+            with contextlib.suppress(OSError):
+                os.close(linux.openat2(self.fd, name, os.O_PATH, 0, linux.RESOLVE_IN_ROOT))
                 return f"{line.file}:{line.line} leaves it out of the build context: {line.pattern}"
-        except OSError:
-            pass
         parent, base = os.path.split(name)
         try:
             fd = linux.openat2(self.fd, parent or ".", os.O_RDONLY | os.O_DIRECTORY, 0, linux.RESOLVE_IN_ROOT)
-            with os.scandir(fd) as entries:
-                near = nearest(base, (entry.name for entry, _ in zip(entries, range(_MAX_NAMES), strict=False)))
-            os.close(fd)
+            try:
+                with os.scandir(fd) as entries:
+                    near = nearest(base, (entry.name for entry, _ in zip(entries, range(_MAX_NAMES), strict=False)))
+            finally:
+                os.close(fd)
         except OSError:
             near = None
         if near is not None:

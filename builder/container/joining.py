@@ -58,23 +58,28 @@ def joined(record: Record) -> Iterator[dict[str, int]]:
     """
     found: dict[str, int] = {}
     try:
-        for kind, id in record.settings.get("joins", {}).items():
-            other = records.find(record.root, id)
-            if other.settings.get("runtime"):
-                raise ContainerError(f"container {other.name} is an OCI runtime's: its namespaces cannot be joined")
-            with first_process(other) as (pid, pidfd):
-                if os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")):
-                    continue
-                found[kind] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-                if kind == "ipc":
-                    found["shm"] = _shared_memory(pid)
-                linux.pidfd_send_signal(pidfd, 0)  # still the process that was meant
+        try:
+            for kind, id in record.settings.get("joins", {}).items():
+                _open(records.find(record.root, id), kind, found)
+        except OSError as e:
+            raise ContainerError(f"cannot join the namespaces of another container: {e.strerror}") from e
         yield found
-    except OSError as e:
-        raise ContainerError(f"cannot join the namespaces of another container: {e.strerror}") from e
     finally:
         for fd in found.values():
             os.close(fd)
+
+
+def _open(other: Record, kind: str, found: dict[str, int]) -> None:
+    """Add a container's namespace to the descriptors. Raises: ContainerError, OSError."""
+    if other.settings.get("runtime"):
+        raise ContainerError(f"container {other.name} is an OCI runtime's: its namespaces cannot be joined")
+    with first_process(other) as (pid, pidfd):
+        if os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")):
+            return
+        found[kind] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        if kind == "ipc":
+            found["shm"] = _shared_memory(pid)
+        linux.pidfd_send_signal(pidfd, 0)  # still the process that was meant
 
 
 def _shared_memory(pid: int) -> int:

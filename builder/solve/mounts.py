@@ -162,8 +162,6 @@ def place_unless_there(fresh: Path, path: Path) -> None:
 
     Raises: OSError if it can be neither moved nor replaced by what is there.
     """
-    import shutil
-
     try:
         try:
             # rename(2) would take the place of an empty one, which the other build's RUN may be using.
@@ -173,6 +171,8 @@ def place_unless_there(fresh: Path, path: Path) -> None:
                 raise
             fresh.rename(path)
     except OSError:
+        import shutil
+
         shutil.rmtree(fresh, ignore_errors=True)
         if not path.is_dir():
             raise

@@ -370,7 +370,7 @@ class Solver:
         if isinstance(step.op, CopyOp) and step.op.link:
             snapshot = self._linked(ctx, step, step.op, layer_key, parent, vertex)
         elif isinstance(step.op, CopyOp) and self._may_pack(step):
-            snapshot = self._packed(ctx, step, step.op, parent) or self._build(ctx, step, parent, vertex)
+            snapshot = self._packed(ctx, step, step.op, parent, vertex) or self._build(ctx, step, parent, vertex)
         else:
             snapshot = self._build(ctx, step, parent, vertex)
         result = StepResult(key, snapshot, time.time_ns(), False)
@@ -395,9 +395,7 @@ class Solver:
             entries = self._keys.entries(step)
         except PybuildError:
             entries = None  # a file of the context has gone meanwhile: the build is none the worse for it
-        record = encode(describe(step, self._graph, self._ctx.request, entries))
-        if record is not None:
-            cache.put(INPUTS + key, None, record)
+        cache.put(INPUTS + key, None, encode(describe(step, self._graph, self._ctx.request, entries)))
         cache.put(self._slots[step.number], None, key.encode())
 
     def _build(self, ctx: StepContext, step: Step, parent: str | None, vertex: str) -> str:
@@ -436,7 +434,7 @@ class Solver:
         large = size.files >= _PACKED_FILES or size.size_bytes >= _PACKED_BYTES
         return large and snapshots.driver == "overlay" and snapshots.can_defer
 
-    def _packed(self, ctx: StepContext, step: Step, op: CopyOp, parent: str | None) -> str | None:
+    def _packed(self, ctx: StepContext, step: Step, op: CopyOp, parent: str | None, vertex: str) -> str | None:
         """The snapshot of a COPY as its layer alone; None where its files have to be made to know that."""
         from builder.solve.treepack import LeftOut
 
@@ -446,9 +444,7 @@ class Solver:
         began = self._phase(step.number, "prepare", began)
         left_out = LeftOut()
         try:
-            run_copy(
-                ctx, op, active, None if op.input is None else self._view(op.input), left_out, vertex=vertex_id(step)
-            )
+            run_copy(ctx, op, active, None if op.input is None else self._view(op.input), left_out, vertex=vertex)
             self._phase(step.number, "copy", began)
             if not left_out:
                 return snapshots.commit(active).id
