@@ -454,7 +454,8 @@ class Monitor:
                 self._unfreeze()
                 events.of_container(self._record, "kill", signal=int(request["number"]))
                 self._kill(int(request["number"]))
-                self._kill_at = time.monotonic() + float(request["timeout_s"])
+                at = time.monotonic() + float(request["timeout_s"])
+                self._kill_at = at if self._kill_at is None else min(at, self._kill_at)  # --timeout goes on
             case "pause":
                 self._freeze(True)
             case "resume":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from tests.integration.containers.boxes import IMAGE, box, parent, pid_of, start, status_of
@@ -23,6 +24,14 @@ def test_a_command_gives_its_status_and_its_output(box: Pybuild) -> None:
     assert result.text == "hello b /tmp/deep 33 /srv\n"
     assert "err\n" in result.stderr
     assert box.run("ps", "-aq").text == ""
+
+
+def test_a_stop_gives_it_no_more_time_than_it_had(box: Pybuild) -> None:
+    start(box, "--timeout=1", "--name=a", IMAGE, "sleep", "300")
+    began = time.monotonic()
+    box.run("stop", "--time=90", "a")  # a first process that handles no signal takes no notice of it
+    assert time.monotonic() - began < 60
+    assert status_of(box, "a") == "exited 137"
 
 
 def test_statuses_of_what_cannot_be_run(box: Pybuild) -> None:
