@@ -493,11 +493,11 @@ class _Zygote:
             # It was born without, and the next request may want it.
             self.spare.discard()
             self.spare = None
-        undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         group = None
         if limits := request.get("limits"):
             group, ahead = self.make_group(limits, own=bool(request["flags"] & linux.CLONE_NEWCGROUP))
             request["operations"] = ahead + request["operations"]
+        undo_read, undo_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         gate = _Gate(request["network"])
         handover = _Handover(self.supervise)
         life = () if request["flags"] & linux.CLONE_NEWPID else channel.pair()
@@ -505,6 +505,8 @@ class _Zygote:
             pid, pidfd = linux.clone(request["flags"])
         except OSError:
             gate.close()
+            os.close(undo_read)
+            os.close(undo_write)
             if group:
                 group.remove()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -110,6 +111,25 @@ def test_an_impossible_limit_is_an_error(root_box: RootBox, resources: Resources
     outcome = root_box.run("true", resources=resources)
     assert outcome.error is not None
     assert outcome.error[1] == "cgroup"
+
+
+def zygote_of(box: RootBox) -> int:
+    """The first of its PID namespace; the launcher's own child may be an interpreter that waits for it."""
+    pid = box.launcher._pid
+    if not re.search(r"^NSpid:\t\d+\t1$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
+        (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return pid
+
+
+def test_requests_that_fail_cost_the_zygote_nothing(root_box: RootBox) -> None:
+    """It serves a whole build, which may go on after a failure."""
+    need("cpuset")
+    assert root_box.sh("true").code == 0
+    directory = f"/proc/{zygote_of(root_box)}/fd"
+    before = len(os.listdir(directory))
+    for _ in range(8):
+        assert root_box.run("true", resources=Resources(cpuset_cpus="4095")).error is not None
+    until(lambda: len(os.listdir(directory)) < before + 8)
 
 
 def block_device() -> str:
