@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.containers.boxes import IMAGE, box, pid_of, root_box, start, status_of
 from tests.support.cli import Pybuild
+from tests.support.waiting import until
 
 __all__ = ["box", "root_box"]
 
@@ -87,9 +88,8 @@ def test_what_another_container_has_mounted(box: Pybuild, tmp_path: Path) -> Non
     )
     flags = ["--rm", "--network=host", "--volumes-from=a:ro", "--read-only", "--read-only-tmpfs", "--tmpfs=/run"]
     script = "cat /of-host/file /kept/f; touch /tmp/a /run/b /var/tmp/c; touch /kept/g || echo closed"
-    deadline = time.monotonic() + 20
-    while "of a" not in (told := box.run("run", *flags, IMAGE, "sh", "-c", script, check=False).text):
-        assert time.monotonic() < deadline
+    until(lambda: box.run("exec", "a", "test", "-s", "/kept/f", check=False).status == 0)
+    told = box.run("run", *flags, IMAGE, "sh", "-c", script).text
     assert told == "of the host\nof a\nclosed\n"
 
 

@@ -75,10 +75,14 @@ def test_attaching_and_leaving(box: Pybuild) -> None:
         terminal.expect("33 99")
         terminal.expect(PROMPT)
         with Terminal(box, "attach", "--no-stdin", "talk") as other:
-            while "both see this\r" not in other.screen:  # it may take a while to attach
+
+            def both_see() -> bool:
                 terminal.type("echo both see this\r")
                 terminal.expect("both see this\r")
                 other.read(0.5)
+                return "both see this\r" in other.screen
+
+            until(both_see)  # it may take a while to attach
         terminal.type("\x10\x11")
         assert terminal.ended() == 0
         assert terminal.is_as_before()
