@@ -244,6 +244,7 @@ class Explainer:
         self._slots = slot_of(request, graph)
         self._texts = {_bare(step.name) for step in graph.steps}
         self._stages: dict[tuple[str, str], list[str]] = {}
+        self._former: dict[str, str | None] = {}
         self._last = {k: r.record.decode("ascii", "replace") for k, r in cache.get_many(self._slots).items()}
 
     def reasons(self, step: Step, above: Step | None) -> tuple[Reason, ...]:
@@ -273,9 +274,8 @@ class Explainer:
         if last == self._keys[step.number] or step.internal or (old is not None and _text(old) == _bare(step.name)):
             return last, old
         for key in self._keys_of((step.stage, str(step.platform))):
-            other = self._inputs(key)
-            if other is not None and _text(other) == _bare(step.name):
-                return key, other
+            if self._text_of(key) == _bare(step.name):
+                return key, self._inputs(key)
         return last, old
 
     def _keys_of(self, where: tuple[str, str]) -> list[str]:
@@ -286,6 +286,13 @@ class Explainer:
             found = self._cache.get_many(slots)
             self._stages[where] = [found[slot].record.decode("ascii", "replace") for slot in slots if slot in found]
         return self._stages[where]
+
+    def _text_of(self, key: str) -> str | None:
+        """The instruction that a key of last time belongs to: every step looks for its own among all of a stage."""
+        if key not in self._former:
+            old = self._inputs(key)
+            self._former[key] = None if old is None else _text(old)
+        return self._former[key]
 
     def _inputs(self, key: str | None) -> dict[str, Any] | None:
         record = None if key is None else self._cache.get(INPUTS + key)
